@@ -1,0 +1,287 @@
+"""The memory of one attention layer: its parameters, and its corrections to q, k, v and o."""
+
+import inspect
+import math
+import operator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from .cache import DeltaMemCache, MemoryCache
+from .config import HEADS, DeltaMemConfig
+from .layer import read_and_write
+from .ops import ScanSpec
+from .projections import Projections
+
+PARAMETERS = (
+    *("memory_q_proj", "memory_k_proj", "memory_v_proj"),
+    *("beta_proj", "beta_bias", "lambda_proj", "lambda_bias"),
+    *(f"delta_{head}_proj" for head in HEADS),
+    *("delta_scale_raw", "delta_o_rmsnorm_weight"),
+)
+
+
+def adapter_shapes(projections: Projections, config: DeltaMemConfig) -> dict[str, list[int]]:
+    """Shapes of the parameters that an adapter has in one layer, heads that are off included."""
+    D, M, G = projections.dims, config.read_width, config.gate_width
+    shapes = {f"memory_{name}_proj": [M, D] for name in "qkv"}
+    shapes |= {"beta_proj": [G, D], "beta_bias": [G]}
+    if not config.couple_lambda:
+        shapes |= {"lambda_proj": [G, D], "lambda_bias": [G]}
+    shapes |= {f"delta_{head}_proj": [projections.width(head), M] for head in HEADS}
+    if config.trainable_delta_scale:
+        per_head = config.delta_scale_granularity == "head"
+        shapes["delta_scale_raw"] = [len(HEADS) if per_head else 1]
+    if config.delta_o_rmsnorm:
+        shapes["delta_o_rmsnorm_weight"] = [projections.width("o")]
+    return shapes
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The adapter weights of a layer as its forward multiplies them.
+
+    Args:
+        sources (tuple[mx.array, ...]): The parameters these were made of.
+        inward (mx.array): float32 [D, P], all memory and gate projections side by side.
+        bias (mx.array): float32 [P].
+        outward (dict[str, mx.array]): [r·H, out] per corrected projection, scale included.
+    """
+
+    sources: tuple[mx.array, ...]
+    inward: mx.array
+    bias: mx.array
+    outward: dict[str, mx.array]
+
+
+class Corrected:
+    """A projection with a correction added to its output.
+
+    Args:
+        projection (nn.Module): The base projection.
+        reads (mx.array): [B, T, r·H], in the dtype of ``weight``.
+        weight (mx.array): [r·H, out].
+        norm (tuple[mx.array, float]): Weight and epsilon of an RMS norm on the correction.
+    """
+
+    def __init__(
+        self,
+        projection: nn.Module,
+        reads: mx.array,
+        weight: mx.array,
+        norm: tuple[mx.array, float] | None = None,
+    ):
+        self.projection, self.reads, self.weight, self.norm = projection, reads, weight, norm
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self.projection(x)
+        reads = self.reads.reshape(*y.shape[:-1], -1)
+        if self.norm is None:
+            return mx.addmm(y, reads.astype(y.dtype), self.weight.astype(y.dtype))
+        delta = mx.fast.rms_norm(reads @ self.weight, *self.norm)
+        return y + delta.astype(y.dtype)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.projection, name)
+
+
+class DeltaMemAttention(nn.Module):
+    """Mixin over an mlx-lm attention: read the memory, correct q/k/v/o, write the memory.
+
+    The base class's own forward runs on a view of the module whose projections are corrected,
+    so nothing is stored on the module and conversations cannot meet (arXiv 2605.12357,
+    section 3).
+    """
+
+    cache_index: int  # of ``cache`` among the positional arguments after x
+    x_name: str
+
+    def add_memory(self, layer: int, projections: Projections, config: DeltaMemConfig) -> None:
+        """Create the adapter's parameters; only those that act are trainable."""
+        self._memory_layer = layer
+        self._memory_projections = projections
+        self._memory_config = config
+        self._memory_packed: Packed | None = None
+        self._memory_spec = ScanSpec(
+            rank=config.rank,
+            heads=config.num_state_heads,
+            normalize_qk=config.normalize_qk,
+            state_update_mode=config.state_update_mode,
+            rankwise_gates=config.rankwise_gates,
+            uses_lambda=config.uses_lambda,
+        )
+        for name, shape in adapter_shapes(projections, config).items():
+            self[name] = self._initial(name, shape)
+        inactive = [key for key in PARAMETERS if key in self and key not in self.adapter_keys()]
+        self.freeze(recurse=False, keys=inactive)
+
+    def _initial(self, name: str, shape: list[int]) -> mx.array:
+        config = self._memory_config
+        if name.startswith("memory_"):
+            bound = 1 / math.sqrt(shape[1])
+            return mx.random.uniform(-bound, bound, shape)
+        if name.startswith("delta_") and name.endswith("_proj"):
+            return self._initial_correction(name.split("_")[1], *shape)
+        ratio = config.delta_scale_init / config.delta_scale_max
+        ratio = min(max(ratio, 1e-4), 1 - 1e-4)
+        values = {
+            "beta_bias": config.beta_bias_init,
+            "lambda_bias": -config.beta_bias_init,
+            "delta_scale_raw": math.log(ratio / (1 - ratio)),
+            "delta_o_rmsnorm_weight": 1.0,
+        }
+        return mx.full(shape, values.get(name, 0.0))
+
+    def _initial_correction(self, head: str, out: int, M: int) -> mx.array:
+        config = self._memory_config
+        if head not in config.delta_heads or config.output_init == "zero":
+            return mx.zeros((out, M))
+        if config.output_init == "random":
+            bound = config.online_gain / math.sqrt(M)
+            return mx.random.uniform(-bound, bound, (out, M))
+        base = self._memory_projections.weight(self, head).astype(mx.float32)
+        width = min(config.rank, base.shape[1])
+        if config.output_init == "base_slice_fixed":
+            width = min(width, config.base_slice_ref_width)
+        columns = base[:, :width]
+        norm = mx.maximum(mx.linalg.norm(columns, axis=0, keepdims=True), 1e-12)
+        return mx.pad(config.online_gain * columns / norm, [(0, 0), (0, M - width)])
+
+    def adapter_keys(self) -> list[str]:
+        """Names of the adapter's parameters that act: those a file holds and training changes."""
+        inactive = {f"delta_{head}_proj" for head in HEADS} - {
+            f"delta_{head}_proj" for head in self._memory_config.delta_heads
+        }
+        return [key for key in PARAMETERS if key in self and key not in inactive]
+
+    def remove_memory(self) -> None:
+        """Drop all that ``add_memory`` created."""
+        for key in PARAMETERS:
+            self.pop(key, None)
+        for name in [name for name in vars(self) if name.startswith("_memory_")]:
+            delattr(self, name)
+        self._no_grad -= set(PARAMETERS)
+
+    def __call__(self, *args: object, **kwargs: object) -> mx.array:
+        cache, args, kwargs = self._take_cache(args, kwargs)
+        x = args[0] if args else kwargs[self.x_name]
+        packed = self._packed(x.dtype)
+        projected = mx.addmm(packed.bias, x.astype(mx.float32), packed.inward)
+        memory = None if cache is None else cache.memory
+        reads = read_and_write(projected, memory, self._memory_spec)
+        view = _view(self)
+        for name, weight in packed.outward.items():
+            norm = self._o_norm() if name == self._output_name else None
+            values = reads if norm else reads.astype(weight.dtype)
+            setattr(view, name, Corrected(self[name], values, weight, norm))
+        return super(DeltaMemAttention, view).__call__(*args, **kwargs)
+
+    def _take_cache(self, args: tuple, kwargs: dict) -> tuple[DeltaMemCache | None, tuple, dict]:
+        """Swap the layer's DeltaMemCache for the KV cache that the base attention expects."""
+        by_name = "cache" in kwargs
+        i = self.cache_index
+        cache = kwargs["cache"] if by_name else args[i] if len(args) > i else None
+        if cache is None:
+            return None, args, kwargs
+        if not isinstance(cache, DeltaMemCache):
+            raise TypeError(
+                f"Layer {self._memory_layer} keeps a memory, but its cache is a "
+                f"{type(cache).__name__}. Make the prompt cache with make_prompt_cache(model) "
+                "after the adapter is loaded."
+            )
+        if by_name:
+            return cache, args, {**kwargs, "cache": cache.kv}
+        return cache, (*args[:i], cache.kv, *args[i + 1 :]), kwargs
+
+    @property
+    def _output_name(self) -> str:
+        return dict(self._memory_projections.names)["o"]
+
+    def _o_norm(self) -> tuple[mx.array, float] | None:
+        if "delta_o_rmsnorm_weight" not in self:
+            return None
+        return self.delta_o_rmsnorm_weight, self._memory_config.delta_o_rmsnorm_eps
+
+    def new_memory(self) -> MemoryCache:
+        """An empty memory for this layer."""
+        config = self._memory_config
+        return MemoryCache(
+            self._memory_layer,
+            config.num_state_heads,
+            config.rank,
+            config.memory_write_granularity,
+        )
+
+    def pack(self) -> None:
+        """Pack the weights now, so that several threads may call the layer."""
+        scales = [v for name, v in tree_flatten(self) if name.endswith(("weight", "scales"))]
+        dtypes = [v.dtype for v in scales if mx.issubdtype(v.dtype, mx.floating)]
+        packed = self._packed(dtypes[0])
+        mx.eval(packed.inward, packed.bias, packed.outward)
+
+    def _packed(self, dtype: mx.Dtype) -> Packed:
+        """The packed weights, made anew when a parameter was replaced or while training."""
+        sources = tuple(self[key] for key in self.adapter_keys())
+        packed = self._memory_packed
+        if packed is not None and all(map(operator.is_, sources, packed.sources)):
+            return packed
+        packed = self._pack(sources, dtype)
+        if not self.training:  # in training the weights change with every step
+            self._memory_packed = packed
+        return packed
+
+    def _pack(self, sources: tuple[mx.array, ...], dtype: mx.Dtype) -> Packed:
+        config = self._memory_config
+        rows = [self.memory_q_proj, self.memory_k_proj, self.memory_v_proj, self.beta_proj]
+        biases = [mx.zeros((3 * config.read_width,)), self.beta_bias]
+        if config.uses_lambda:
+            rows.append(self.lambda_proj)
+            biases.append(self.lambda_bias)
+        inward = mx.concatenate(rows).astype(mx.float32).T
+        bias = mx.concatenate(biases).astype(mx.float32)
+        return Packed(sources, inward, bias, self._outward(dtype))
+
+    def _outward(self, dtype: mx.Dtype) -> dict[str, mx.array]:
+        config, projections = self._memory_config, self._memory_projections
+        names = dict(projections.names)
+        weights = {
+            head: (self._scale(head) * self[f"delta_{head}_proj"].astype(mx.float32)).T
+            for head in config.delta_heads
+        }
+        if projections.packed and weights.keys() & set("qkv"):
+            zeros = {h: mx.zeros((config.read_width, projections.width(h))) for h in "qkv"}
+            names = {"packed": projections.packed, **names}
+            parts = {h: weights.pop(h, zeros[h]) for h in "qkv"}
+            weights["packed"] = projections.join(parts)
+        keep = {names["o"]} if self._o_norm() else set()  # a normed correction stays float32
+        return {
+            names[head]: w if names[head] in keep else w.astype(dtype)
+            for head, w in weights.items()
+        }
+
+    def _scale(self, head: str) -> mx.array | float:
+        config = self._memory_config
+        if not config.trainable_delta_scale:
+            return config.scale
+        index = HEADS.index(head) if config.delta_scale_granularity == "head" else 0
+        trained = mx.sigmoid(self.delta_scale_raw[index]) * config.delta_scale_max
+        return config.scale * trained
+
+
+def _view(module: nn.Module) -> nn.Module:
+    """A shallow copy of ``module``: the same parameters, attributes of its own."""
+    view = type(module).__new__(type(module))
+    dict.update(view, module)
+    vars(view).update(vars(module))
+    return view
+
+
+@lru_cache
+def memory_class(base: type[nn.Module]) -> type[DeltaMemAttention]:
+    """Subclass of ``base``, an mlx-lm attention class, that keeps a memory."""
+    names = list(inspect.signature(base.__call__).parameters)[1:]
+    attributes = {"cache_index": names.index("cache"), "x_name": names[0]}
+    return type(f"DeltaMem{base.__name__}", (DeltaMemAttention, base), attributes)

@@ -1,0 +1,265 @@
+"""The prompt cache of a patched layer: its KV cache and its memory, side by side.
+
+All that mlx-lm does to a prompt cache (batching, filtering, saving, copying, quantizing) is done
+to both. What a user calls on a prompt cache is in ``memory.py``.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models import cache as mlx_cache
+from mlx_lm.models.cache import CacheList, _BaseCache
+
+from .ingest import Ingest
+
+Observer = Callable[[int, dict[str, mx.array]], None]
+Indices = Sequence[int] | mx.array
+
+
+class MemoryCache(_BaseCache):
+    """The memory of one layer for a batch of B conversations.
+
+    Counters and flags are Python lists with an entry per conversation: arrays that no output
+    depends on would grow the graph with every decoded token.
+
+    Args:
+        layer (int): Index of the layer in ``model.layers``.
+        heads (int): State heads H.
+        rank (int): Side r of a state.
+        granularity (str): ``memory_write_granularity`` of the adapter.
+
+    Attributes:
+        matrix (mx.array): float32 [B, H, r, r], or ``None`` while nothing has been written.
+        read_only (list[bool]): Conversations that are read but not written.
+        written (list[int]): Tokens written so far.
+        left_padding, lengths (list[int]): Padding before, and tokens up to the padding after,
+          the coming positions of each conversation; ``None`` where there is none.
+        ingest (Ingest): Span writes in progress.
+        observer (Callable): Called with the layer's gates. Not part of the state.
+    """
+
+    def __init__(self, layer: int, heads: int, rank: int, granularity: str = "token"):
+        self.layer, self.heads, self.rank = layer, heads, rank
+        self.granularity = granularity
+        self.matrix: mx.array | None = None
+        self.read_only = [False]
+        self.written = [0]
+        self.left_padding: list[int] | None = None
+        self.lengths: list[int] | None = None
+        self.ingest: Ingest | None = None
+        self.observer: Observer | None = None
+
+    def fresh(self) -> "MemoryCache":
+        """An empty memory of the same kind."""
+        return MemoryCache(self.layer, self.heads, self.rank, self.granularity)
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.written)
+
+    def open(self, batch_size: int) -> mx.array:
+        """The states [B, H, r, r] for a call with ``batch_size`` conversations.
+
+        Raises:
+            ValueError: If the memory holds another number of conversations.
+        """
+        if self.matrix is None and self.batch_size == 1 != batch_size:
+            self.read_only *= batch_size
+            self.written *= batch_size
+        if self.batch_size != batch_size:
+            raise ValueError(
+                f"The memory holds {self.batch_size} conversations, the call has {batch_size}. "
+                "Use a prompt cache per batch: make_prompt_cache(model), or merge() several."
+            )
+        if self.matrix is None:
+            return mx.zeros((batch_size, self.heads, self.rank, self.rank))
+        return self.matrix
+
+    def real(self, n: int) -> np.ndarray | None:
+        """Bool [B, n], false where one of the next ``n`` positions is padding; None: all real."""
+        if self.left_padding is None and self.lengths is None:
+            return None
+        position = np.arange(n)
+        mask = np.ones((self.batch_size, n), bool)
+        if self.left_padding is not None:
+            mask &= position >= np.array(self.left_padding)[:, None]
+        if self.lengths is not None:
+            mask &= position < np.array(self.lengths)[:, None]
+        return mask
+
+    def advance(self, matrix: mx.array, n: int, written: Sequence[int] | int | None = None) -> None:
+        """Keep ``matrix`` after a call over ``n`` positions that wrote ``written`` tokens a row."""
+        self.matrix = matrix
+        if isinstance(written, int):
+            self.written = [count + written for count in self.written]
+        elif written is not None:
+            self.written = [a + b for a, b in zip(self.written, written, strict=True)]
+        if self.lengths is not None:
+            self.lengths = [length - n for length in self.lengths]
+        if self.left_padding is not None:
+            self.left_padding = [max(0, p - n) for p in self.left_padding]
+            if not any(self.left_padding):
+                self.left_padding = None
+
+    def clear(self) -> None:
+        """Forget everything; read-only flags stay."""
+        self.matrix, self.ingest = None, None
+        self.written = [0] * self.batch_size
+
+    # What mlx-lm does to a cache.
+
+    @property
+    def state(self) -> tuple:
+        ingest = None if self.ingest is None else self.ingest.state
+        rows = [self.read_only, self.written, self.left_padding, self.lengths]
+        arrays = [None if row is None else mx.array(row, dtype=mx.int32) for row in rows]
+        return self.layer, self.heads, self.rank, self.granularity, self.matrix, *arrays, ingest
+
+    @state.setter
+    def state(self, v: Sequence) -> None:
+        self.layer, self.heads, self.rank, self.granularity, self.matrix, *rows, ingest = v
+        rows = [None if row is None else row.tolist() for row in rows]
+        self.read_only, self.written, self.left_padding, self.lengths = rows
+        self.read_only = [bool(flag) for flag in self.read_only]
+        self.ingest = None if ingest is None else Ingest.from_state(ingest)
+        self.observer = None
+
+    def prepare(
+        self,
+        *,
+        left_padding: Sequence[int] | None = None,
+        lengths: Sequence[int] | None = None,
+        right_padding: Sequence[int] | None = None,
+    ) -> None:
+        if left_padding is not None:
+            before = self.left_padding or [0] * len(left_padding)
+            self._set_rows(
+                "left_padding", [a + b for a, b in zip(before, left_padding, strict=True)]
+            )
+        if right_padding is not None and max(right_padding) > 0:
+            self._set_rows("lengths", list(lengths))
+
+    def _set_rows(self, name: str, rows: list[int]) -> None:
+        self.open(len(rows))
+        setattr(self, name, [int(row) for row in rows])
+
+    def finalize(self) -> None:
+        self.left_padding = self.lengths = None
+
+    def filter(self, batch_indices: Indices) -> None:
+        indices = batch_indices.tolist() if isinstance(batch_indices, mx.array) else batch_indices
+        if self.matrix is not None:
+            self.matrix = self.matrix[mx.array(indices)]
+        for name in ("read_only", "written", "left_padding", "lengths"):
+            if (rows := getattr(self, name)) is not None:
+                setattr(self, name, [rows[i] for i in indices])
+        if self.ingest is not None:
+            self.ingest = self.ingest.select(indices)
+
+    def extract(self, idx: int) -> "MemoryCache":
+        new = self.fresh()
+        new.read_only, new.written = list(self.read_only), list(self.written)
+        new.matrix, new.ingest = self.matrix, self.ingest
+        new.filter([idx])
+        if new.ingest is not None and new.ingest.done:
+            new.ingest = None
+        return new
+
+    def extend(self, other: "MemoryCache") -> None:
+        merged = self.merge([self, other])
+        for name in ("left_padding", "lengths"):
+            if (mine := getattr(self, name)) is not None or getattr(other, name) is not None:
+                empty = 0 if name == "left_padding" else np.iinfo(np.int32).max
+                theirs = getattr(other, name) or [empty] * other.batch_size
+                setattr(merged, name, (mine or [empty] * self.batch_size) + theirs)
+        merged.observer = self.observer
+        vars(self).update(vars(merged))
+
+    @classmethod
+    def merge(cls, caches: Sequence["MemoryCache"]) -> "MemoryCache":
+        kinds = {(c.layer, c.heads, c.rank, c.granularity) for c in caches}
+        if len(kinds) > 1:
+            raise ValueError("Cannot merge memories of different adapters or layers.")
+        new = caches[0].fresh()
+        new.read_only = [flag for c in caches for flag in c.read_only]
+        new.written = [count for c in caches for count in c.written]
+        if any(c.matrix is not None for c in caches):
+            new.matrix = mx.concatenate([c.open(c.batch_size) for c in caches])
+        if any(c.ingest is not None for c in caches):
+            new.ingest = Ingest.concatenate(
+                [c.ingest or Ingest.nothing(c.batch_size) for c in caches]
+            )
+        return new
+
+    def empty(self) -> bool:
+        return self.matrix is None
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.matrix is None else self.matrix.nbytes
+
+
+class DeltaMemCache(CacheList):
+    """A layer's KV cache and its memory.
+
+    Stands in for the KV cache where a model asks it for an offset or a mask. It cannot be
+    trimmed: the memory has no record of single tokens.
+
+    Args:
+        kv: The layer's cache as mlx-lm makes it, of any kind.
+        memory (MemoryCache): The layer's memory.
+    """
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__") or name == "caches":
+            raise AttributeError(name)
+        return getattr(self.caches[0], name)
+
+    def __getitem__(self, idx: int) -> object:
+        # Some models look into a layer's cache where that is itself a list.
+        return self.kv[idx]
+
+    @property
+    def kv(self) -> _BaseCache:
+        return self.caches[0]
+
+    @property
+    def memory(self) -> MemoryCache:
+        return self.caches[1]
+
+    def is_trimmable(self) -> bool:
+        return False
+
+    def trim(self, n: int) -> int:
+        raise ValueError(
+            "A prompt cache with a memory cannot be trimmed: what was written cannot be taken "
+            "back. Copy the cache (copy.deepcopy) before the tokens that may be dropped."
+        )
+
+    # mlx-lm asks with hasattr what a cache can do, so offer only what the KV cache can.
+
+    @property
+    def to_quantized(self) -> Callable[..., "DeltaMemCache"]:
+        quantize = self.kv.to_quantized
+        return lambda **kwargs: type(self)(quantize(**kwargs), self.memory)
+
+    @property
+    def merge(self) -> Callable[[Sequence["DeltaMemCache"]], "DeltaMemCache"]:
+        return partial(self._merge, self.kv.merge)
+
+    @classmethod
+    def _merge(cls, merge_kv: Callable, caches: Sequence["DeltaMemCache"]) -> "DeltaMemCache":
+        return cls(merge_kv([c.kv for c in caches]), MemoryCache.merge([c.memory for c in caches]))
+
+    def extract(self, idx: int) -> "DeltaMemCache":
+        return type(self)(*(c.extract(idx) for c in self.caches))
+
+    def size(self) -> int:
+        return self.kv.size()
+
+
+# ``load_prompt_cache`` looks cache classes up by name in mlx-lm's module.
+mlx_cache.MemoryCache = MemoryCache
+mlx_cache.DeltaMemCache = DeltaMemCache

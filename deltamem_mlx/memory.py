@@ -1,0 +1,209 @@
+"""What a user does to the memory in a prompt cache: look, set, forget, hold, name spans."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import mlx.core as mx
+from mlx_lm.models.cache import (
+    ArraysCache,
+    BatchKVCache,
+    BatchRotatingKVCache,
+    CacheList,
+    ChunkedKVCache,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+)
+
+from .cache import DeltaMemCache, MemoryCache, Observer
+from .ingest import IdRows, Ingest, span_ids
+
+PromptCache = list
+
+
+def memories(cache: PromptCache) -> dict[int, MemoryCache]:
+    """Layer index → the memory in a prompt cache.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = {m.layer: m for m in _memories(cache)}
+    if not found:
+        raise ValueError(
+            "This prompt cache holds no memory. Make it with make_prompt_cache(model) after the "
+            "adapter is loaded."
+        )
+    return found
+
+
+def _memories(caches: list) -> Iterator[MemoryCache]:
+    for cache in caches:
+        if isinstance(cache, DeltaMemCache):
+            yield cache.memory
+        elif isinstance(cache, CacheList):
+            yield from _memories(cache.caches)
+
+
+def memory_state(cache: PromptCache) -> dict[int, mx.array]:
+    """The memory in a prompt cache: layer index → float32 states [B, H, r, r].
+
+    Raises:
+        ValueError: If the prompt cache holds no memory.
+    """
+    return {i: memory.open(memory.batch_size) for i, memory in memories(cache).items()}
+
+
+def set_memory_state(cache: PromptCache, state: Mapping[int, mx.array]) -> None:
+    """Replace the memory in a prompt cache.
+
+    Args:
+        cache (list): A prompt cache of a model with an adapter.
+        state (Mapping[int, mx.array]): Layer index → states [B, H, r, r], for every layer that
+          has a memory.
+
+    Raises:
+        ValueError: If layers or shapes do not fit; all of them are listed.
+    """
+    found = memories(cache)
+    problems = [f"layer {i}: given, but it has no memory" for i in state if i not in found]
+    problems += [f"layer {i}: missing" for i in found if i not in state]
+    batches = {s.shape[0] for s in state.values() if s.ndim == 4}
+    for i, memory in found.items():
+        free = memory.matrix is None and memory.batch_size == 1 and len(batches) == 1
+        rows = next(iter(batches)) if free else memory.batch_size
+        expected = [rows, memory.heads, memory.rank, memory.rank]
+        if i in state and list(state[i].shape) != expected:
+            problems.append(f"layer {i}: shape {list(state[i].shape)}, expected {expected}")
+    if problems:
+        raise ValueError("The state does not fit this prompt cache:\n  " + "\n  ".join(problems))
+    for i, memory in found.items():
+        memory.open(state[i].shape[0])
+        memory.matrix, memory.ingest = state[i].astype(mx.float32), None
+
+
+def reset_memory(cache: PromptCache) -> None:
+    """Zero the memory of a prompt cache and keep its KV cache.
+
+    Raises:
+        ValueError: If the prompt cache holds no memory.
+    """
+    for memory in memories(cache).values():
+        memory.clear()
+
+
+def forget_context(cache: PromptCache) -> None:
+    """Drop the KV cache of a prompt cache and keep the memory; the next call is at position 0.
+
+    Raises:
+        ValueError: If the prompt cache holds no memory, or a kind of cache that is not known.
+    """
+    memories(cache)
+    cache[:] = [_without_context(c) for c in cache]
+
+
+def _without_context(cache: object) -> object:
+    if isinstance(cache, DeltaMemCache):
+        cache.memory.finalize()
+        cache.caches = (_without_context(cache.kv), cache.memory)
+        return cache
+    if isinstance(cache, CacheList):
+        return CacheList(*map(_without_context, cache.caches))
+    return _empty_like(cache)
+
+
+def _empty_like(cache: object) -> object:
+    match cache:
+        case KVCache():
+            return KVCache()
+        case RotatingKVCache():
+            return RotatingKVCache(max_size=cache.max_size, keep=cache.keep)
+        case QuantizedKVCache():
+            return QuantizedKVCache(group_size=cache.group_size, bits=cache.bits)
+        case ChunkedKVCache():
+            return ChunkedKVCache(cache.chunk_size)
+        case BatchKVCache():
+            return BatchKVCache([0] * cache.left_padding.size)
+        case BatchRotatingKVCache():
+            return BatchRotatingKVCache(cache.max_size, [0] * cache.left_padding.size)
+        case ArraysCache():
+            return ArraysCache(len(cache.cache), [0] * cache.batch_size)
+    raise ValueError(f"Cannot empty a cache of type {type(cache).__name__}.")
+
+
+@contextmanager
+def read_only(cache: PromptCache) -> Iterator[None]:
+    """Within this context the memory of ``cache`` is read but not written.
+
+    Raises:
+        ValueError: If the prompt cache holds no memory.
+    """
+    held = [(memory, memory.read_only) for memory in memories(cache).values()]
+    for memory, flags in held:
+        memory.read_only = [True] * len(flags)
+    try:
+        yield
+    finally:
+        for memory, flags in held:
+            grown = memory.batch_size // len(flags)  # a fresh cache takes the batch it first meets
+            memory.read_only = flags * grown
+
+
+@contextmanager
+def write_spans(
+    cache: PromptCache, message_ids: IdRows, sentence_ids: IdRows | None = None
+) -> Iterator[None]:
+    """An ingest with sequence-state writes: one write per message or sentence.
+
+    The ids name the next T tokens, which may be fed in any number of calls. All of them read the
+    state from before the ingest; when the last has been fed, the mean of each span is written, in
+    ascending order of id. Tokens fed after that are one-token writes. Without any id that counts
+    (none is 0 or more on a token that is not padding), and for adapters with token writes, every
+    token is written by itself (arXiv 2605.12357, section 3.3).
+
+    Args:
+        cache (list): A prompt cache of a model with an adapter.
+        message_ids: Integers [B, T] as array or list of lists; -1 for tokens of no message.
+        sentence_ids: The same for sentences, which ``sentence_mean`` adapters need.
+
+    Raises:
+        ValueError: If the ids have a wrong shape, or the context ends before all T tokens were
+          fed.
+    """
+    found = memories(cache)
+    for memory in found.values():
+        ids = span_ids(message_ids, sentence_ids, memory.granularity)
+        if ids is not None:
+            memory.open(len(ids))
+            memory.ingest = Ingest.from_ids(ids)
+    try:
+        yield
+    except BaseException:
+        for memory in found.values():
+            memory.ingest = None
+        raise
+    waiting = [memory for memory in memories(cache).values() if memory.ingest is not None]
+    if waiting:
+        fed, total = waiting[0].ingest.fed, [len(row) for row in waiting[0].ingest.rows]
+        for memory in waiting:
+            memory.ingest = None
+        raise ValueError(
+            f"write_spans was given ids for {total} tokens, but {fed} were fed before it ended; "
+            "nothing was written."
+        )
+
+
+@contextmanager
+def observe(cache: PromptCache, observer: Observer) -> Iterator[None]:
+    """Within this context ``observer(layer, gates)`` is called at every forward of a layer.
+
+    ``gates`` holds the float32 arrays ``keep``, ``erase`` and ``write``, each [B, T, H, r], and
+    ``mask``, bool [B, T], where some tokens are padding.
+    """
+    found = memories(cache)
+    for memory in found.values():
+        memory.observer = observer
+    try:
+        yield
+    finally:
+        for memory in found.values():
+            memory.observer = None

@@ -1,0 +1,158 @@
+"""Conversations as a chat template renders them, and what is wrong with those it cannot.
+
+Rendering knows nothing of spans; `spans` compares what successive renderings add.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Number
+from typing import NamedTuple, Protocol
+
+from jinja2 import TemplateError
+
+Message = Mapping[str, object]
+
+
+class Tokenizer(Protocol):
+    """What is used of a tokenizer: mlx-lm's ``TokenizerWrapper`` and those of transformers fit."""
+
+    def apply_chat_template(self, conversation: Sequence[Message], **kwargs: object) -> object: ...
+
+    def encode(self, text: str, **kwargs: object) -> list[int]: ...
+
+
+class Problem(NamedTuple):
+    """One thing wrong with a value: where, the error it calls for, and what it is."""
+
+    field: str
+    error: type[Exception]
+    what: str
+
+
+def check_messages(messages: object) -> None:
+    """Raises TypeError or ValueError, listing everything wrong, unless these are messages."""
+    problems = message_problems(messages)
+    if problems:
+        lines = "\n".join(f"  {problem.field}: {problem.what}" for problem in problems[:10])
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise problems[0].error(
+            f"These messages cannot be used:\n{lines}{more}\n"
+            'Give a list of {"role": "user", "content": "text"}, as in mlx-lm.'
+        )
+
+
+def message_problems(messages: object) -> list[Problem]:
+    """Everything wrong with a list of messages. Roles are the template's affair."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        return [Problem("messages", TypeError, f"{kind_of(messages)} (expected a list)")]
+    if not messages:
+        return [Problem("messages", ValueError, "empty (expected at least one message)")]
+    return [
+        problem._replace(field=f"messages[{index}]{problem.field}")
+        for index, message in enumerate(messages)
+        for problem in _problems_of_one(message)
+    ]
+
+
+def _problems_of_one(message: object) -> list[Problem]:
+    if not isinstance(message, Mapping):
+        return [Problem("", TypeError, f"{kind_of(message)} (expected an object)")]
+    problems = [
+        Problem(f".{field}", ValueError, "missing (expected text)")
+        if field not in message
+        else Problem(f".{field}", TypeError, f"{kind_of(message[field])} (expected text)")
+        for field in ("role", "content")
+        if not isinstance(message.get(field), str)
+    ]
+    # A reply that only calls tools has no text.
+    if message.get("tool_calls") and message.get("content") is None:
+        problems = [problem for problem in problems if problem.field != ".content"]
+    return problems
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in the words of JSON."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "true or false"
+    kinds = {str: "text", Mapping: "an object", Sequence: "a list", Number: "a number"}
+    return next((name for kind, name in kinds.items() if isinstance(value, kind)), repr(value))
+
+
+class Template:
+    """A tokenizer's chat template with its settings."""
+
+    def __init__(self, tokenizer: Tokenizer, kwargs: dict[str, object]) -> None:
+        if not getattr(tokenizer, "has_chat_template", getattr(tokenizer, "chat_template", None)):
+            raise ValueError(
+                "The tokenizer has no chat template, so messages cannot be rendered. Expected that "
+                "of a chat (instruct) model: load such a model, or set tokenizer.chat_template."
+            )
+        self._tokenizer = tokenizer
+        self._kwargs = kwargs
+        self._marks = tuple(getattr(tokenizer, "get_added_vocab", dict)())
+
+    def render(self, messages: list[dict[str, object]], add_generation_prompt: bool) -> str:
+        return self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self._kwargs
+        )
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def cuts(self, before: str, after: str) -> bool:
+        """Whether two adjoining texts are tokenized apart: a special token begins or ends there."""
+        return (
+            not before or not after or before.endswith(self._marks) or after.startswith(self._marks)
+        )
+
+
+Step = tuple[int, bool]  # how many messages; whether the generation prompt follows
+
+
+def renders(
+    template: Template, messages: list[dict[str, object]], steps: list[Step]
+) -> Iterator[tuple[Step, list[int]]]:
+    """Yields (step, token ids of the conversation up to there) for every step that renders."""
+    pieces = _pieces(template, messages, steps)
+    if pieces is None:
+        for step in steps:
+            text = _text(template, messages, step)
+            if text is not None:
+                yield step, template.encode(text)
+        return
+    token_ids: list[int] = []
+    for step, piece in pieces:
+        token_ids = token_ids + piece
+        yield step, token_ids
+
+
+def _pieces(
+    template: Template, messages: list[dict[str, object]], steps: list[Step]
+) -> list[tuple[Step, list[int]]] | None:
+    """The tokens that every step adds, each text tokenized once; None if that is not exact."""
+    pieces: list[tuple[Step, list[int]]] = []
+    before = ""
+    for step in steps:
+        text = _text(template, messages, step)
+        if text is None:
+            continue
+        if not text.startswith(before) or not template.cuts(before, text[len(before) :]):
+            return None
+        pieces.append((step, template.encode(text[len(before) :])))
+        before = text
+    joined = [token for _, piece in pieces for token in piece]
+    return pieces if joined == template.encode(before) else None
+
+
+def _text(template: Template, messages: list[dict[str, object]], step: Step) -> str | None:
+    count, add_generation_prompt = step
+    try:
+        return template.render(messages[:count], add_generation_prompt)
+    except TemplateError as error:
+        if count < len(messages):
+            return None
+        roles = ", ".join(str(message["role"]) for message in messages[:12])
+        raise ValueError(
+            f"The chat template refuses this conversation: {error}. Its roles: "
+            f"{roles}{', ...' if count > 12 else ''}. Reorder or merge the messages as the "
+            "template expects, or set another tokenizer.chat_template."
+        ) from error
