@@ -1,33 +1,44 @@
-"""An online memory for mlx-lm models: δ-mem (arXiv 2605.12357) as an adapter."""
+"""An online memory for mlx-lm models: δ-mem (arXiv 2605.12357) as an adapter.
 
-from .adapters import convert_adapter, load, load_adapter, save_adapter
-from .config import DeltaMemConfig
-from .memory import (
-    forget_context,
-    memory_state,
-    observe,
-    read_only,
-    reset_memory,
-    set_memory_state,
-    write_spans,
-)
-from .ops import delta_scan
-from .patch import attach, detach
+The names below are imported when they are first used: mlx-lm takes seconds to import, and
+``deltamem-mlx --help`` should not.
+"""
 
-__all__ = [
-    "DeltaMemConfig",
-    "attach",
-    "convert_adapter",
-    "delta_scan",
-    "detach",
-    "forget_context",
-    "load",
-    "load_adapter",
-    "memory_state",
-    "observe",
-    "read_only",
-    "reset_memory",
-    "save_adapter",
-    "set_memory_state",
-    "write_spans",
-]
+from importlib import import_module
+
+from ._version import __version__
+
+_HOMES = {
+    "adapters": ("convert_adapter", "load", "load_adapter", "save_adapter"),
+    "config": ("DeltaMemConfig",),
+    "memory": (
+        "forget_context",
+        "memory_state",
+        "observe",
+        "read_only",
+        "reset_memory",
+        "set_memory_state",
+        "write_spans",
+    ),
+    "memory_file": ("load_memory", "save_memory"),
+    "ops": ("delta_scan",),
+    "patch": ("attach", "detach"),
+    "register": ("register", "unregister"),
+    "session": ("MemorySession",),
+    "spans": ("Spans", "message_spans"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME_OF)]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -240,8 +240,9 @@ class DeltaMemAttention(nn.Module):
         if config.uses_lambda:
             rows.append(self.lambda_proj)
             biases.append(self.lambda_bias)
-        inward = mx.concatenate(rows).astype(mx.float32).T
-        bias = mx.concatenate(biases).astype(mx.float32)
+        spec = self._memory_spec
+        inward = spec.pack(mx.concatenate(rows).astype(mx.float32)).T
+        bias = spec.pack(mx.concatenate(biases).astype(mx.float32))
         return Packed(sources, inward, bias, self._outward(dtype))
 
     def _outward(self, dtype: mx.Dtype) -> dict[str, mx.array]:

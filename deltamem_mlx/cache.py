@@ -191,6 +191,8 @@ class MemoryCache(_BaseCache):
             new.ingest = Ingest.concatenate(
                 [c.ingest or Ingest.nothing(c.batch_size) for c in caches]
             )
+            for c in caches:
+                c.ingest = None  # its tokens are now fed through the batch
         return new
 
     def empty(self) -> bool:

@@ -49,8 +49,9 @@ def resolve(
     Raises FileNotFoundError (no such folder, repository, revision or file; not cached while
     offline), PermissionError (gated) and ConnectionError (no answer, nothing cached).
     """
-    folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
+    folder = _expanded(name_or_path)
+    # An empty name, say an unset shell variable, is not the current folder.
+    if folder.is_dir() and str(name_or_path):
         return folder
     if folder.is_file():
         raise FileNotFoundError(f"{str(name_or_path)!r} is a file. {EXPECTED}")
@@ -58,6 +59,13 @@ def resolve(
     if found is None or looks_like_path(found["repo"]):
         raise FileNotFoundError(f"No folder {str(name_or_path)!r}. {EXPECTED}")
     return _download(found["repo"], found["revision"], allow_patterns, repo_type)
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # ~name of nobody
+        return Path(path)
 
 
 def looks_like_path(name: str) -> bool:

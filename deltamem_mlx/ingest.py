@@ -103,7 +103,7 @@ class Ingest:
         """The rows at ``indices``, as an ingest of its own."""
         new = Ingest([self.rows[i] for i in indices], self.aligned)
         new.fed = [self.fed[i] for i in indices]
-        new.sums = None if self.sums is None else self.sums[mx.array(indices)]
+        new.sums = None if self.sums is None else self.sums[mx.array(indices), : new.spans]
         return new
 
     @classmethod

@@ -81,19 +81,25 @@ class Template:
     """A tokenizer's chat template with its settings."""
 
     def __init__(self, tokenizer: Tokenizer, kwargs: dict[str, object]) -> None:
-        if not getattr(tokenizer, "has_chat_template", getattr(tokenizer, "chat_template", None)):
-            raise ValueError(
-                "The tokenizer has no chat template, so messages cannot be rendered. Expected that "
-                "of a chat (instruct) model: load such a model, or set tokenizer.chat_template."
-            )
         self._tokenizer = tokenizer
         self._kwargs = kwargs
         self._marks = tuple(getattr(tokenizer, "get_added_vocab", dict)())
 
     def render(self, messages: list[dict[str, object]], add_generation_prompt: bool) -> str:
-        return self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self._kwargs
-        )
+        try:
+            return self._tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **self._kwargs,
+            )
+        except ValueError as error:
+            if getattr(self._tokenizer, "chat_template", None) is not None:
+                raise
+            raise ValueError(
+                "The tokenizer has no chat template, so messages cannot be rendered. Expected that "
+                "of a chat (instruct) model: load such a model, or set tokenizer.chat_template."
+            ) from error
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))

@@ -1,0 +1,167 @@
+"""Memory files: the memory of a conversation in one small safetensors file, without its text."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from .adapters import base_model_of, fingerprint
+from .files import write_atomically
+from .memory import memories, memory_state, set_memory_state
+
+FORMAT = "deltamem_mlx.memory"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class MemoryFile:
+    """A memory as its file holds it.
+
+    Args:
+        states (dict[int, np.ndarray]): Layer index → float32 [B, H, r, r].
+        adapter (str): Fingerprint of the adapter that wrote it.
+        base_model (dict[str, object]): Name, type and shape of the model.
+        tokens_written (list[int]): Tokens written, per conversation.
+        created (str): When it was saved, UTC in ISO format.
+        note (str): Free text.
+    """
+
+    states: dict[int, np.ndarray]
+    adapter: str
+    base_model: dict[str, object]
+    tokens_written: list[int]
+    created: str
+    note: str = ""
+
+
+def save_memory(path: str | Path, cache: list, model: nn.Module, *, note: str = "") -> None:
+    """Write the memory in a prompt cache to one safetensors file, atomically.
+
+    The file holds the float32 states, the adapter's fingerprint, the model's name and shape, the
+    number of tokens written and when; nothing of the text.
+
+    Args:
+        path (Path): The file.
+        cache (list): A prompt cache of ``model``.
+        model (nn.Module): A model with an adapter.
+        note (str): Free text to keep with it.
+
+    Raises:
+        ValueError: If the cache holds no memory, or holds NaN.
+    """
+    first = next(iter(memories(cache).values()))
+    states = {i: np.array(state) for i, state in memory_state(cache).items()}
+    memory = MemoryFile(
+        states=states,
+        adapter=fingerprint(model),
+        base_model=base_model_of(model),
+        tokens_written=list(first.written),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        note=note,
+    )
+    _check_finite(Path(path), states)
+    metadata = {"format": FORMAT, "version": str(VERSION), "memory": _metadata(memory)}
+    metadata["checksum"] = _checksum(metadata["memory"], states)
+    tensors = {f"state.{i}": state for i, state in states.items()}
+    write_atomically(path, lambda p: save_file(tensors, p, metadata=metadata), mode=0o600)
+
+
+def load_memory(path: str | Path, model: nn.Module) -> list:
+    """A fresh prompt cache of ``model`` with the memory in ``path``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, or was written under another adapter or shape.
+    """
+    memory = read_memory(path)
+    cache = make_prompt_cache(model)
+    restore_memory(path, memory, cache, model)
+    return cache
+
+
+def restore_memory(path: str | Path, memory: MemoryFile, cache: list, model: nn.Module) -> None:
+    """Put the memory read from ``path`` into a prompt cache of ``model``.
+
+    Raises:
+        ValueError: If it was written under another adapter or shape.
+    """
+    if memory.adapter != fingerprint(model):
+        name = memory.base_model.get("name") or "an unnamed model"
+        raise ValueError(
+            f"{path} was written under another adapter (fingerprint {memory.adapter[:12]}, for "
+            f"{name}; this one is {fingerprint(model)[:12]}). Load the adapter it was saved with."
+        )
+    try:
+        set_memory_state(cache, {i: mx.array(state) for i, state in memory.states.items()})
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit this model. {error}") from error
+    for layer in memories(cache).values():
+        layer.written = list(memory.tokens_written)
+
+
+def read_memory(path: str | Path) -> MemoryFile:
+    """Read and verify a memory file, without a model.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no memory file, damaged, altered, or holds NaN.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No memory file {str(path)!r}.")
+    try:
+        metadata, tensors = _read_safetensors(path)
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no memory file, or truncated: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is a safetensors file, but not a memory saved by this package.")
+    if metadata.get("version") != str(VERSION):
+        raise ValueError(
+            f"{path} has format version {metadata.get('version')}, expected {VERSION}. Use the "
+            "version of deltamem-mlx that wrote it."
+        )
+    try:
+        states = {int(name.removeprefix("state.")): x for name, x in sorted(tensors.items())}
+        memory = MemoryFile(states=states, **json.loads(metadata["memory"]))
+        whole = metadata.get("checksum") == _checksum(metadata["memory"], states)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+    if not whole:
+        raise ValueError(f"{path} was altered or damaged: its checksum does not match.")
+    _check_finite(path, states)
+    return memory
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    with safe_open(os.fspath(path), framework="np") as file:
+        names = list(file.keys())
+        return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in names}
+
+
+def _metadata(memory: MemoryFile) -> str:
+    values = asdict(replace(memory, states={}))
+    del values["states"]
+    return json.dumps(values, sort_keys=True)
+
+
+def _checksum(metadata: str, states: dict[int, np.ndarray]) -> str:
+    digest = hashlib.sha256(metadata.encode())
+    for i in sorted(states):
+        digest.update(f"{i} {states[i].dtype} {states[i].shape}".encode())
+        digest.update(np.ascontiguousarray(states[i]).tobytes())
+    return digest.hexdigest()
+
+
+def _check_finite(path: Path, states: dict[int, np.ndarray]) -> None:
+    bad = [str(i) for i, state in states.items() if not np.isfinite(state).all()]
+    if bad:
+        raise ValueError(f"{path}: the states of layers {', '.join(bad)} are not finite.")
