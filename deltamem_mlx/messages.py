@@ -102,7 +102,8 @@ class Template:
             ) from error
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        # verbose: transformers would warn of texts longer than the model's context.
+        return list(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def cuts(self, before: str, after: str) -> bool:
         """Whether two adjoining texts are tokenized apart: a special token begins or ends there."""

@@ -1,0 +1,74 @@
+"""Settings are validated, removed switches refused, unknown keys warned of."""
+
+import json
+from pathlib import Path
+
+import pytest
+from golden import GOLDEN
+
+import deltamem_mlx as dm
+from deltamem_mlx.config import REMOVED_SWITCHES
+
+
+@pytest.mark.parametrize("folder", sorted(GOLDEN.glob("*/adapter")), ids=lambda p: p.parent.name)
+def test_configs_of_the_authors_load(folder: Path) -> None:
+    config = dm.DeltaMemConfig.from_pretrained(folder)
+    written = json.loads((folder / "delta_mem_config.json").read_text())
+    for key, value in config.to_dict().items():
+        assert value == written[key], key
+    assert dm.DeltaMemConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("switch", sorted(REMOVED_SWITCHES))
+def test_removed_switches(switch: str) -> None:
+    dm.DeltaMemConfig.from_dict({switch: REMOVED_SWITCHES[switch]})
+    with pytest.raises(ValueError, match=f"removed experiments:\n  {switch}: 'on', only"):
+        dm.DeltaMemConfig.from_dict({switch: "on"})
+
+
+def test_unknown_keys_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="unknown keys of the δ-mem config: brand_new, other"):
+        config = dm.DeltaMemConfig.from_dict({"other": 1, "brand_new": 2, "rank": 4})
+    assert config.rank == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "named"),
+    [
+        ({"rank": 0, "alpha": float("nan")}, ValueError, ["rank: 0", "alpha: nan"]),
+        ({"rank": "8"}, TypeError, ["rank: '8' is not of type int"]),
+        ({"rank": 8.0}, TypeError, ["rank: 8.0"]),
+        ({"normalize_qk": 1}, TypeError, ["normalize_qk: 1"]),
+        ({"delta_heads": "qo"}, TypeError, ["delta_heads: 'qo' is not a list"]),
+        ({"delta_heads": ["q", "x"]}, ValueError, ["'x' is none of q, k, v, o"]),
+        ({"delta_heads": []}, ValueError, ["delta_heads: empty"]),
+        ({"target_layers": [-1]}, ValueError, ["negative index"]),
+        ({"state_update_mode": "fast"}, ValueError, ["standard, lambda_outside, no_lambda"]),
+        ({"memory_write_granularity": "word"}, ValueError, ["message_mean"]),
+        ({"output_init": "ones", "num_state_heads": 0}, ValueError, ["output_init", "num_state"]),
+        ({"beta_bias_init": float("inf")}, ValueError, ["beta_bias_init: inf must be finite"]),
+    ],
+)
+def test_bad_values_are_all_named(values: dict, error: type[Exception], named: list[str]) -> None:
+    with pytest.raises(error) as raised:
+        dm.DeltaMemConfig.from_dict(values)
+    for part in named:
+        assert part in str(raised.value)
+
+
+def test_heads_are_put_in_order() -> None:
+    config = dm.DeltaMemConfig(delta_heads=("o", "q"), target_layers=[3, 1, 1])
+    assert config.delta_heads == ("q", "o") and config.target_layers == (1, 3)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", b"\xff\xfe"])
+def test_damaged_config_files(tmp_path: Path, text: str | bytes) -> None:
+    file = tmp_path / "delta_mem_config.json"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=r"delta_mem_config\.json"):
+        dm.DeltaMemConfig.from_pretrained(tmp_path)
+
+
+def test_missing_config_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"neither delta_mem_config\.json"):
+        dm.DeltaMemConfig.from_pretrained(tmp_path)

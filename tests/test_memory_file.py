@@ -1,0 +1,142 @@
+"""Memory files hold the state, refuse what does not fit, and never crash on damage."""
+
+import json
+import struct
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from golden import GOLDEN, base_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mlx_lm.models.cache import make_prompt_cache
+from safetensors.numpy import save_file
+
+import deltamem_mlx as dm
+from deltamem_mlx.memory_file import read_memory
+
+TOKENS = mx.array([[5, 9, 33, 80, 12, 7, 44, 8]])
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return dm.load_adapter(base_model("models/qwen3-tiny"), GOLDEN / "tsw_qo" / "adapter")
+
+
+@pytest.fixture
+def saved(model: nn.Module, tmp_path: Path) -> tuple[Path, list]:
+    cache = make_prompt_cache(model)
+    model(TOKENS, cache=cache)
+    dm.save_memory(tmp_path / "m.safetensors", cache, model, note="seven words")
+    return tmp_path / "m.safetensors", cache
+
+
+def test_round_trip(saved: tuple[Path, list], model: nn.Module) -> None:
+    path, cache = saved
+    loaded = dm.load_memory(path, model)
+    for layer, state in dm.memory_state(cache).items():
+        assert mx.array_equal(dm.memory_state(loaded)[layer], state)
+    assert loaded[0].offset == 0 and loaded[0].memory.written == [8]
+    dm.forget_context(cache)
+    assert mx.array_equal(model(TOKENS, cache=loaded), model(TOKENS, cache=cache))
+
+
+def test_what_is_in_it(saved: tuple[Path, list]) -> None:
+    path, _ = saved
+    memory = read_memory(path)
+    assert memory.tokens_written == [8] and memory.note == "seven words"
+    assert memory.base_model["model_type"] == "qwen3"
+    assert path.stat().st_size < 3 * 8 * 8 * 4 + 1200
+    assert path.stat().st_mode & 0o077 == 0
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_another_adapter_is_refused(saved: tuple[Path, list]) -> None:
+    other = dm.load_adapter(base_model("models/qwen3-tiny"), GOLDEN / "tsw_qkvo" / "adapter")
+    with pytest.raises(ValueError, match="written under another adapter"):
+        dm.load_memory(saved[0], other)
+
+
+def test_another_shape_is_refused(model: nn.Module, saved: tuple[Path, list]) -> None:
+    msw = dm.load_adapter(base_model("models/qwen3-tiny"), GOLDEN / "msw_heads4" / "adapter")
+    with pytest.raises(ValueError, match="another adapter"):
+        dm.load_memory(saved[0], msw)
+
+
+def test_missing_and_foreign_files(model: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="No memory file"):
+        dm.load_memory(tmp_path / "none.safetensors", model)
+    save_file({"x": np.zeros(3, np.float32)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="not a memory saved by this package"):
+        dm.load_memory(tmp_path / "x.safetensors", model)
+
+
+def test_nan_is_refused(model: nn.Module, tmp_path: Path) -> None:
+    cache = make_prompt_cache(model)
+    states = {i: mx.full((1, 1, 8, 8), float("nan")) for i in range(3)}
+    dm.set_memory_state(cache, states)
+    with pytest.raises(ValueError, match="not finite"):
+        dm.save_memory(tmp_path / "m.safetensors", cache, model)
+    assert not list(tmp_path.iterdir())
+
+
+def header(data: bytes) -> tuple[dict, bytes]:
+    size = struct.unpack("<Q", data[:8])[0]
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def with_header(values: dict, body: bytes) -> bytes:
+    text = json.dumps(values).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+@pytest.mark.parametrize("key", ["version", "memory", "checksum"])
+def test_changed_metadata_is_refused(saved: tuple[Path, list], key: str) -> None:
+    path, _ = saved
+    values, body = header(path.read_bytes())
+    values["__metadata__"][key] = values["__metadata__"][key].replace("1", "2").replace("a", "b")
+    path.write_bytes(with_header(values, body))
+    with pytest.raises(ValueError, match=str(path)):
+        read_memory(path)
+
+
+@pytest.fixture(scope="module")
+def intact(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("memory") / "m.safetensors"
+    cache = make_prompt_cache(model)
+    model(TOKENS, cache=cache)
+    dm.save_memory(path, cache, model)
+    return path.read_bytes()
+
+
+@settings(
+    max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_mutated_files_are_refused_or_whole(
+    data: st.DataObject, intact: bytes, tmp_path: Path
+) -> None:
+    """Whatever happens to the bytes, reading gives the same memory or our error."""
+    broken = bytearray(intact)
+    for _ in range(data.draw(st.integers(1, 4))):
+        kind = data.draw(st.sampled_from(["flip", "cut", "insert", "repeat"]))
+        at = data.draw(st.integers(0, max(0, len(broken) - 1)))
+        if kind == "flip" and broken:
+            broken[at] ^= data.draw(st.integers(1, 255))
+        elif kind == "cut":
+            del broken[at : at + data.draw(st.integers(1, 400))]
+        elif kind == "insert":
+            broken[at:at] = data.draw(st.binary(min_size=1, max_size=20))
+        else:
+            broken[at:at] = broken[at : at + 50]
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(broken)
+    try:
+        memory = read_memory(path)
+    except ValueError as error:
+        assert str(path) in str(error)
+    else:
+        assert all(np.isfinite(state).all() for state in memory.states.values())
+        assert memory.tokens_written == [8]
