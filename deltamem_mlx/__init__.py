@@ -23,7 +23,7 @@ _HOMES = {
     "memory_file": ("load_memory", "save_memory"),
     "ops": ("delta_scan",),
     "patch": ("attach", "detach"),
-    "register": ("register", "unregister"),
+    "registration": ("register", "unregister"),
     "session": ("MemorySession",),
     "spans": ("Spans", "message_spans"),
 }

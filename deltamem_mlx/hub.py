@@ -40,14 +40,22 @@ def resolve(
 ) -> Path:
     """The local folder behind a name, downloaded from the Hub where the name is a repository.
 
-    - name_or_path: a local folder, which always wins; else `user/repo` or `user/repo@revision`, the
-      revision being a branch, a tag or a commit. A `Path`, and a string that looks like a path,
-      never reach the Hub.
-    - allow_patterns: globs of the files to fetch (all). A local folder is returned as it is.
-    - repo_type: "model" or "dataset".
+    Args:
+        name_or_path (str): A local folder, which always wins; else ``user/repo`` or
+          ``user/repo@revision``, the revision being a branch, a tag or a commit. A ``Path``, and a
+          string that looks like a path, never reach the Hub.
+        allow_patterns (Sequence[str]): Globs of the files to fetch. Default: all. A local folder
+          is returned as it is.
+        repo_type (str): ``model`` or ``dataset``.
 
-    Raises FileNotFoundError (no such folder, repository, revision or file; not cached while
-    offline), PermissionError (gated) and ConnectionError (no answer, nothing cached).
+    Returns:
+        Path: The folder.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, repository, revision or file, or it is not
+          cached while offline.
+        PermissionError: If the repository is gated, or the login is not good for it.
+        ConnectionError: If the Hub does not answer and nothing is cached.
     """
     folder = _expanded(name_or_path)
     # An empty name, say an unset shell variable, is not the current folder.
@@ -111,8 +119,9 @@ def translate(
 ) -> Exception:
     """A failure of huggingface_hub as a builtin exception that says what to do.
 
-    - error: what was raised; returned as it is when it did not come from the Hub.
-    - repo, revision, repo_type: what was asked for, where the caller knows.
+    Args:
+        error (Exception): What was raised; returned as it is when it did not come from the Hub.
+        repo, revision, repo_type (str): What was asked for, where the caller knows.
     """
     from huggingface_hub import constants, errors
 

@@ -83,7 +83,6 @@ class Template:
     def __init__(self, tokenizer: Tokenizer, kwargs: dict[str, object]) -> None:
         self._tokenizer = tokenizer
         self._kwargs = kwargs
-        self._marks = tuple(getattr(tokenizer, "get_added_vocab", dict)())
 
     def render(self, messages: list[dict[str, object]], add_generation_prompt: bool) -> str:
         try:
@@ -104,12 +103,6 @@ class Template:
     def encode(self, text: str) -> list[int]:
         # verbose: transformers would warn of texts longer than the model's context.
         return list(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
-
-    def cuts(self, before: str, after: str) -> bool:
-        """Whether two adjoining texts are tokenized apart: a special token begins or ends there."""
-        return (
-            not before or not after or before.endswith(self._marks) or after.startswith(self._marks)
-        )
 
 
 Step = tuple[int, bool]  # how many messages; whether the generation prompt follows
@@ -135,14 +128,18 @@ def renders(
 def _pieces(
     template: Template, messages: list[dict[str, object]], steps: list[Step]
 ) -> list[tuple[Step, list[int]]] | None:
-    """The tokens that every step adds, each text tokenized once; None if that is not exact."""
+    """The tokens that every step adds, tokenized by themselves.
+
+    Saves tokenizing a conversation as often as it has messages. None if it is not exact: the text
+    does not just grow, or tokens reach from one piece into the next.
+    """
     pieces: list[tuple[Step, list[int]]] = []
     before = ""
     for step in steps:
         text = _text(template, messages, step)
         if text is None:
             continue
-        if not text.startswith(before) or not template.cuts(before, text[len(before) :]):
+        if not text.startswith(before):
             return None
         pieces.append((step, template.encode(text[len(before) :])))
         before = text

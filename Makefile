@@ -1,0 +1,68 @@
+# make demo   a small real model answers with δ-mem
+# make test   lint, format check and the quick tests
+# Both make .venv and install into it first, on macOS and Linux, with any Python from 3.11 on.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+MODELS := .models
+PYTEST := $(BIN)/python -m pytest
+
+# Apple machines get the Metal build of mlx by default; Linux has to name a backend.
+ifeq ($(shell uname -s),Linux)
+EXTRAS := test,linux
+else
+EXTRAS := test
+endif
+
+.PHONY: demo test lint format test-slow test-metal test-real install clean
+
+demo: $(STAMP) $(MODELS)/smollm2-q4
+	$(BIN)/deltamem-mlx generate --model $(MODELS)/smollm2-q4 --max-tokens 60 --temp 0 \
+		--prompt "What is a memory? One sentence."
+
+test: lint
+	$(PYTEST) -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-slow: $(STAMP)
+	$(PYTEST) -q -m slow
+
+test-metal: $(STAMP)
+	$(PYTEST) -q -m metal
+
+test-real: $(STAMP) $(MODELS)/smollm2-float32 $(MODELS)/smollm2-q4
+	$(PYTEST) -q -m real_model
+
+install: $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(MODELS)/smollm2-%: | $(STAMP)
+	$(BIN)/python examples/smollm2.py $@ --dtype $*
+
+# A Python counts if it is new enough and can make a virtual environment. PYTHON=... overrides.
+$(STAMP): pyproject.toml
+	@set -e; found=; \
+	for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14; do \
+		if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+			>/dev/null 2>&1; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo "No Python >= 3.11 with venv found. Install one (macOS: brew install python@3.12;" \
+			"Debian: apt install python3-venv), or say where it is: make PYTHON=/path/to/python" >&2; \
+		exit 1; \
+	fi; \
+	echo "Installing into $(VENV) with $$($$found --version); the first time takes a minute or two."; \
+	$$found -m venv $(VENV); \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS)]"; \
+	touch $@

@@ -1,0 +1,1 @@
+"""The `deltamem-mlx` command: one small module a command, the frame in `main`."""

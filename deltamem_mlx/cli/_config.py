@@ -1,0 +1,107 @@
+"""`--config FILE.yaml`: options from a file, below those on the command line.
+
+Keys are flag names with dashes or underscores (`max-tokens`, `max_tokens`), values what one would
+type after the flag; a list where a flag may be repeated; true or false for a switch.
+"""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+import typer
+
+# Never from a file: it would read another file, or not run at all.
+COMMAND_LINE_ONLY = {"config", "help", "version"}
+
+
+def use_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Callback of `--config`: makes the file's values the defaults of the command.
+
+    Raises:
+        typer.BadParameter: (exit code 2) For a file that is not there or not a YAML mapping, for
+          keys that are no flags of this command (all of them, with what is close), for a flag
+          given twice, and for values of the wrong shape.
+    """
+    if path is not None and not ctx.resilient_parsing:
+        values = _read(path)
+        params = _params_by_key(ctx)
+        _refuse_unknown(values, params, path, ctx)
+        ctx.default_map = dict(ctx.default_map or {}) | _defaults(values, params, path)
+    return path
+
+
+def _read(path: Path) -> dict[str, object]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read {str(path)!r}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        why = " ".join(str(error).split())
+        raise typer.BadParameter(f"{str(path)!r} is not valid YAML: {why}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise typer.BadParameter(f"{str(path)!r} holds no options; expected lines 'flag: value'.")
+    return {str(key): value for key, value in content.items()}
+
+
+def _key(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_")
+
+
+def _params_by_key(ctx: typer.Context) -> dict[str, typer.CallbackParam]:
+    """Every long flag of the command, as a key, with the parameter it sets."""
+    return {
+        _key(flag): param
+        for param in ctx.command.params
+        for flag in param.opts
+        if flag.startswith("--") and _key(flag) not in COMMAND_LINE_ONLY
+    }
+
+
+def _refuse_unknown(
+    values: dict[str, object],
+    params: dict[str, typer.CallbackParam],
+    path: Path,
+    ctx: typer.Context,
+) -> None:
+    unknown = [key for key in values if _key(key) not in params]
+    if not unknown:
+        return
+    said = []
+    for key in unknown:
+        near = [match.replace("_", "-") for match in get_close_matches(_key(key), params)]
+        said.append(f"{key!r}" + (f" (close: {', '.join(near)})" if near else ""))
+    raise typer.BadParameter(
+        f"{str(path)!r} has keys that are no flags of '{ctx.command_path}': {', '.join(said)}."
+    )
+
+
+def _defaults(
+    values: dict[str, object], params: dict[str, typer.CallbackParam], path: Path
+) -> dict[str, object]:
+    """Values under the names that the parser looks defaults up by; null counts as not given."""
+    defaults: dict[str, object] = {}
+    for key, value in values.items():
+        param = params[_key(key)]
+        if param.name in defaults:
+            flags = ", ".join(param.opts)
+            raise typer.BadParameter(f"{str(path)!r} sets one option twice: {flags}.")
+        if value is not None:
+            defaults[str(param.name)] = _as_typed(key, value, param, path)
+    return defaults
+
+
+def _as_typed(key: str, value: object, param: typer.CallbackParam, path: Path) -> object:
+    """The value as it would stand on the command line: text, a switch, or a list of texts."""
+    if getattr(param, "is_flag", False):
+        if not isinstance(value, bool):
+            raise typer.BadParameter(f"{str(path)!r}: {key!r} is a switch; expected true or false.")
+        return value
+    items = value if isinstance(value, list) else [value]
+    if len(items) > 1 and not param.multiple:
+        raise typer.BadParameter(f"{str(path)!r}: {key!r} takes one value, not a list.")
+    if any(isinstance(item, bool | dict | list) or item is None for item in items):
+        raise typer.BadParameter(f"{str(path)!r}: {key!r} is {value!r}; expected text or a number.")
+    return [str(item) for item in items] if param.multiple else str(items[0])

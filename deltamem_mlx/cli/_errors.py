@@ -1,0 +1,138 @@
+"""From an exception to one sentence on stderr and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 used wrongly (a flag or its value), 130 interrupted.
+"""
+
+import json
+import sys
+import traceback
+import zipfile
+from pathlib import Path
+
+import typer
+
+from deltamem_mlx.cli import _output
+
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+
+# "Used wrongly", for commands to raise. Typer exports only the class below it.
+UsageError = typer.BadParameter.__base__
+
+# Modules that only some uses need -> the extra of this package that brings them.
+EXTRAS = {"torch": "torch", "matplotlib": "plot"}
+
+READ_FILES = {".safetensors", ".npz", ".pt", ".gguf", ".json", ".jsonl", ".txt"}
+
+
+def report(error: Exception) -> int:
+    """Says what went wrong, with the traceback if `--debug`, and returns the exit code."""
+    if isinstance(error, UsageError):
+        _output.fail(_usage(error))
+        return MISUSED
+    if _output.settings.debug:
+        traceback.print_exception(error, file=sys.stderr)
+    _output.fail(sentence(error))
+    return FAILED
+
+
+def sentence(error: Exception) -> str:
+    """What an exception means to the person who ran the command, and what to do next."""
+    error = _translated(error)
+    text = str(error).strip()
+    match error:
+        case typer.Abort():
+            return "Input ended before the command was done."
+        case json.JSONDecodeError():
+            return f"{_file_of(error)} is not valid JSON: {text}. Fetch or write it again."
+        case UnicodeDecodeError():
+            return f"{_file_of(error)} is not UTF-8 text: {error.reason} at byte {error.start}."
+        case _ if _from_file_reader(error, text):
+            return (
+                f"{_file_of(error)} cannot be read as weights: it is cut off or not of its kind. "
+                f"Fetch or write it again. ({text})"
+            )
+        case _ if _is_out_of_memory(error, text):
+            return (
+                "Out of memory. Try a model with fewer bits, a smaller --max-kv-size or "
+                f"--prefill-step-size, or --kv-bits 8. ({text or 'MemoryError'})"
+            )
+        case ModuleNotFoundError():
+            extra = EXTRAS.get((error.name or "").partition(".")[0])
+            wanted = f"'deltamem-mlx[{extra}]'" if extra else "--upgrade deltamem-mlx"
+            return f"{text}. Install it with: pip install {wanted}"
+        case OSError() if error.filename is not None and error.strerror:
+            return _os_error(error)
+        case OSError() | ValueError() | ImportError() if text:
+            return text
+        case TypeError() if _is_ours(error):
+            return text
+    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{said}. Run again with --debug for the traceback."
+
+
+def _usage(error: typer.BadParameter) -> str:
+    """The parser's message and where to read more."""
+    text = error.format_message().strip()
+    if error.ctx is not None:
+        text += f"\nTry: {error.ctx.command_path} --help"
+    return text
+
+
+def _translated(error: Exception) -> Exception:
+    """Failures of the Hub that no `hub.resolve` stood around (mlx-lm downloads on its own too)."""
+    if "huggingface_hub" not in sys.modules:
+        return error
+    from deltamem_mlx import hub
+
+    return hub.translate(error)
+
+
+def _os_error(error: OSError) -> str:
+    name = str(error.filename)
+    if isinstance(error, FileNotFoundError):
+        parent = Path(name).parent
+        where = "" if parent.is_dir() else f"; the folder {str(parent)!r} is not there either"
+        return f"No file {name!r}{where}. Check the path."
+    return f"{error.strerror}: {name!r}. Check the path and its permissions."
+
+
+def _from_file_reader(error: Exception, text: str) -> bool:
+    """Whether MLX, safetensors or zipfile raised this over the contents of a file."""
+    return (
+        text.startswith(("[load", "[read]"))
+        or isinstance(error, zipfile.BadZipFile)
+        or type(error).__name__ == "SafetensorError"
+    )
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether this package raised it, so that its text was written for a person."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("deltamem_mlx.")
+
+
+def _is_out_of_memory(error: Exception, text: str) -> bool:
+    return isinstance(error, MemoryError) or "malloc" in text or "nsufficient Memory" in text
+
+
+def _file_of(error: Exception) -> str:
+    """The file that was being read: the innermost one among the locals of the traceback.
+
+    The readers name the file in some of their messages only, and a person with a folder of shards
+    needs to know which.
+    """
+    found = None
+    frames = traceback.walk_tb(error.__traceback__)
+    for frame, _ in frames:
+        for value in frame.f_locals.values():
+            path = _as_file(value)
+            found = path or found
+    return repr(str(found)) if found else "The file"
+
+
+def _as_file(value: object) -> Path | None:
+    name = getattr(value, "name", value) if hasattr(value, "read") else value
+    if not isinstance(name, str | Path) or len(str(name)) > 1024:
+        return None
+    path = Path(name)
+    return path if path.suffix in READ_FILES and path.is_file() else None

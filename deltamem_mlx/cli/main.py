@@ -1,0 +1,95 @@
+"""The Typer app: which commands there are, and how errors leave the process.
+
+Command modules are light: they import mlx, mlx-lm and the library inside the function that runs,
+so that `--help` answers at once.
+"""
+
+import sys
+from importlib import import_module
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from deltamem_mlx._version import __version__
+from deltamem_mlx.cli import _errors, _output
+
+# name of the command -> "module:attribute": its function, or a Typer app with commands of its own
+COMMANDS: dict[str, str] = {}
+
+
+class CommandGroup(TyperGroup):
+    """A group whose errors are sentences: see `_errors` for the texts and exit codes."""
+
+    def main(self, *args: object, standalone_mode: bool = True, **kwargs: object) -> int:
+        """Runs the command line; leaves the process with its exit code if `standalone_mode`."""
+        _output.reset()
+        try:
+            code = super().main(*args, standalone_mode=False, **kwargs)
+        except Exception as error:
+            code = _errors.report(error)
+        code = code if isinstance(code, int) else 0
+        if code == _errors.INTERRUPTED:
+            _output.note("Interrupted.")
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+
+app = typer.Typer(
+    name="deltamem-mlx",
+    cls=CommandGroup,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        _output.result(f"deltamem-mlx {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Language models that remember: δ-mem for mlx-lm.
+
+    A δ-mem adapter gives a model a memory of fixed size. What was told stays when the context goes.
+
+    Each command explains itself: deltamem-mlx COMMAND --help
+    """
+    if ctx.invoked_subcommand is None:
+        # With rich this prints by itself and returns nothing.
+        _output.result(ctx.get_help(), end="")
+
+
+def register(target: typer.Typer, commands: dict[str, str]) -> None:
+    """Adds commands to an app.
+
+    Args:
+        target (typer.Typer): The app.
+        commands (dict[str, str]): Name -> ``module:attribute``, the attribute being a function that
+          went through ``_command.command``, or a Typer app for a command with commands of its own.
+    """
+    for name, place in commands.items():
+        module, attribute = place.split(":")
+        found = getattr(import_module(module), attribute)
+        if isinstance(found, typer.Typer):
+            target.add_typer(found, name=name)
+        else:
+            target.command(name)(found)
+
+
+register(app, COMMANDS)
+
+
+def main() -> None:
+    """Entry point of the console script and of `python -m deltamem_mlx`."""
+    app(prog_name="deltamem-mlx")

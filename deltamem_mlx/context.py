@@ -1,0 +1,114 @@
+"""The context of one conversation: a prompt cache, the tokens it was fed, and the way back."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.generate import generation_stream
+from mlx_lm.models.cache import CacheList
+
+from .cache import DeltaMemCache
+from .memory import forget_context, memories, read_only, write_spans
+from .spans import Spans
+
+
+class Mark(NamedTuple):
+    """A point to go back to.
+
+    Attributes:
+        context (int): Which context it lies in; forgetting begins another.
+        length (int): Tokens in the context.
+        memory (dict[int, tuple]): Layer index → its state and count of tokens written.
+    """
+
+    context: int
+    length: int
+    memory: dict[int, tuple[mx.array | None, list[int]]]
+
+
+class Context:
+    """What a prompt cache has been fed, for one conversation.
+
+    Args:
+        model (nn.Module): A model with an adapter.
+        cache (list): A prompt cache of it.
+        granularity (str): ``memory_write_granularity`` of the adapter.
+
+    Attributes:
+        tokens (list[int]): The tokens in the KV cache, in order.
+    """
+
+    def __init__(self, model: nn.Module, cache: list, granularity: str):
+        self.model, self.cache, self.granularity = model, cache, granularity
+        self.tokens: list[int] = []
+        self._number = 0
+
+    def spans(self, spans: Spans) -> AbstractContextManager:
+        """Write the coming tokens as ``spans`` says, unless the adapter writes token by token."""
+        if self.granularity == "token" or not spans.token_ids:
+            return nullcontext()
+        sentence_ids = None if spans.sentence_ids is None else [spans.sentence_ids]
+        return write_spans(self.cache, [spans.message_ids], sentence_ids)
+
+    def feed(self, spans: Spans, *, step_size: int, write: bool = True) -> None:
+        """Run tokens through the model, at most ``step_size`` a call."""
+        tokens = mx.array(spans.token_ids)
+        with self.spans(spans) if write else read_only(self.cache), mx.stream(generation_stream):
+            for start in range(0, len(spans.token_ids), step_size):
+                self.model(tokens[None, start : start + step_size], cache=self.cache)
+                self.settle()
+                mx.clear_cache()
+        self.tokens += spans.token_ids
+
+    def settle(self) -> None:
+        """Compute what is pending, so that another thread may go on with the cache."""
+        mx.eval([c.state for c in self.cache])
+
+    def forget(self) -> None:
+        """Drop the KV cache and keep the memory."""
+        forget_context(self.cache)
+        self.tokens = []
+        self._number += 1
+
+    def mark(self, ahead: int = 0) -> Mark:
+        """The present point, ``ahead`` tokens after those that ``tokens`` lists."""
+        memory = {i: (m.matrix, m.written) for i, m in memories(self.cache).items()}
+        return Mark(self._number, len(self.tokens) + ahead, memory)
+
+    def can_trim(self) -> bool:
+        """Whether the KV cache can drop its last tokens: a full sliding window cannot."""
+        return all(kv.is_trimmable() for kv in _kv_caches(self.cache))
+
+    def back_to(self, mark: Mark) -> None:
+        """Restore the memory of ``mark``, and the KV cache; that is dropped if it cannot be."""
+        for i, memory in memories(self.cache).items():
+            memory.matrix, memory.written = mark.memory[i]
+            memory.ingest = None
+        caches = list(_kv_caches(self.cache))
+        # A call that failed halfway has reached some layers only: each is cut to its own length.
+        ahead = [getattr(kv, "offset", 0) - mark.length for kv in caches]
+        if mark.context != self._number or min(ahead) < 0 or (any(ahead) and not self.can_trim()):
+            return self.forget()
+        for kv, n in zip(caches, ahead, strict=True):
+            if n:
+                kv.trim(n)
+        del self.tokens[mark.length :]
+
+    def fork(self) -> "Context":
+        """An independent copy; arrays are shared until one side changes them."""
+        new = copy.copy(self)
+        new.cache, new.tokens = copy.deepcopy(self.cache), list(self.tokens)
+        return new
+
+
+def _kv_caches(caches: Sequence[object]) -> Iterator[object]:
+    for cache in caches:
+        if isinstance(cache, DeltaMemCache):
+            yield from _kv_caches([cache.kv])
+        elif isinstance(cache, CacheList):
+            yield from _kv_caches(cache.caches)
+        else:
+            yield cache

@@ -1,0 +1,87 @@
+"""What every test has: exact float32, no way to the network, and tiny models to load."""
+
+import os
+
+# Before anything imports mlx or huggingface_hub: both read these once.
+os.environ["MLX_ENABLE_TF32"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer
+
+ROOT = Path(__file__).parent.parent
+FIXTURES = Path(__file__).parent / "fixtures"
+MODELS = Path(os.environ.get("DELTAMEM_MODELS", ROOT / ".models"))
+
+RunCli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A Hub of one's own on 127.0.0.1."""
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path) -> RunCli:
+    """Runs `deltamem-mlx` with these arguments in a process of its own.
+
+    `env` adds environment variables, `input` is the standard input, `cwd` defaults to tmp_path.
+    """
+
+    def run(
+        *args: str | Path,
+        env: dict[str, str] | None = None,
+        input: str = "",
+        cwd: Path = tmp_path,
+        timeout: float = 300,
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "deltamem_mlx", *map(str, args)],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"} | (env or {}),
+            input=input,
+            cwd=cwd,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def _loadable(name: str, factory: pytest.TempPathFactory) -> Path:
+    from tiny import with_tokenizer
+
+    folder = factory.mktemp("models") / name
+    shutil.copytree(FIXTURES / "models" / name, folder)
+    return with_tokenizer(folder)
+
+
+@pytest.fixture(scope="session")
+def qwen3_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for `mlx_lm.load`: the qwen3-tiny fixture with the char96 tokenizer. Read only."""
+    return _loadable("qwen3-tiny", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def smollm3_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for `mlx_lm.load`: the smollm3-tiny fixture with the char96 tokenizer. Read only."""
+    return _loadable("smollm3-tiny", tmp_path_factory)
+
+
+@pytest.fixture(scope="session", params=["q4", "float32"])
+def smollm2(request: pytest.FixtureRequest) -> Path:
+    """The folder of a real model, for tests marked real_model: they run once for each form."""
+    folder = MODELS / f"smollm2-{request.param}"
+    if not (folder / "config.json").is_file():
+        pytest.fail(f"{folder} is not there; `make test-real` writes it", pytrace=False)
+    return folder

@@ -1,0 +1,83 @@
+"""Tiny random mlx-lm models, in memory or as folders that `mlx_lm.load` reads.
+
+They use the vocabulary of the `char96` tokenizer: ChatML, one character a token.
+"""
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+from architectures import config_of
+from mlx import nn
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm.utils import quantize_model, save_model
+
+FIXTURES = Path(__file__).parent / "fixtures"
+TOKENIZER = FIXTURES / "tokenizers" / "char96"
+
+
+def tiny_config(arch: str = "qwen3", **overrides: object) -> dict[str, object]:
+    """A config.json of a tiny model: hidden 32, 2 layers, 4 heads, vocabulary 96."""
+    return config_of(arch) | {"eos_token_id": 2} | overrides
+
+
+def tiny_model(arch: str = "qwen3", *, seed: int = 0, **overrides: object) -> nn.Module:
+    """A float32 model with seeded random weights, norms and biases included.
+
+    - arch: a module of mlx_lm.models.
+    - overrides: keys of its config.json.
+    """
+    config = tiny_config(arch, **overrides)
+    module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
+    mx.random.seed(seed)
+    model = module.Model(module.ModelArgs.from_dict(config))
+    model.update(tree_map(_shaken, model.parameters()))
+    model.eval()
+    mx.eval(model.parameters())
+    return model
+
+
+def _shaken(weight: mx.array) -> mx.array:
+    """Noise on every weight, so that norms of one and biases of zero act as well."""
+    if not mx.issubdtype(weight.dtype, mx.floating):
+        return weight
+    return weight.astype(mx.float32) + 0.1 * mx.random.normal(weight.shape)
+
+
+def tiny_model_folder(
+    folder: Path,
+    arch: str = "qwen3",
+    *,
+    bits: int | None = None,
+    dtype: mx.Dtype = mx.float32,
+    seed: int = 0,
+    **overrides: object,
+) -> Path:
+    """Writes `tiny_model` with its config and tokenizer, and returns the folder.
+
+    - bits: quantize to this many, in groups of 32.
+    - dtype: of the weights that stay dense.
+    """
+    model = tiny_model(arch, seed=seed, **overrides)
+    model.set_dtype(dtype)
+    config = tiny_config(arch, **overrides)
+    if bits is not None:
+        model, config = quantize_model(model, config, group_size=32, bits=bits)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(folder, model)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    return with_tokenizer(folder)
+
+
+def with_tokenizer(folder: Path) -> Path:
+    """Puts the `char96` tokenizer beside a model, and returns the folder."""
+    for file in TOKENIZER.iterdir():
+        shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+def weights_of(model: nn.Module) -> dict[str, mx.array]:
+    """Copies of all parameters by name, to compare a model with itself later."""
+    return {name: mx.array(value) for name, value in tree_flatten(model.parameters())}
