@@ -15,19 +15,12 @@ from .messages import Message, Template, Tokenizer, check_messages, renders
 
 NO_SPAN = -1
 
-# Up to this many tokens at the end of a rendered conversation may be replaced when a message is
-# added (an end token that only the last message has, two newlines that become one token).
-_MAX_REPLACED_TOKENS = 16
+# A template may end the last message differently (an end token that only it has, two newlines that
+# merge into one token), so a few tokens before an added message may change.
+_MAX_REPLACED_TOKENS = 8
 
-# A sentence ends before a run of newlines, or after . ! ? ; : with white space next, or closing
-# quotes or brackets and then white space. What matches here opens the next sentence.
-_BOUNDARY = re.compile(
-    r"""
-    \n{2,}
-    | (?<=[.!?;:]) ["')\]\u201d\u2019]* \s+
-    """,
-    re.VERBOSE,
-)
+# Where one sentence ends and the next begins: the next opens with the gap.
+_SENTENCE_END = re.compile(r"[.!?;:](?P<gap>[\"')\]\u201d\u2019]*\s+)|(?P<blank>\n\n+)")
 
 
 class Spans(NamedTuple):
@@ -156,7 +149,8 @@ def sentence_chunks(text: str) -> list[str]:
     The separator opens the next piece, and so does a closing quote or bracket. An empty text is one
     empty sentence.
     """
-    starts = [match.start() for match in _BOUNDARY.finditer(text)]
+    matches = _SENTENCE_END.finditer(text)
+    starts = [match.start(match.lastgroup) for match in matches]
     edges = [0, *(start for start in starts if start > 0), len(text)]
     return [text[a:b] for a, b in pairwise(edges)]
 

@@ -1,0 +1,1 @@
+"""Training: conversations into episodes, and episodes into an adapter."""

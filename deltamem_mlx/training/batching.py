@@ -1,0 +1,196 @@
+"""Batches: episodes drawn in an order that needs no memory of its own, and padded.
+
+Which episodes step k trains on, and how each is shown, follows from the seed and k alone. So a run
+that goes on from step k sees what a run that never stopped would have seen.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import count
+
+import numpy as np
+
+from ..spans import NO_SPAN
+from .episodes import UNSUPERVISED, Episode, View
+
+_ORDER, _SHOWN = 0, 1
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B episodes padded to a rectangle, on the right. Padding is never read, written or learned.
+
+    Attributes:
+        read_tokens, read_labels (np.ndarray): [B, R] int32; labels are -100 on padding.
+        read_lengths (np.ndarray): [B] int32, at least 1.
+        write_tokens (np.ndarray): [B, W] int32; W is 0 if no episode has a write part.
+        write_lengths (np.ndarray): [B] int32, 0 for an episode without a write part.
+        message_ids, sentence_ids (np.ndarray): [B, W] int32, of the write tokens; -1 on padding.
+    """
+
+    read_tokens: np.ndarray
+    read_labels: np.ndarray
+    read_lengths: np.ndarray
+    write_tokens: np.ndarray
+    write_lengths: np.ndarray
+    message_ids: np.ndarray
+    sentence_ids: np.ndarray
+
+    @property
+    def read_mask(self) -> np.ndarray:
+        """[B, R] bool: True on tokens, False on padding."""
+        return np.arange(self.read_tokens.shape[1]) < self.read_lengths[:, None]
+
+    @property
+    def write_mask(self) -> np.ndarray:
+        """[B, W] bool: True on tokens, False on padding."""
+        return np.arange(self.write_tokens.shape[1]) < self.write_lengths[:, None]
+
+    @cached_property
+    def supervised(self) -> int:
+        """How many tokens the loss counts: labels that have a token before them."""
+        return int((self.read_labels[:, 1:] != UNSUPERVISED).sum())
+
+
+def pad_batch(views: Sequence[View], *, pad_id: int = 0, multiple: int = 1) -> Batch:
+    """Views as one batch.
+
+    Args:
+        views (Sequence[View]): At least one.
+        pad_id (int): The token on padding. Which one does not matter.
+        multiple (int): Widths are rounded up to a multiple of this, for fewer distinct shapes.
+    """
+    if not views:
+        raise ValueError("No views to pad: a batch needs at least one.")
+    reads, writes = [view.read for view in views], [view.write for view in views]
+
+    def pad(rows: list[np.ndarray], value: int) -> np.ndarray:
+        width = -(-max(map(len, rows)) // multiple) * multiple
+        padded = np.full((len(rows), width), value, np.int32)
+        for target, row in zip(padded, rows, strict=True):
+            target[: len(row)] = row
+        return padded
+
+    return Batch(
+        read_tokens=pad([read.tokens for read in reads], pad_id),
+        read_labels=pad([read.labels for read in reads], UNSUPERVISED),
+        read_lengths=np.array([len(read.tokens) for read in reads], np.int32),
+        write_tokens=pad([write.tokens for write in writes], pad_id),
+        write_lengths=np.array([len(write.tokens) for write in writes], np.int32),
+        message_ids=pad([write.message_ids for write in writes], NO_SPAN),
+        sentence_ids=pad([write.sentence_ids for write in writes], NO_SPAN),
+    )
+
+
+def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """The episodes of a step (from 0).
+
+    Steps take batch_size at a time from one endless row: an order of all ``count`` episodes, then
+    another, and so on. So none is left out, and a batch may span two epochs.
+    """
+    places = range(step * batch_size, (step + 1) * batch_size)
+    return [int(_epoch_order(count, seed, place // count)[place % count]) for place in places]
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([_ORDER, seed, epoch]).permutation(count)
+
+
+def batch_modes(
+    batch_size: int, seed: int, step: int, *, state_only_prob: float, no_memory_prob: float
+) -> list[str]:
+    """How each episode of a step is shown: context dropout, drawn for every episode."""
+    drawn = np.random.default_rng([_SHOWN, seed, step]).random(batch_size)
+    return [
+        "state_only"
+        if value < state_only_prob
+        else "no_memory"
+        if value < state_only_prob + no_memory_prob
+        else "both"
+        for value in drawn
+    ]
+
+
+def batches(
+    dataset: Sequence[Episode],
+    batch_size: int,
+    *,
+    seed: int = 0,
+    start_step: int = 0,
+    state_only_prob: float = 0.0,
+    no_memory_prob: float = 0.0,
+    pad_id: int = 0,
+    multiple: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
+    """An endless row of training batches, from ``start_step`` on.
+
+    Args:
+        dataset (Sequence[Episode]): Usually an `EpisodeDataset`.
+        batch_size (int): Episodes a step, over all processes.
+        seed (int): Order and context dropout follow from it and the step.
+        start_step (int): Steps done before.
+        state_only_prob, no_memory_prob (float): How often an episode is shown so.
+        pad_id, multiple (int): As in `pad_batch`.
+        rank, world_size (int): This process gets the rank-th of world_size equal parts of each
+            batch.
+
+    Raises:
+        ValueError: Values out of range (all are listed), or an empty dataset.
+    """
+    wrong = {
+        "the dataset is empty": len(dataset) == 0,
+        f"batch_size is {batch_size}; expected at least 1": batch_size < 1,
+        f"batch_size {batch_size} is not a multiple of the {world_size} processes": world_size < 1
+        or batch_size % world_size != 0,
+        f"rank is {rank}; expected 0 to {world_size - 1}": not 0 <= rank < world_size,
+        f"seed is {seed}; expected 0 or more": seed < 0,
+        f"start_step is {start_step}; expected 0 or more": start_step < 0,
+        f"state_only_prob {state_only_prob} and no_memory_prob {no_memory_prob}: expected "
+        "probabilities with a sum of at most 1": min(state_only_prob, no_memory_prob) < 0
+        or state_only_prob + no_memory_prob > 1,
+    }
+    if any(wrong.values()):
+        raise ValueError("Batches: " + "; ".join(what for what, is_so in wrong.items() if is_so))
+    share = batch_size // world_size
+    mine = slice(rank * share, (rank + 1) * share)
+
+    def endless() -> Iterator[Batch]:
+        for step in count(start_step):
+            indices = batch_indices(len(dataset), batch_size, seed, step)
+            modes = batch_modes(
+                batch_size,
+                seed,
+                step,
+                state_only_prob=state_only_prob,
+                no_memory_prob=no_memory_prob,
+            )
+            pairs = list(zip(indices, modes, strict=True))[mine]
+            views = [dataset[index].view(mode) for index, mode in pairs]
+            yield pad_batch(views, pad_id=pad_id, multiple=multiple)
+
+    return endless()
+
+
+def evaluation_batches(
+    dataset: Sequence[Episode],
+    batch_size: int,
+    *,
+    mode: str = "both",
+    pad_id: int = 0,
+    multiple: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
+    """Every episode once, in order; the last batch may be smaller.
+
+    Each process gets every world_size-th episode. Arguments as in `batches`; ``mode`` as in
+    `Episode.view`.
+    """
+    mine = range(rank, len(dataset), world_size)
+    for start in range(0, len(mine), batch_size):
+        views = [dataset[index].view(mode) for index in mine[start : start + batch_size]]
+        yield pad_batch(views, pad_id=pad_id, multiple=multiple)

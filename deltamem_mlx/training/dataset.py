@@ -1,0 +1,122 @@
+"""Episodes of many conversations, tokenized once."""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+
+from ..messages import Tokenizer
+from .episodes import UNSUPERVISED, Episode, EpisodeSettings, View, build_episodes, supervised_turns
+from .rows import Conversation, raise_problems
+
+
+class EpisodeDataset(Sequence[Episode]):
+    """The episodes of some conversations, tokenized when first asked for and then kept.
+
+    Args:
+        conversations (Sequence[Conversation]): From `load_conversations`.
+        tokenizer (Tokenizer): Of the model to train.
+        settings (EpisodeSettings): How conversations become episodes.
+        template_kwargs (Mapping, optional): For the chat template, beside a row's own ``tools``.
+    """
+
+    def __init__(
+        self,
+        conversations: Sequence[Conversation],
+        tokenizer: Tokenizer,
+        settings: EpisodeSettings | None = None,
+        *,
+        template_kwargs: Mapping[str, object] | None = None,
+    ) -> None:
+        self.settings = settings or EpisodeSettings()
+        self._conversations = list(conversations)
+        self._tokenizer = tokenizer
+        self._template_kwargs = dict(template_kwargs or {})
+        mode = self.settings.assistant_loss_mode
+        counts = [len(supervised_turns(c.messages, mode)) for c in self._conversations]
+        self._ends = list(accumulate(counts))
+        self._built: dict[int, list[Episode]] = {}
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> Episode:
+        if not 0 <= index < len(self):
+            raise IndexError(f"Episode {index}; there are {len(self)}.")
+        row = bisect_right(self._ends, index)
+        start = self._ends[row - 1] if row else 0
+        return self._episodes(row)[index - start]
+
+    def _episodes(self, row: int) -> list[Episode]:
+        if row not in self._built:
+            messages, tools, where = self._conversations[row]
+            kwargs = self._template_kwargs | ({"tools": tools} if tools else {})
+            try:
+                self._built[row] = build_episodes(
+                    self._tokenizer, messages, self.settings, template_kwargs=kwargs
+                )
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{where}: {error}") from error
+        return self._built[row]
+
+    def report(self) -> "DatasetReport":
+        """Sizes, after building every episode.
+
+        Raises ValueError listing every conversation that the chat template refuses.
+        """
+        problems = []
+        for row in range(len(self._conversations)):
+            try:
+                self._episodes(row)
+            except ValueError as error:
+                problems.append(str(error))
+        raise_problems(problems, "Conversations that cannot be made into episodes", "")
+        views = [episode.both for episode in self]
+        return DatasetReport(len(self._conversations), self.settings, views)
+
+
+class DatasetReport:
+    """How large a dataset is and what was cut, for the view ``both``.
+
+    Attributes:
+        conversations, episodes (int): How many.
+        with_history (int): Episodes that have a write part.
+        write_tokens, read_tokens, supervised_tokens (int): Totals, after cutting.
+        longest_write, longest_read (int): Tokens of the longest parts, before cutting.
+        truncated_writes, truncated_reads (int): Parts that were cut.
+    """
+
+    def __init__(self, conversations: int, settings: EpisodeSettings, views: list[View]) -> None:
+        writes, reads = [view.write for view in views], [view.read for view in views]
+        self.settings = settings
+        self.conversations, self.episodes = conversations, len(views)
+        self.with_history = sum(len(write.tokens) > 0 for write in writes)
+        self.write_tokens = sum(len(write.tokens) for write in writes)
+        self.read_tokens = sum(len(read.tokens) for read in reads)
+        self.supervised_tokens = sum(int((r.labels[1:] != UNSUPERVISED).sum()) for r in reads)
+        self.longest_write = max((len(w.tokens) + w.dropped for w in writes), default=0)
+        self.longest_read = max((len(r.tokens) + r.dropped for r in reads), default=0)
+        self.truncated_writes = sum(write.dropped > 0 for write in writes)
+        self.truncated_reads = sum(read.dropped > 0 for read in reads)
+
+    def notes(self) -> list[str]:
+        """What a person should know before training: parts cut, nothing to remember."""
+        notes = []
+        if self.truncated_writes:
+            notes.append(
+                f"{self.truncated_writes} of {self.with_history} write parts were cut to their "
+                f"last {self.settings.max_write_length} tokens (the longest had "
+                f"{self.longest_write}): raise max_write_length to keep more."
+            )
+        if self.truncated_reads:
+            notes.append(
+                f"{self.truncated_reads} of {self.episodes} read parts were cut to their last "
+                f"{self.settings.max_length} tokens (the longest had {self.longest_read}): "
+                "raise max_length to keep more."
+            )
+        if self.with_history < self.episodes:
+            notes.append(
+                f"{self.episodes - self.with_history} of {self.episodes} episodes have nothing to "
+                "write, so they teach the memory nothing: give conversations with more turns, or "
+                "lower episode_recent_messages."
+            )
+        return notes

@@ -1,0 +1,261 @@
+"""Episodes: which part of a conversation is written into the memory, which read, what is learned.
+
+An episode has one target, an assistant message. Its write part fills the state and leaves no
+context; its read part is what the model sees when it has to produce the target (arXiv 2605.12357).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..messages import Message, Tokenizer, check_messages
+from ..spans import NO_SPAN, message_spans, running_spans
+
+UNSUPERVISED = -100
+LOSS_MODES = ("all_assistant_turns", "final_assistant_only")
+MODES = ("both", "state_only", "no_memory")
+
+
+@dataclass(frozen=True)
+class EpisodeSettings:
+    """How conversations become episodes. The defaults are those of the authors' release.
+
+    Args:
+        assistant_loss_mode (str): Targets: ``all_assistant_turns`` or ``final_assistant_only``.
+        episode_recent_messages (int): Messages before the target that stay visible; what is older
+            is written. A system message in the middle of a conversation counts as one.
+        max_length (int): Tokens kept of a read part, from its end.
+        max_write_length (int): Tokens kept of a write part, from its end.
+        sentences (bool): Give sentence ids, for ``sentence_mean`` writes.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: Values are out of range; all of them are listed.
+    """
+
+    assistant_loss_mode: str = "final_assistant_only"
+    episode_recent_messages: int = 1
+    max_length: int = 512
+    max_write_length: int = 8192
+    sentences: bool = False
+
+    def __post_init__(self) -> None:
+        least = {"episode_recent_messages": 0, "max_length": 2, "max_write_length": 1}
+        values = {name: getattr(self, name) for name in least}
+        wrong = [n for n, value in values.items() if type(value) is not int]
+        if wrong:
+            kinds = ", ".join(f"{n} is {values[n]!r}" for n in wrong)
+            raise TypeError(f"Episode settings: {kinds}; expected whole numbers.")
+        problems = [
+            f"{name} is {values[name]}; expected at least {low}"
+            for name, low in least.items()
+            if values[name] < low
+        ]
+        if self.assistant_loss_mode not in LOSS_MODES:
+            problems.append(
+                f"assistant_loss_mode is {self.assistant_loss_mode!r}; expected "
+                f"{' or '.join(LOSS_MODES)}"
+            )
+        if problems:
+            raise ValueError("Episode settings: " + "; ".join(problems) + ".")
+
+
+@dataclass(frozen=True, eq=False)
+class ReadPart:
+    """What the model reads and learns.
+
+    Attributes:
+        tokens (np.ndarray): [R] int32.
+        labels (np.ndarray): [R] int32, the token itself where it is supervised, -100 elsewhere. A
+            label is predicted from the token before it, so one at position 0 counts for nothing.
+        dropped (int): Tokens cut off at the start.
+    """
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    dropped: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class WritePart:
+    """What is written into the memory beforehand; no tokens when there is no history.
+
+    Attributes:
+        tokens, message_ids, sentence_ids (np.ndarray): [W] int32 each. Sentence ids are all -1 when
+            they were not asked for. Cutting does not renumber.
+        dropped (int): Tokens cut off at the start.
+    """
+
+    tokens: np.ndarray
+    message_ids: np.ndarray
+    sentence_ids: np.ndarray
+    dropped: int = 0
+
+
+_EMPTY = np.zeros(0, np.int32)
+NO_WRITE = WritePart(_EMPTY, _EMPTY, _EMPTY)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One way to show an episode: a write part and the read part that goes with it."""
+
+    write: WritePart
+    read: ReadPart
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One target with its views.
+
+    Attributes:
+        both (View): The recent messages are visible, older ones written.
+        state_only (View): Only the last message is visible, all others written. The same object as
+            ``both`` where they do not differ.
+        target (int): Index of the target in the conversation.
+        written, visible (int): Messages in the write part of ``both``, and before the target in its
+            read part.
+    """
+
+    both: View
+    state_only: View
+    target: int
+    written: int
+    visible: int
+
+    def view(self, mode: str) -> View:
+        """The view for ``both``, ``state_only`` or ``no_memory`` (as ``both``, nothing written)."""
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}; expected {', '.join(MODES)}.")
+        if mode == "no_memory":
+            return View(NO_WRITE, self.both.read)
+        return self.state_only if mode == "state_only" else self.both
+
+
+def supervised_turns(messages: Sequence[Message], assistant_loss_mode: str) -> list[int]:
+    """The indices of the messages to learn.
+
+    Raises ValueError if there is no assistant message, or the mode is unknown.
+    """
+    if assistant_loss_mode not in LOSS_MODES:
+        raise ValueError(
+            f"assistant_loss_mode is {assistant_loss_mode!r}; expected {' or '.join(LOSS_MODES)}."
+        )
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not turns:
+        raise ValueError("No assistant message: there is nothing to learn. Add a reply.")
+    return turns if assistant_loss_mode == "all_assistant_turns" else turns[-1:]
+
+
+def labelled_sequence(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    max_length: int,
+    assistant_loss_mode: str = "final_assistant_only",
+    template_kwargs: Mapping[str, object] | None = None,
+) -> ReadPart:
+    """A conversation as tokens and labels, without a memory.
+
+    Supervised is all that an assistant message adds to the rendered conversation, its header and
+    end marker included. The last ``max_length`` tokens are kept.
+
+    Raises TypeError and ValueError as `message_spans` and `supervised_turns`.
+    """
+    check_messages(messages)
+    turns = supervised_turns(messages, assistant_loss_mode)
+    spans = message_spans(tokenizer, messages, template_kwargs=template_kwargs)
+    tokens = np.array(spans.token_ids, np.int32)
+    ids = [sum(message["role"] != "system" for message in messages[:turn]) for turn in turns]
+    labels = np.where(np.isin(spans.message_ids, ids), tokens, UNSUPERVISED)
+    return ReadPart(
+        tokens[-max_length:],
+        labels[-max_length:].astype(np.int32),
+        max(0, len(tokens) - max_length),
+    )
+
+
+def build_episodes(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    settings: EpisodeSettings,
+    *,
+    template_kwargs: Mapping[str, object] | None = None,
+) -> list[Episode]:
+    """The episodes of a conversation, one for each target, in order.
+
+    The system messages at its start open every part. A write part is the conversation up to the
+    visible messages; without anything but system messages before them there is none.
+
+    Args:
+        tokenizer (Tokenizer): As in `message_spans`.
+        messages (Sequence[Message]): The conversation; what follows the last target is not used.
+        settings (EpisodeSettings): What to cut and keep.
+        template_kwargs (Mapping, optional): For the chat template.
+
+    Raises:
+        TypeError, ValueError: As `message_spans` and `supervised_turns`.
+    """
+    check_messages(messages)
+    turns = supervised_turns(messages, settings.assistant_loss_mode)
+    opening = next(i for i, message in enumerate(messages) if message["role"] != "system")
+    ends = {
+        turn: [max(opening, turn - recent) for recent in (settings.episode_recent_messages, 1)]
+        for turn in turns
+    }
+    writes = _write_parts(
+        tokenizer,
+        messages,
+        opening,
+        {e for pair in ends.values() for e in pair},
+        settings,
+        template_kwargs,
+    )
+
+    def view(turn: int, end: int) -> View:
+        shown = [*messages[:opening], *messages[end : turn + 1]]
+        read = labelled_sequence(
+            tokenizer, shown, max_length=settings.max_length, template_kwargs=template_kwargs
+        )
+        return View(writes[end], read)
+
+    episodes = []
+    for turn, (end, last) in ends.items():
+        both = view(turn, end)
+        state_only = both if last == end else view(turn, last)
+        written = end if end > opening else 0
+        episodes.append(Episode(both, state_only, turn, written, opening + turn - end))
+    return episodes
+
+
+def _write_parts(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    opening: int,
+    ends: set[int],
+    settings: EpisodeSettings,
+    template_kwargs: Mapping[str, object] | None,
+) -> dict[int, WritePart]:
+    """The write part ``messages[:end]`` for every end, from one pass over the conversation."""
+    parts = {opening: NO_WRITE}
+    if max(ends) == opening:
+        return parts
+    history = messages[: max(ends)]
+    limit = settings.max_write_length
+    for count, spans in running_spans(
+        tokenizer, history, sentences=settings.sentences, template_kwargs=template_kwargs
+    ):
+        if count in ends and count > opening:
+            columns = (spans.token_ids, spans.message_ids, spans.sentence_ids or [NO_SPAN])
+            tokens, message_ids, sentence_ids = (np.array(c[-limit:], np.int32) for c in columns)
+            sentence_ids = np.broadcast_to(sentence_ids, tokens.shape)
+            dropped = len(spans.token_ids) - len(tokens)
+            parts[count] = WritePart(tokens, message_ids, sentence_ids, dropped)
+    missing = sorted(ends - parts.keys())
+    if missing:
+        raise ValueError(
+            f"The chat template refuses the history before messages[{missing[0]}], so it cannot be "
+            "written on its own. Reorder the messages, or set another tokenizer.chat_template."
+        )
+    return parts
