@@ -13,7 +13,8 @@ from .adapter_files import AdapterFiles, read_adapter, write_adapter
 from .attention import adapter_shapes
 from .config import HEADS, DeltaMemConfig
 from .hub import ADAPTER_FILES, MODEL_FILES, resolve
-from .patch import attach, attachment, choose_sites, config_of, is_attached, memory_layers
+from .patch import attach, attachment, config_of, is_attached, memory_layers
+from .sites import choose_sites
 
 
 def load(

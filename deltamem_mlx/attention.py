@@ -44,11 +44,13 @@ def adapter_shapes(projections: Projections, config: DeltaMemConfig) -> dict[str
 class Packed:
     """The adapter weights of a layer as its forward multiplies them.
 
+    They have the rank of what they meet, or every product would first be reshaped.
+
     Args:
         sources (tuple[mx.array, ...]): The parameters these were made of.
-        inward (mx.array): float32 [D, P], all memory and gate projections side by side.
-        bias (mx.array): float32 [P].
-        outward (dict[str, mx.array]): [r·H, out] per corrected projection, scale included.
+        inward (mx.array): float32 [1, D, P], all memory and gate projections side by side.
+        bias (mx.array): float32 [1, 1, P].
+        outward (dict[str, mx.array]): [1, r·H, out] per corrected projection, scale included.
     """
 
     sources: tuple[mx.array, ...]
@@ -63,7 +65,7 @@ class Corrected:
     Args:
         projection (nn.Module): The base projection.
         reads (mx.array): [B, T, r·H], in the dtype of ``weight``.
-        weight (mx.array): [r·H, out].
+        weight (mx.array): [1, r·H, out].
         norm (tuple[mx.array, float]): Weight and epsilon of an RMS norm on the correction.
     """
 
@@ -78,10 +80,12 @@ class Corrected:
 
     def __call__(self, x: mx.array) -> mx.array:
         y = self.projection(x)
-        reads = self.reads.reshape(*y.shape[:-1], -1)
+        reads, weight = self.reads, self.weight
+        if y.ndim != reads.ndim:  # an attention that flattens its batch
+            reads, weight = reads.reshape(*y.shape[:-1], -1), weight[0]
         if self.norm is None:
-            return mx.addmm(y, reads.astype(y.dtype), self.weight.astype(y.dtype))
-        delta = mx.fast.rms_norm(reads @ self.weight, *self.norm)
+            return mx.addmm(y, reads.astype(y.dtype), weight.astype(y.dtype))
+        delta = mx.fast.rms_norm(reads @ weight, *self.norm)
         return y + delta.astype(y.dtype)
 
     def __getattr__(self, name: str) -> object:
@@ -184,7 +188,7 @@ class DeltaMemAttention(nn.Module):
         by_name = "cache" in kwargs
         i = self.cache_index
         cache = kwargs["cache"] if by_name else args[i] if len(args) > i else None
-        if cache is None:
+        if cache is None or cache == (None, None):  # some models pass a pair of nothings
             return None, args, kwargs
         if not isinstance(cache, DeltaMemCache):
             raise TypeError(
@@ -241,8 +245,8 @@ class DeltaMemAttention(nn.Module):
             rows.append(self.lambda_proj)
             biases.append(self.lambda_bias)
         spec = self._memory_spec
-        inward = spec.pack(mx.concatenate(rows).astype(mx.float32)).T
-        bias = spec.pack(mx.concatenate(biases).astype(mx.float32))
+        inward = spec.pack(mx.concatenate(rows).astype(mx.float32)).T[None]
+        bias = spec.pack(mx.concatenate(biases).astype(mx.float32))[None, None]
         return Packed(sources, inward, bias, self._outward(dtype))
 
     def _outward(self, dtype: mx.Dtype) -> dict[str, mx.array]:
@@ -259,7 +263,7 @@ class DeltaMemAttention(nn.Module):
             weights["packed"] = projections.join(parts)
         keep = {names["o"]} if self._o_norm() else set()  # a normed correction stays float32
         return {
-            names[head]: w if names[head] in keep else w.astype(dtype)
+            names[head]: w[None] if names[head] in keep else w[None].astype(dtype)
             for head, w in weights.items()
         }
 

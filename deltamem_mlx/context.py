@@ -55,8 +55,9 @@ class Context:
 
     def feed(self, spans: Spans, *, step_size: int, write: bool = True) -> None:
         """Run tokens through the model, at most ``step_size`` a call."""
-        tokens = mx.array(spans.token_ids)
-        with self.spans(spans) if write else read_only(self.cache), mx.stream(generation_stream):
+        tokens = mx.array(spans.token_ids, dtype=mx.uint32)
+        writing = self.spans(spans) if write else read_only(self.cache)
+        with writing, mx.stream(generation_stream):
             for start in range(0, len(spans.token_ids), step_size):
                 self.model(tokens[None, start : start + step_size], cache=self.cache)
                 self.settle()
@@ -73,10 +74,10 @@ class Context:
         self.tokens = []
         self._number += 1
 
-    def mark(self, ahead: int = 0) -> Mark:
-        """The present point, ``ahead`` tokens after those that ``tokens`` lists."""
+    def mark(self, length: int | None = None) -> Mark:
+        """The present point; ``length`` where ``tokens`` does not list yet what was fed."""
         memory = {i: (m.matrix, m.written) for i, m in memories(self.cache).items()}
-        return Mark(self._number, len(self.tokens) + ahead, memory)
+        return Mark(self._number, len(self.tokens) if length is None else length, memory)
 
     def can_trim(self) -> bool:
         """Whether the KV cache can drop its last tokens: a full sliding window cannot."""
@@ -87,15 +88,23 @@ class Context:
         for i, memory in memories(self.cache).items():
             memory.matrix, memory.written = mark.memory[i]
             memory.ingest = None
+        if mark.context == self._number and self._trim_to(mark.length):
+            del self.tokens[mark.length :]
+        else:
+            self.forget()
+
+    def _trim_to(self, length: int) -> bool:
         caches = list(_kv_caches(self.cache))
-        # A call that failed halfway has reached some layers only: each is cut to its own length.
-        ahead = [getattr(kv, "offset", 0) - mark.length for kv in caches]
-        if mark.context != self._number or min(ahead) < 0 or (any(ahead) and not self.can_trim()):
-            return self.forget()
-        for kv, n in zip(caches, ahead, strict=True):
+        if not all(hasattr(kv, "offset") for kv in caches):
+            return False
+        # A call that failed halfway has reached some layers only: each is cut by its own excess.
+        excess = [kv.offset - length for kv in caches]
+        if min(excess) < 0 or (any(excess) and not self.can_trim()):
+            return False
+        for kv, n in zip(caches, excess, strict=True):
             if n:
                 kv.trim(n)
-        del self.tokens[mark.length :]
+        return True
 
     def fork(self) -> "Context":
         """An independent copy; arrays are shared until one side changes them."""

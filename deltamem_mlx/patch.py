@@ -1,9 +1,6 @@
 """Attach a memory to a loaded mlx-lm model, and take it away again."""
 
-import copy
-import inspect
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,20 +11,7 @@ from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt
 from .attention import DeltaMemAttention, memory_class
 from .cache import DeltaMemCache
 from .config import DeltaMemConfig
-from .projections import OUTPUT, PACKED, Projections, candidates
-
-Path = tuple[int, ...]
-
-
-@dataclass
-class Site:
-    """An attention that can keep a memory: where it is, and which part of the cache it gets."""
-
-    layer: int
-    name: str
-    attention: nn.Module
-    projections: Projections
-    cache_path: Path
+from .sites import Path, choose_sites
 
 
 @dataclass(frozen=True)
@@ -87,6 +71,8 @@ def attach(model: nn.Module, config: DeltaMemConfig, *, seed: int | None = None)
     if is_attached(model):
         raise ValueError("The model has a δ-mem adapter already: call dm.detach(model) first.")
     sites = choose_sites(model, config)
+    for module in model.modules():  # not every mlx-lm model calls the constructor that sets it
+        vars(module).setdefault("_no_grad", set())
     trainable = {name: set(module._no_grad) for name, module in model.named_modules()}
     if seed is not None:
         mx.random.seed(seed)
@@ -147,118 +133,6 @@ def config_of(model: nn.Module) -> DeltaMemConfig:
 @lru_cache
 def _model_class(base: type[nn.Module]) -> type[DeltaMemModel]:
     return type(f"DeltaMem{base.__name__}", (DeltaMemModel, base), {})
-
-
-def choose_sites(model: nn.Module, config: DeltaMemConfig) -> list[Site]:
-    """One site per wanted layer; every reason why there is none is listed."""
-    count = len(model.layers)
-    outside = [i for i in config.target_layers if i >= count]
-    if outside:
-        raise ValueError(f"target_layers {outside}: the model has layers 0 to {count - 1}.")
-    sites, problems = find_sites(model)
-    chosen = []
-    for layer in config.target_layers or range(count):
-        here = [site for site in sites if site.layer == layer]
-        named = [s for s in here if s.name.rpartition(".")[2] in config.target_modules]
-        here = named or here
-        if len(here) > 1:
-            names = ", ".join(site.name for site in here)
-            problems.append(
-                f"layer {layer} has several attentions ({names}): name one in target_modules"
-            )
-        elif here:
-            chosen.append(here[0])
-        elif config.target_layers:
-            problems.append(f"layer {layer} has no attention to patch")
-    if problems or not chosen:
-        raise ValueError(_refusal(model, problems))
-    return chosen
-
-
-def _refusal(model: nn.Module, problems: list[str]) -> str:
-    name = getattr(model, "model_type", type(model).__name__)
-    if not problems:
-        classes = sorted(
-            {
-                f"{path} ({type(m).__name__})"
-                for layer in model.layers
-                for path, m in layer.named_modules()
-                if path and "cache" in _parameters(type(m))
-            }
-        )
-        problems = [
-            "looked for an attention with q_proj, k_proj, v_proj or one of "
-            f"{', '.join(PACKED)}, an output projection ({', '.join(OUTPUT)}) and a KV cache; "
-            f"found {', '.join(classes) or 'no attention'}"
-        ]
-    return f"Cannot attach a memory to {name!r}: " + "; ".join(dict.fromkeys(problems)) + "."
-
-
-def find_sites(model: nn.Module) -> tuple[list[Site], list[str]]:
-    """All attentions of the model that can keep a memory, and reasons why others cannot.
-
-    Which cache an attention gets is not in its code but in its model's, so one token is run
-    through the model, recording the calls and never evaluating the result.
-    """
-    found = {
-        id(attention): (layer, name, attention, projections)
-        for layer, block in enumerate(model.layers)
-        for name, attention, projections in candidates(block)
-        if "cache" in _parameters(type(attention))
-    }
-    caches = make_prompt_cache(model)
-    received = _probe(model, [entry[2] for entry in found.values()], caches)
-    sites, problems, taken = [], [], {}
-    paths = {id(c): path for path, c in _walk(caches)}
-    for key, (layer, name, attention, projections) in found.items():
-        got = [c for c in received.get(key, []) if c is not None]
-        if not any(hasattr(c, "update_and_fetch") or isinstance(c, CacheList) for c in got):
-            continue  # not a softmax attention: a recurrent layer keeps its own state
-        if len({id(c) for c in got}) > 1:
-            problems.append(f"layer {layer} uses several KV caches a token")
-            continue
-        path = paths[id(got[0])]
-        if path in taken:
-            problems.append(f"layers {taken[path]} and {layer} share a KV cache")
-        taken[path] = layer
-        sites.append(Site(layer, name, attention, projections, path))
-    return sites, problems
-
-
-def _probe(model: nn.Module, attentions: list[nn.Module], caches: list) -> dict[int, list[object]]:
-    """Run one token lazily and return which caches each attention was called with."""
-    received: dict[int, list[object]] = {}
-    classes = [type(attention) for attention in attentions]
-    try:
-        for attention, base in zip(attentions, classes, strict=True):
-            attention.__class__ = _recorder(base, received)
-        model(mx.array([[0]]), cache=copy.copy(caches))
-    finally:
-        for attention, base in zip(attentions, classes, strict=True):
-            attention.__class__ = base
-    return received
-
-
-def _recorder(base: type[nn.Module], received: dict[int, list[object]]) -> type[nn.Module]:
-    index = list(_parameters(base)).index("cache") - 1  # self
-
-    def record(self: nn.Module, *args: object, **kwargs: object) -> object:
-        cache = kwargs["cache"] if "cache" in kwargs else args[index] if len(args) > index else None
-        received.setdefault(id(self), []).append(cache)
-        return base.__call__(self, *args, **kwargs)
-
-    return type(base.__name__, (base,), {"__call__": record})
-
-
-def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(cls.__call__).parameters)
-
-
-def _walk(caches: list, path: Path = ()) -> Iterator[tuple[Path, object]]:
-    for i, cache in enumerate(caches):
-        yield (*path, i), cache
-        if isinstance(cache, CacheList):
-            yield from _walk(cache.caches, (*path, i))
 
 
 def _at(caches: list, path: Path) -> object:

@@ -106,9 +106,7 @@ def end_of_turn(
         end_ids (Collection[int]): Tokens that end a turn.
         sentences, template_kwargs: As in `message_spans`.
     """
-    spans = message_spans(
-        tokenizer, messages, sentences=sentences, template_kwargs=template_kwargs
-    )
+    spans = message_spans(tokenizer, messages, sentences=sentences, template_kwargs=template_kwargs)
     fed = [*turn.spans.token_ids, *reply]
     if spans.token_ids[: len(fed)] == fed:
         return spans.tail(len(fed))

@@ -213,7 +213,6 @@ class Architecture(NamedTuple):
 A = Architecture
 LATENT = "latent attention: keys and values are not projections of the layer's input"
 NO_ATTENTION = "no attention layers"
-OWN_KV = "layers with keys and values of their own"
 USUAL = (
     "cohere deepseek dots1 ernie4_5 gemma glm glm4 helium internlm3 llama mimo "
     "mixtral nanbeige olmo2 olmoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss solar_open "
@@ -510,7 +509,7 @@ ARCHITECTURES |= {
         GEMMA3N | dict(num_hidden_layers=2, layer_types=SLIDING, num_kv_shared_layers=0),
         nested=True,
     ),
-    "gemma4_text": A(GEMMA3N, layers=(0, 1), note=OWN_KV),
+    "gemma4_text": A(GEMMA3N, refused="later layers use the keys and values of earlier ones"),
     "hunyuan": A(
         dict(
             moe_topk=2,
@@ -520,8 +519,7 @@ ARCHITECTURES |= {
             cla_share_factor=2,
             rope_scaling=DYNAMIC,
         ),
-        layers=(0,),
-        note=OWN_KV,
+        refused="every second layer uses the keys and values of the one before",
     ),
     # No attention, or none whose q, k and v are projections of the layer's input.
     "bailing_hybrid": A(
