@@ -1,0 +1,118 @@
+"""What the memory computes: the scan in three forms, the decode step, and which one serves a call.
+
+Nothing here knows of models, caches or adapters.
+"""
+
+import os
+
+import mlx.core as mx
+
+from .chunk import chunk_scan
+from .metal import metal_scan, metal_step, why_not_metal
+from .recurrent import recurrent_scan
+from .spec import ScanSpec, activate
+from .step import compiled_step
+
+__all__ = ["FORMS", "ScanSpec", "activate", "delta_scan", "delta_step"]
+
+FORMS = ("recurrent", "chunk", "metal")
+VARIABLE = "DELTAMEM_SCAN"
+
+FEW_TOKENS = 6
+
+Pair = tuple[mx.array, mx.array]
+
+
+def delta_scan(
+    state: mx.array,
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    keep: mx.array,
+    erase: mx.array,
+    write: mx.array,
+    mask: mx.array | None = None,
+    *,
+    form: str | None = None,
+) -> Pair:
+    """Return what T tokens read from the memory, and the state they leave (arXiv 2605.12357).
+
+    Each token reads first, ``S q``, then writes ``S <- keep S - erase (S k) k^T + write v k^T``
+    with the gates scaling rows of S. All forms are exact and differentiable.
+
+    Args:
+        state (mx.array): [B, H, r, r], rows value, columns key.
+        q, k, v, keep, erase, write (mx.array): [B, T, H, r].
+        mask (mx.array, optional): bool [B, T]; a False token reads 0 and writes nothing.
+        form (str, optional): "recurrent", "chunk" or "metal". By default what the environment
+          variable ``DELTAMEM_SCAN`` says, else the fastest form for the device and the sizes.
+
+    Returns:
+        tuple[mx.array, mx.array]: float32 reads [B, T, H, r] and state [B, H, r, r], whatever the
+        dtypes of the inputs.
+
+    Raises:
+        ValueError: If shapes do not fit each other, or a form is unknown.
+        RuntimeError: If the metal form is asked for and cannot run here.
+    """
+    inputs = {"q": q, "k": k, "v": v, "keep": keep, "erase": erase, "write": write}
+    _check_shapes(state, inputs, mask)
+    scans = {"recurrent": recurrent_scan, "chunk": chunk_scan, "metal": metal_scan}
+    scan = scans[_pick(form, *q.shape[1::2])]
+    state, *tokens = (x.astype(mx.float32) for x in (state, *inputs.values()))
+    return scan(state, *tokens, None if mask is None else mask.astype(mx.bool_))
+
+
+def delta_step(state: mx.array, projected: mx.array, spec: ScanSpec) -> Pair:
+    """Return what one projected token reads, and the state it leaves: a scan over one token.
+
+    Args:
+        state (mx.array): float32 [B, H, r, r], rows value, columns key.
+        projected (mx.array): [B, 1, packed_width], any float dtype, biases added.
+        spec (ScanSpec): The settings.
+
+    Returns:
+        tuple[mx.array, mx.array]: float32 reads [B, 1, r·H] and state [B, H, r, r].
+
+    Raises:
+        ValueError: If the shapes do not fit the spec, or ``DELTAMEM_SCAN`` names an unknown form.
+        RuntimeError: If ``DELTAMEM_SCAN`` asks for the metal form and it cannot run here.
+    """
+    B, H, r = state.shape[0], spec.heads, spec.rank
+    if projected.shape != (B, 1, spec.packed_width) or state.shape != (B, H, r, r):
+        raise ValueError(
+            f"delta_step: projected is {list(projected.shape)} and state {list(state.shape)}, "
+            f"expected [B, 1, {spec.packed_width}] and [B, {H}, {r}, {r}] for {spec}."
+        )
+    step = metal_step if _pick(None, 1, r) == "metal" else compiled_step
+    return step(state, projected, spec)
+
+
+def _check_shapes(state: mx.array, inputs: dict[str, mx.array], mask: mx.array | None) -> None:
+    if state.ndim != 4 or state.shape[2] != state.shape[3]:
+        raise ValueError(f"delta_scan: state is {list(state.shape)}, expected [B, H, r, r].")
+    B, H, r, _ = state.shape
+    T = inputs["q"].shape[1] if inputs["q"].ndim == 4 else "T"
+    given = {name: list(x.shape) for name, x in inputs.items()}
+    expected = {name: [B, T, H, r] for name in inputs}
+    if mask is not None:
+        given["mask"], expected["mask"] = list(mask.shape), [B, T]
+    wrong = [name for name in given if given[name] != expected[name]]
+    if wrong:
+        lines = "\n".join(f"  {x}: {given[x]}, expected {expected[x]}" for x in wrong)
+        raise ValueError(f"delta_scan: shapes do not fit a state {list(state.shape)}:\n{lines}")
+
+
+def _pick(form: str | None, T: int, r: int) -> str:
+    asked = form or os.environ.get(VARIABLE)
+    source = "form=" if form else f"{VARIABLE}="
+    if asked and asked not in FORMS:
+        raise ValueError(f"{source}{asked} is not a form of the scan; use {', '.join(FORMS)}.")
+    if asked == "metal" and (reason := why_not_metal()):
+        raise RuntimeError(f"{source}metal cannot run here: {reason}. Use chunk or recurrent.")
+    if asked:
+        return asked
+    if not why_not_metal():
+        return "metal"
+    # The maps of the chunks cost r^3 a token: up to so many tokens they do not pay.
+    return "recurrent" if max(FEW_TOKENS, r**3 // 256) >= T else "chunk"

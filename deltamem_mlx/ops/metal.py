@@ -1,0 +1,231 @@
+"""The metal form: one launch for a whole scan, and one for a whole decode step.
+
+A thread keeps one row of the state in registers and walks the tokens, so the rows need no exchange
+and the kernel bodies stay within what Metal and C++ share (the tests compile them as C++).
+"""
+
+import functools
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from .chunk import chunk_scan
+from .recurrent import recurrent_scan
+from .spec import NORM_FLOOR, ScanSpec, activate
+from .step import compiled_step
+
+Pair = tuple[mx.array, mx.array]
+Kernel = Callable[..., list[mx.array]]
+Template = list[tuple[str, int | bool]]
+
+SCAN_INPUTS = ["state_in", "q", "k", "v", "keep", "erase", "write", "mask", "T"]
+SCAN_SOURCE = """
+    const size_t row = thread_position_in_grid.x;  // of all B * H * R rows
+    const size_t i = row % R, h = row / R % H, b = row / R / H;
+
+    float s[R];
+    for (int a = 0; a < R; ++a) {
+      s[a] = state_in[row * R + a];
+    }
+    for (int t = 0; t < T; ++t) {
+      const size_t at = ((b * T + t) * H + h) * R;
+      float read = 0.0f;
+      if (!MASKED || mask[b * T + t]) {
+        float predicted = 0.0f;
+        for (int a = 0; a < R; ++a) {
+          read += s[a] * static_cast<float>(q[at + a]);
+          predicted += s[a] * static_cast<float>(k[at + a]);
+        }
+        const float written = static_cast<float>(write[at + i]) * static_cast<float>(v[at + i]);
+        const float change = written - static_cast<float>(erase[at + i]) * predicted;
+        const float kept = static_cast<float>(keep[at + i]);
+        for (int a = 0; a < R; ++a) {
+          s[a] = kept * s[a] + change * static_cast<float>(k[at + a]);
+        }
+      }
+      reads[at + i] = read;
+    }
+    for (int a = 0; a < R; ++a) {
+      state_out[row * R + a] = s[a];
+    }
+"""
+
+STEP_INPUTS = ["state_in", "projected"]
+HEADER = """
+    inline float delta_mem_sigmoid(float x) {
+      const float y = 1.0f / (1.0f + metal::precise::exp(x < 0.0f ? -x : x));
+      return x < 0.0f ? y : 1.0f - y;
+    }
+"""
+STEP_SOURCE = """
+    const size_t row = thread_position_in_grid.x;  // of all B * H * R rows
+    const size_t i = row % R, first = (row - i) * J;
+
+    float q[R], k[R];
+    float qq = 0.0f, kk = 0.0f;
+    for (int a = 0; a < R; ++a) {
+      q[a] = static_cast<float>(projected[first + a * J]);
+      k[a] = static_cast<float>(projected[first + a * J + 1]);
+      if (NORMALIZE) {
+        q[a] = metal::precise::tanh(q[a]);
+        k[a] = metal::precise::tanh(k[a]);
+      }
+      qq += q[a] * q[a];
+      kk += k[a] * k[a];
+    }
+    const float q_norm = NORMALIZE ? metal::max(metal::precise::sqrt(qq), NORM_FLOOR) : 1.0f;
+    const float k_norm = NORMALIZE ? metal::max(metal::precise::sqrt(kk), NORM_FLOOR) : 1.0f;
+
+    float s[R];
+    float read = 0.0f, predicted = 0.0f;
+    for (int a = 0; a < R; ++a) {
+      s[a] = state_in[row * R + a];
+      k[a] /= k_norm;
+      read += s[a] * (q[a] / q_norm);
+      predicted += s[a] * k[a];
+    }
+    const size_t mine = first + i * J;
+    const float v = static_cast<float>(projected[mine + 2]);
+    const float beta = delta_mem_sigmoid(static_cast<float>(projected[mine + 3]));
+    float keep = 1.0f - beta;
+    if (J == 6) {
+      keep = delta_mem_sigmoid(static_cast<float>(projected[mine + 4]));
+    }
+    if (NO_LAMBDA) {
+      keep = 1.0f;
+    }
+    const float erase = LAMBDA_OUTSIDE ? keep * beta : beta;
+    const float change = beta * v - erase * predicted;
+    for (int a = 0; a < R; ++a) {
+      state_out[row * R + a] = keep * s[a] + change * k[a];
+    }
+    reads[row] = read;
+""".replace("NORM_FLOOR", f"{NORM_FLOOR}f")
+
+
+def scan_template(mask: mx.array | None, q: mx.array) -> Template:
+    _, _, heads, rank = q.shape
+    return [("R", rank), ("H", heads), ("MASKED", mask is not None)]
+
+
+def step_template(spec: ScanSpec) -> Template:
+    mode = spec.state_update_mode
+    return [
+        ("R", spec.rank),
+        ("J", spec.entries),
+        ("NORMALIZE", spec.normalize_qk),
+        ("NO_LAMBDA", mode == "no_lambda"),
+        ("LAMBDA_OUTSIDE", mode == "lambda_outside"),
+    ]
+
+
+@functools.cache
+def _kernels() -> tuple[Kernel, Kernel] | None:
+    """The scan and the step kernel, or None without Metal."""
+    if not mx.metal.is_available():
+        return None
+    outputs = ["reads", "state_out"]
+    scan = mx.fast.metal_kernel("delta_mem_scan", SCAN_INPUTS, outputs, SCAN_SOURCE)
+    step = mx.fast.metal_kernel("delta_mem_step", STEP_INPUTS, outputs, STEP_SOURCE, HEADER)
+    return scan, step
+
+
+def why_not_metal() -> str | None:
+    """Return why the metal form cannot run here, or None if it can."""
+    if mx.default_device().type != mx.DeviceType.gpu:
+        return "the default device is not a GPU"
+    return _fault()
+
+
+@functools.cache
+def _fault() -> str | None:
+    """Tries both kernels once, so that one that does not build or fit never serves a model."""
+    if _kernels() is None:
+        return "Metal is not available"
+    spec = ScanSpec(rank=4, heads=2)
+    state = mx.ones((1, 2, 4, 4))
+    projected = spec.pack(mx.sin(mx.arange(spec.projected_width)))[None, None]
+    inputs = activate(projected, spec)
+    try:
+        found = [*_launch_scan(None, state, *inputs), *_launch_step(spec, state, projected)]
+        expected = [*recurrent_scan(state, *inputs), *compiled_step(state, projected, spec)]
+        same = [mx.allclose(x, y, atol=1e-4).item() for x, y in zip(found, expected, strict=True)]
+    except Exception as error:
+        return f"its kernels fail: {error}"
+    return None if all(same) else "its kernels give other results than the recurrent form"
+
+
+def metal_scan(
+    state: mx.array,
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    keep: mx.array,
+    erase: mx.array,
+    write: mx.array,
+    mask: mx.array | None = None,
+) -> Pair:
+    """Return what ``recurrent_scan`` returns, from one launch. Its gradient is the chunk form's.
+
+    Args:
+        state (mx.array): float32 [B, H, r, r], rows value, columns key.
+        q, k, v, keep, erase, write (mx.array): [B, T, H, r], any float dtype.
+        mask (mx.array, optional): bool [B, T]; a False token reads 0 and writes nothing.
+
+    Returns:
+        tuple[mx.array, mx.array]: float32 reads [B, T, H, r] and state [B, H, r, r].
+    """
+    scan = _differentiable(
+        lambda *inputs: _launch_scan(mask, *inputs), lambda *inputs: chunk_scan(*inputs, mask)
+    )
+    return scan(state, q, k, v, keep, erase, write)
+
+
+def metal_step(state: mx.array, projected: mx.array, spec: ScanSpec) -> Pair:
+    """Return what ``compiled_step`` returns, from one launch: same arguments, same results."""
+    step = _differentiable(
+        lambda *inputs: _launch_step(spec, *inputs), lambda *inputs: compiled_step(*inputs, spec)
+    )
+    return step(state, projected)
+
+
+def _differentiable(
+    launch: Callable[..., list[mx.array]], portable: Callable[..., Pair]
+) -> Callable[..., Pair]:
+    """The kernel's results with the gradient of a form that has one."""
+    function = mx.custom_function(lambda *inputs: tuple(launch(*inputs)))
+    function.vjp(
+        lambda primals, cotangents, _: tuple(mx.vjp(portable, [*primals], [*cotangents])[1])
+    )
+    return function
+
+
+def _launch_scan(
+    mask: mx.array | None, state: mx.array, q: mx.array, *rest: mx.array
+) -> list[mx.array]:
+    unmasked = mx.array([True])
+    return _launch(
+        _kernels()[0],
+        [state, q, *rest, unmasked if mask is None else mask, q.shape[1]],
+        scan_template(mask, q),
+        [q.shape, state.shape],
+    )
+
+
+def _launch_step(spec: ScanSpec, state: mx.array, projected: mx.array) -> list[mx.array]:
+    reads = (state.shape[0], 1, spec.read_width)
+    return _launch(_kernels()[1], [state, projected], step_template(spec), [reads, state.shape])
+
+
+def _launch(
+    kernel: Kernel, inputs: list[mx.array | int], template: Template, shapes: list[tuple[int, ...]]
+) -> list[mx.array]:
+    rows = shapes[1][0] * shapes[1][1] * shapes[1][2]
+    return kernel(
+        inputs=inputs,
+        template=template,
+        grid=(rows, 1, 1),
+        threadgroup=(min(rows, 32), 1, 1),
+        output_shapes=shapes,
+        output_dtypes=[mx.float32, mx.float32],
+    )

@@ -1,0 +1,99 @@
+"""What a projected token means: the layout of its projections, and the activations on them."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+NORM_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class ScanSpec:
+    """The settings that decide what a projected token reads and writes.
+
+    Projections are laid out as ``[H, r, J]`` with J = q, k, v, beta, (lambda,) k: all that one
+    row of the state needs lies side by side, gates shared by a head are repeated, and the second
+    k becomes the row vector of the write. ``pack`` puts the rows of a weight into that order,
+    once, when an adapter is attached or loaded.
+    """
+
+    rank: int
+    heads: int
+    normalize_qk: bool = True
+    state_update_mode: str = "standard"
+    rankwise_gates: bool = True
+    uses_lambda: bool = False
+
+    @property
+    def read_width(self) -> int:
+        return self.rank * self.heads
+
+    @property
+    def entries(self) -> int:
+        return 6 if self.uses_lambda else 5
+
+    @property
+    def packed_width(self) -> int:
+        return self.read_width * self.entries
+
+    @property
+    def projected_width(self) -> int:
+        gate_width = self.read_width if self.rankwise_gates else self.heads
+        return 3 * self.read_width + (self.entries - 4) * gate_width
+
+    def pack(self, weight: mx.array) -> mx.array:
+        """Return the rows of a weight or bias in packed order.
+
+        Args:
+            weight (mx.array): [P, ...], rows q M, k M, v M, beta G and, if used, lambda G, each
+              of them head-major.
+
+        Returns:
+            mx.array: [packed_width, ...], of the same dtype.
+        """
+        M = self.read_width
+        rows = mx.arange(self.projected_width)
+        qkv, gates = rows[: 3 * M].reshape(3, M), rows[3 * M :].reshape(self.entries - 4, -1)
+        gates = mx.repeat(gates, M // gates.shape[1], axis=1)
+        return weight[mx.concatenate([qkv, gates, qkv[1:2]]).T.flatten()]
+
+
+def activate(projected: mx.array, spec: ScanSpec) -> tuple[mx.array, ...]:
+    """Return queries, keys, values and gates of projected tokens (arXiv 2605.12357).
+
+    Args:
+        projected (mx.array): [B, T, packed_width], any float dtype, biases added.
+        spec (ScanSpec): The settings.
+
+    Returns:
+        tuple[mx.array, ...]: q, k, v, keep, erase, write, each float32 [B, T, H, r].
+
+    Raises:
+        ValueError: If the last axis does not have the packed width.
+    """
+    B, T, width = projected.shape
+    if width != spec.packed_width:
+        raise ValueError(
+            f"activate: projected has {width} columns, expected {spec.packed_width} for {spec}. "
+            "Project with weights that ScanSpec.pack has ordered."
+        )
+    y = projected.astype(mx.float32).reshape(B, T, spec.heads, spec.rank, spec.entries)
+    q, k, v, *gates = (y[..., i] for i in range(spec.entries - 1))
+    if spec.normalize_qk:
+        q, k = _normalize(mx.tanh(q)), _normalize(mx.tanh(k))
+    keep, erase, write = coefficients([mx.sigmoid(gate) for gate in gates], spec)
+    return q, k, v, mx.broadcast_to(keep, v.shape), erase, write
+
+
+def _normalize(x: mx.array) -> mx.array:
+    # The floor comes first: the gradient of a root is infinite at zero.
+    return x / mx.sqrt(mx.maximum(mx.square(x).sum(-1, keepdims=True), NORM_FLOOR**2))
+
+
+def coefficients(gates: list[mx.array], spec: ScanSpec) -> tuple[mx.array, mx.array, mx.array]:
+    """Return keep, erase and write from beta and, where it is a gate of its own, lambda."""
+    beta = gates[0]
+    if spec.state_update_mode == "no_lambda":
+        return mx.array(1.0), beta, beta
+    keep = gates[1] if spec.uses_lambda else 1 - beta
+    return keep, keep * beta if spec.state_update_mode == "lambda_outside" else beta, beta

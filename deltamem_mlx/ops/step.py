@@ -1,0 +1,60 @@
+"""The decode step of one token in as few primitives as can be: nine, once compiled."""
+
+import functools
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from .spec import NORM_FLOOR, ScanSpec, coefficients
+
+Pair = tuple[mx.array, mx.array]
+
+
+def compiled_step(state: mx.array, projected: mx.array, spec: ScanSpec) -> Pair:
+    """Return what ``activate`` and the recurrent form return for one token.
+
+    One product serves the read and the prediction, and hands on the other columns that the update
+    needs. Where MLX cannot compile (on a CPU without a C++ compiler) it runs the same operations
+    one by one.
+
+    Args:
+        state (mx.array): float32 [B, H, r, r].
+        projected (mx.array): [B, 1, packed_width], any float dtype, biases added.
+        spec (ScanSpec): The settings.
+
+    Returns:
+        tuple[mx.array, mx.array]: float32 reads [B, 1, M] and state [B, H, r, r].
+    """
+    squash, prepare, update = _parts(spec)
+    return update(state, *prepare(*squash(projected)))
+
+
+@functools.cache
+def _parts(spec: ScanSpec) -> tuple[Callable[..., Pair], ...]:
+    """Three functions, cut where a fused kernel has to hand on two results."""
+    J = spec.entries
+    is_qk = mx.array([True, True] + [False] * (J - 3) + [True])
+    is_v = mx.array([False, False, True] + [False] * (J - 3))
+    probe = mx.array([1.0, -1.0] + [0.0] * (J - 2))
+
+    def squash(projected: mx.array) -> Pair:
+        y = projected.reshape(-1, spec.heads, spec.rank, J).astype(mx.float32)
+        qk = mx.tanh(y) if spec.normalize_qk else y
+        x = mx.where(is_qk, qk, mx.where(is_v, y, mx.sigmoid(y)))
+        return x, mx.square(x)
+
+    def prepare(x: mx.array, squares: mx.array) -> Pair:
+        if spec.normalize_qk:
+            norm = mx.maximum(mx.sqrt(squares.sum(2, keepdims=True)), NORM_FLOOR)
+            x = mx.where(is_qk, x / norm, x)
+        probes = x * probe
+        return probes, x - probes * probe
+
+    def update(state: mx.array, probes: mx.array, carried: mx.array) -> Pair:
+        columns = mx.split(mx.addmm(carried, state, probes), J, axis=-1)
+        read, minus_predicted, v, *gates, k = columns
+        keep, erase, write = coefficients(gates, spec)
+        new = keep * state + (write * v + erase * minus_predicted) * k.swapaxes(-1, -2)
+        return read.reshape(-1, 1, spec.read_width), new
+
+    return mx.compile(squash), mx.compile(prepare), mx.compile(update)
