@@ -112,7 +112,7 @@ def _pick(form: str | None, T: int, r: int) -> str:
         raise RuntimeError(f"{source}metal cannot run here: {reason}. Use chunk or recurrent.")
     if asked:
         return asked
-    if not why_not_metal():
+    if T and not why_not_metal():
         return "metal"
     # The maps of the chunks cost r^3 a token: up to so many tokens they do not pay.
     return "recurrent" if max(FEW_TOKENS, r**3 // 256) >= T else "chunk"

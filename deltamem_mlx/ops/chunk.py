@@ -12,7 +12,7 @@ Lanes = list[mx.array]
 
 # Few steps, unless a walked state would outgrow a CPU core's cache or the chain of chunks shows.
 SIZES = (4, 8, 16, 32)
-CACHED_FLOATS = 100_000
+CACHED_FLOATS = 150_000
 MOST_CHUNKS = 128
 LONG_CHAIN = 16  # chunks, from which on pairs of them are worth their products
 
@@ -193,7 +193,7 @@ def _chain(maps: mx.array, offsets: mx.array, row: mx.array) -> tuple[mx.array, 
         after the last, like ``row``.
     """
     N, starts = maps.shape[0], []
-    if N > LONG_CHAIN and N % 2 == 0 and maps.shape[1] == 1:
+    if N > LONG_CHAIN and maps.shape[1] == 1:
         return _chain_of_pairs(maps, offsets, row)
     for linear, offset in zip(mx.split(maps, N), mx.split(offsets, N), strict=True):
         starts.append(row)
@@ -202,8 +202,13 @@ def _chain(maps: mx.array, offsets: mx.array, row: mx.array) -> tuple[mx.array, 
 
 
 def _chain_of_pairs(maps: mx.array, offsets: mx.array, row: mx.array) -> tuple[mx.array, mx.array]:
-    """The same at half the length: the maps of neighbours are made one."""
-    (first, second), (offset, next_offset) = ((x[0::2], x[1::2]) for x in (maps, offsets))
+    """The same, at half the length: the maps of neighbours are made one."""
+    even = maps.shape[0] // 2 * 2
+    first, second = maps[:even:2], maps[1:even:2]
+    offset, next_offset = offsets[:even:2], offsets[1:even:2]
     starts, row = _chain(first @ second, mx.addmm(next_offset, offset, second), row)
     between = mx.addmm(offset, starts, first)
-    return mx.stack([starts, between], axis=1).flatten(0, 1), row
+    starts = mx.stack([starts, between], axis=1).flatten(0, 1)
+    if even == maps.shape[0]:
+        return starts, row
+    return mx.concatenate([starts, row]), mx.addmm(offsets[-1:], row, maps[-1:])

@@ -5,6 +5,7 @@ and the kernel bodies stay within what Metal and C++ share (the tests compile th
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import mlx.core as mx
@@ -16,7 +17,6 @@ from .step import compiled_step
 
 Pair = tuple[mx.array, mx.array]
 Kernel = Callable[..., list[mx.array]]
-Template = list[tuple[str, int | bool]]
 
 SCAN_INPUTS = ["state_in", "q", "k", "v", "keep", "erase", "write", "mask", "T"]
 SCAN_SOURCE = """
@@ -103,22 +103,6 @@ STEP_SOURCE = """
 """.replace("NORM_FLOOR", f"{NORM_FLOOR}f")
 
 
-def scan_template(mask: mx.array | None, q: mx.array) -> Template:
-    _, _, heads, rank = q.shape
-    return [("R", rank), ("H", heads), ("MASKED", mask is not None)]
-
-
-def step_template(spec: ScanSpec) -> Template:
-    mode = spec.state_update_mode
-    return [
-        ("R", spec.rank),
-        ("J", spec.entries),
-        ("NORMALIZE", spec.normalize_qk),
-        ("NO_LAMBDA", mode == "no_lambda"),
-        ("LAMBDA_OUTSIDE", mode == "lambda_outside"),
-    ]
-
-
 @functools.cache
 def _kernels() -> tuple[Kernel, Kernel] | None:
     """The scan and the step kernel, or None without Metal."""
@@ -183,10 +167,14 @@ def metal_scan(
 
 def metal_step(state: mx.array, projected: mx.array, spec: ScanSpec) -> Pair:
     """Return what ``compiled_step`` returns, from one launch: same arguments, same results."""
-    step = _differentiable(
+    return _step(spec)(state, projected)
+
+
+@functools.cache
+def _step(spec: ScanSpec) -> Callable[..., Pair]:
+    return _differentiable(
         lambda *inputs: _launch_step(spec, *inputs), lambda *inputs: compiled_step(*inputs, spec)
     )
-    return step(state, projected)
 
 
 def _differentiable(
@@ -203,29 +191,36 @@ def _differentiable(
 def _launch_scan(
     mask: mx.array | None, state: mx.array, q: mx.array, *rest: mx.array
 ) -> list[mx.array]:
-    unmasked = mx.array([True])
-    return _launch(
-        _kernels()[0],
-        [state, q, *rest, unmasked if mask is None else mask, q.shape[1]],
-        scan_template(mask, q),
-        [q.shape, state.shape],
-    )
+    _, T, heads, rank = q.shape
+    template = [("R", rank), ("H", heads), ("MASKED", mask is not None)]
+    inputs = [state, q, *rest, mx.array([True]) if mask is None else mask, T]
+    return _launch(_kernels()[0], inputs, template, q.shape, state.shape)
 
 
 def _launch_step(spec: ScanSpec, state: mx.array, projected: mx.array) -> list[mx.array]:
+    template = [
+        ("R", spec.rank),
+        ("J", spec.entries),
+        ("NORMALIZE", spec.normalize_qk),
+        ("NO_LAMBDA", spec.state_update_mode == "no_lambda"),
+        ("LAMBDA_OUTSIDE", spec.state_update_mode == "lambda_outside"),
+    ]
     reads = (state.shape[0], 1, spec.read_width)
-    return _launch(_kernels()[1], [state, projected], step_template(spec), [reads, state.shape])
+    return _launch(_kernels()[1], [state, projected], template, reads, state.shape)
 
 
 def _launch(
-    kernel: Kernel, inputs: list[mx.array | int], template: Template, shapes: list[tuple[int, ...]]
+    kernel: Kernel,
+    inputs: list[mx.array | int],
+    template: list[tuple[str, int | bool]],
+    *shapes: tuple[int, ...],
 ) -> list[mx.array]:
-    rows = shapes[1][0] * shapes[1][1] * shapes[1][2]
+    rows = math.prod(shapes[1][:3])
     return kernel(
         inputs=inputs,
         template=template,
         grid=(rows, 1, 1),
         threadgroup=(min(rows, 32), 1, 1),
-        output_shapes=shapes,
+        output_shapes=list(shapes),
         output_dtypes=[mx.float32, mx.float32],
     )
