@@ -1,0 +1,95 @@
+"""The options of `deltamem-mlx inspect` that no other command has."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PROBE, TRACE = "Asking a memory", "Tracing a text"
+
+
+class By(StrEnum):
+    """How finely a trace is shown."""
+
+    TURN = "turn"
+    TOKEN = "token"
+
+
+Target = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="FILE_OR_ADAPTER",
+        help="A memory file, the folder of a saved session, or an adapter: a folder or a Hub "
+        "repository.",
+        show_default=False,
+    ),
+]
+Other = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="FILE", help="Another memory, to compare with the first.", show_default=False
+    ),
+]
+Probe = Annotated[
+    str | None,
+    typer.Option(
+        "--probe",
+        metavar="QUESTION",
+        help="Ask the memory, in several phrasings, without writing to it.",
+        rich_help_panel=PROBE,
+    ),
+]
+Phrasing = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--phrasing",
+        metavar="QUESTION",
+        help="Another way to ask. Repeatable.",
+        rich_help_panel=PROBE,
+    ),
+]
+Rephrase = Annotated[
+    bool,
+    typer.Option(
+        "--rephrase/--no-rephrase",
+        help="Ask in a few more ways made of the question, with English words around it.",
+        rich_help_panel=PROBE,
+    ),
+]
+Answers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--answer",
+        metavar="TEXT",
+        help="Also say how likely an answer is to begin with this. Repeatable.",
+        rich_help_panel=PROBE,
+    ),
+]
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace",
+        metavar="FILE",
+        help="Run a text, or .json/.jsonl of messages, through the model and watch its memory.",
+        rich_help_panel=TRACE,
+    ),
+]
+ByTurnOrToken = Annotated[
+    By | None,
+    typer.Option(
+        "--by",
+        help="Show turns (messages, or paragraphs of a text), or every token: that takes a call "
+        "of the model per token. [default: turn]",
+        show_default=False,
+        rich_help_panel=TRACE,
+    ),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE.png", help="Draw it as well; needs matplotlib."),
+]
+Conversation = Annotated[
+    int,
+    typer.Option("--conversation", min=0, help="Which conversation of a file that holds several."),
+]

@@ -1,0 +1,257 @@
+"""`deltamem-mlx inspect`: what an adapter or a memory holds, and what a text does to a memory."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltamem_mlx.cli import _inspect_options as i
+from deltamem_mlx.cli import _options as o
+from deltamem_mlx.cli import _output
+from deltamem_mlx.cli._command import command
+from deltamem_mlx.cli._errors import UsageError
+from deltamem_mlx.cli._load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.cli._session import ChatTemplateConfig, template_kwargs
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import mlx.nn as nn
+    from matplotlib.figure import Figure
+
+    from deltamem_mlx.inspection.memory_contents import MemoryContents
+
+
+@command(
+    "deltamem-mlx inspect adapters/qwen3-4b",
+    "deltamem-mlx inspect anna.safetensors --plot anna.png",
+    "deltamem-mlx inspect monday.safetensors friday.safetensors",
+    "deltamem-mlx inspect anna.safetensors --model MODEL --adapter ADAPTER "
+    "--probe 'What am I allergic to?' --answer walnuts",
+    "deltamem-mlx inspect --trace talk.jsonl --model MODEL --adapter ADAPTER --plot talk.png",
+)
+def inspect(
+    target: i.Target = None,
+    other: i.Other = None,
+    probe: i.Probe = None,
+    phrasing: i.Phrasing = None,
+    rephrase: i.Rephrase = True,
+    answer: i.Answers = None,
+    trace: i.Trace = None,
+    by: i.ByTurnOrToken = None,
+    plot: i.Plot = None,
+    conversation: i.Conversation = 0,
+    model: o.Model = None,
+    adapter: o.Adapter = None,
+    system_prompt: o.SystemPrompt = None,
+    chat_template_config: ChatTemplateConfig = None,
+    max_tokens: o.MaxTokens = 48,
+    max_kv_size: o.MaxKvSize = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    json: o.Json = False,
+) -> None:
+    """Look into an adapter or a memory.
+
+    An adapter: its settings, tensors, corrections and gates. A memory: what each layer holds. Two
+    memories: how far apart they are.
+
+    With --probe, a memory is asked a question in several phrasings: what it answers, what the
+    model would answer without it, and how much more likely the memory makes each answer.
+
+    With --trace, a text runs through the model: how strongly it is written, how far it moves the
+    memory, and how soon what came before is overwritten. It begins with the memory file, if one is
+    given, else with an empty memory; the file stays as it is.
+
+    --probe and --trace take --model and --adapter; without both, the built-in demo pair.
+    """
+    targets = [name for name in (target, other) if name is not None]
+    _check_use(targets, probe, trace, {"--phrasing": phrasing, "--answer": answer}, by)
+    _check_plot(plot)
+    if probe is None and trace is None:
+        _show_contents(targets, conversation, plot, json)
+        return
+    if not has_memory(model, adapter):
+        refuse_without_memory({"--probe": probe, "--trace": trace})
+    settings = template_kwargs(chat_template_config)
+    memory = _memory(targets[0], conversation) if targets else None
+    pair = (model, adapter, trust_remote_code)
+    if probe is not None:
+        asked = _phrasings(probe, phrasing or [], rephrase)
+        options = {"answers": answer or [], "system_prompt": system_prompt}
+        options |= {"template_kwargs": settings, "max_tokens": max_tokens}
+        _show_probe(memory, pair, asked, options, plot, json)
+    else:
+        _show_trace(trace, memory, pair, by is i.By.TOKEN, settings, max_kv_size, plot, json)
+
+
+def _check_use(
+    targets: list[str],
+    probe: str | None,
+    trace: Path | None,
+    probe_flags: dict[str, list[str] | None],
+    by: i.By | None,
+) -> None:
+    if not targets and trace is None:
+        what = "a memory file to probe" if probe is not None else "an adapter or a memory file"
+        raise UsageError(f"Give {what}.")
+    if len(targets) > 1 and (probe is not None or trace is not None):
+        raise UsageError(f"--probe and --trace take one memory; {targets[1]!r} is another.")
+    if probe is not None and trace is not None:
+        raise UsageError("--probe and --trace: give one of them.")
+    stray = [flag for flag, values in probe_flags.items() if values and probe is None]
+    if stray:
+        raise UsageError(f"{', '.join(stray)}: only together with --probe.")
+    if by is not None and trace is None:
+        raise UsageError("--by: only together with --trace.")
+    if probe is not None and not probe.strip():
+        raise UsageError("--probe: the question is empty.")
+
+
+def _check_plot(plot: Path | None) -> None:
+    """Raises before anything is computed: UsageError, or ImportError without matplotlib."""
+    if plot is None:
+        return
+    from deltamem_mlx.inspection.figures import suffixes
+
+    if plot.suffix.lower() not in suffixes():
+        raise UsageError(
+            f"--plot: {str(plot)!r} does not end as a picture's name; expected one of "
+            f"{', '.join(suffixes())}."
+        )
+
+
+def _phrasings(question: str, others: list[str], rephrase: bool) -> list[str]:
+    from deltamem_mlx.inspection.probe import rephrasings
+
+    asked = [*(rephrasings(question) if rephrase else [question]), *others]
+    return list(dict.fromkeys(asked))
+
+
+def _memory(name: str, conversation: int) -> "MemoryContents":
+    from deltamem_mlx.inspection.memory_contents import inspect_memory, is_session
+
+    path = Path(name).expanduser()
+    if path.is_dir() and not is_session(path):
+        raise UsageError(f"{name!r} is a folder, but not of a saved session. Give a memory file.")
+    return inspect_memory(path, conversation)
+
+
+def _show_contents(targets: list[str], conversation: int, plot: Path | None, as_json: bool) -> None:
+    from deltamem_mlx.inspection import as_json as values
+    from deltamem_mlx.inspection import report
+    from deltamem_mlx.inspection.adapter_contents import inspect_adapter
+    from deltamem_mlx.inspection.memory_contents import compare
+
+    if len(targets) == 2:
+        found = compare(*(_memory(name, conversation) for name in targets))
+        if not found.same_adapter:
+            _output.warn(
+                "The memories were written under different adapters: what is near or far here "
+                "means nothing. Compare memories of one adapter."
+            )
+        kind = "comparison"
+    elif _is_adapter(targets[0]):
+        found, kind = inspect_adapter(targets[0]), "adapter"
+    else:
+        found, kind = _memory(targets[0], conversation), "memory"
+    if as_json:
+        _output.result_json(getattr(values, f"{kind}_json")(found))
+    else:
+        _output.result(getattr(report, f"{kind}_text")(found))
+    if plot is not None:
+        from deltamem_mlx.inspection import plots
+
+        _save(getattr(plots, f"draw_{kind}")(found), plot)
+
+
+def _is_adapter(name: str) -> bool:
+    """Whether a name is that of an adapter rather than of a memory, by what is there or its looks.
+
+    A name that is neither a file nor a folder is a repository, unless it ends as a file's name.
+    """
+    from deltamem_mlx.inspection.memory_contents import is_session
+
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return not is_session(path)
+    return not path.is_file() and path.suffix != ".safetensors"
+
+
+def _show_probe(
+    memory: "MemoryContents",
+    pair: tuple[str | None, str | None, bool],
+    phrasings: list[str],
+    options: dict[str, object],
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    from deltamem_mlx.inspection.as_json import probe_json
+    from deltamem_mlx.inspection.probe import probe
+    from deltamem_mlx.inspection.report import probe_text
+
+    model, adapter, trust_remote_code = pair
+    loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
+    found = probe(loaded, tokenizer, _fitting(memory, loaded), phrasings, **options)
+    if as_json:
+        _output.result_json(probe_json(found, memory))
+    else:
+        _output.result(probe_text(found))
+    if plot is not None:
+        from deltamem_mlx.inspection.plots import draw_probe
+
+        _save(draw_probe(found, memory.name), plot)
+
+
+def _show_trace(
+    path: Path,
+    memory: "MemoryContents | None",
+    pair: tuple[str | None, str | None, bool],
+    by_token: bool,
+    settings: dict[str, object],
+    max_kv_size: int | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    from deltamem_mlx.cli._remember import read_messages
+    from deltamem_mlx.inspection.as_json import trace_json
+    from deltamem_mlx.inspection.report import tokens_text, trace_text
+    from deltamem_mlx.inspection.script import messages_script, text_script
+    from deltamem_mlx.inspection.trace import trace
+
+    messages = read_messages(path)
+    model, adapter, trust_remote_code = pair
+    loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
+    if path.suffix in (".json", ".jsonl"):
+        script = messages_script(tokenizer, messages, settings)
+    else:
+        script = text_script(tokenizer, str(messages[0]["content"]), settings)
+    state = None if memory is None else _fitting(memory, loaded)
+    found = trace(loaded, script, state=state, every_token=by_token, max_kv_size=max_kv_size)
+    if found.granularity != "token":
+        _output.note("This adapter writes means over spans: β of a token is not what is written.")
+    if as_json:
+        _output.result_json(trace_json(found, path.name, by_token=by_token))
+    else:
+        _output.result(f"{tokens_text(found)}\n" if by_token else "", end="\n" * by_token)
+        _output.result(trace_text(found, path.name))
+    if plot is not None:
+        from deltamem_mlx.inspection.plot_trace import draw_trace
+
+        _save(draw_trace(found, path.name, by_token=by_token), plot)
+
+
+def _fitting(memory: "MemoryContents", model: "nn.Module") -> dict[int, "mx.array"]:
+    """The states of one conversation, if they were written under the model's adapter."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    from deltamem_mlx.memory import memory_state
+    from deltamem_mlx.memory_file import restore_memory
+
+    cache = make_prompt_cache(model)
+    restore_memory(memory.name, memory.file, cache, model)
+    at = memory.conversation
+    return {layer: state[at : at + 1] for layer, state in memory_state(cache).items()}
+
+
+def _save(picture: "Figure", path: Path) -> None:
+    from deltamem_mlx.inspection.figures import save
+
+    save(picture, path)
+    _output.note(f"Drew {path}.")

@@ -1,0 +1,175 @@
+"""What an adapter holds, without loading a model."""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..adapter_files import AdapterFiles, read_adapter
+from ..config import HEADS, DeltaMemConfig
+from ..hub import ADAPTER_FILES, resolve
+from .measures import half_life
+
+_AT_INIT = ("output_init", "online_gain", "beta_bias_init")
+
+
+@dataclass(frozen=True)
+class AdapterLayer:
+    """One layer of an adapter.
+
+    Args:
+        layer (int): Index of the layer.
+        corrections (dict[str, float]): Head → norm of the correction's weights, scale included.
+        write (tuple[float, float, float]): Mean, smallest and largest write gate at rest, that is,
+          of a token which its projection adds nothing to: σ(beta_bias).
+        keep (float): Mean keep gate at rest.
+        half_life (float): Tokens after which the median keep gate, at rest, has halved a row.
+    """
+
+    layer: int
+    corrections: dict[str, float]
+    write: tuple[float, float, float]
+    keep: float
+    half_life: float
+
+
+@dataclass(frozen=True)
+class AdapterContents:
+    """What an adapter holds.
+
+    Args:
+        name (str): As it was asked for.
+        config (DeltaMemConfig): All its settings.
+        settings (dict[str, object]): Those that act.
+        tensors (dict[str, tuple[list[int], int]]): Name → shape, and how many layers have it.
+        parameters (int): Numbers in all tensors that act.
+        base_model (dict[str, object]): What is known of the model it was trained on.
+        fingerprint (str): As memory files written under it carry.
+        layers (list[AdapterLayer]): In order.
+    """
+
+    name: str
+    config: DeltaMemConfig
+    settings: dict[str, object]
+    tensors: dict[str, tuple[list[int], int]]
+    parameters: int
+    base_model: dict[str, object]
+    fingerprint: str
+    layers: list[AdapterLayer]
+
+
+def inspect_adapter(adapter: str | Path) -> AdapterContents:
+    """What an adapter holds.
+
+    Args:
+        adapter (str): A local folder or Hub repository, in any of the three forms.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or repository, or a file is missing.
+        ValueError: If the adapter is damaged; all is listed.
+    """
+    files = _acting(read_adapter(resolve(adapter, allow_patterns=ADAPTER_FILES)))
+    by_layer = _by_layer(files)
+    _check_names(files, by_layer)
+    counts = Counter(name for tensors in by_layer.values() for name in tensors)
+    first = next(iter(by_layer.values()))
+    return AdapterContents(
+        name=str(adapter),
+        config=files.config,
+        settings=acting_settings(files.config),
+        tensors={name: (list(first[name].shape), counts[name]) for name in sorted(first)},
+        parameters=sum(tensor.size for tensor in files.tensors.values()),
+        base_model=files.base_model,
+        fingerprint=_fingerprint(files),
+        layers=[_layer(i, tensors, files.config) for i, tensors in by_layer.items()],
+    )
+
+
+def acting_settings(config: DeltaMemConfig) -> dict[str, object]:
+    """The settings that change what a trained adapter computes, as JSON values."""
+    idle = {*_AT_INIT, "base_slice_ref_width", "delta_scale_init"}
+    if not config.trainable_delta_scale:
+        idle |= {"delta_scale_max", "delta_scale_granularity"}
+    if not config.delta_o_rmsnorm:
+        idle.add("delta_o_rmsnorm_eps")
+    if config.state_update_mode == "no_lambda":
+        idle.add("couple_lambda")
+    return {name: value for name, value in config.to_dict().items() if name not in idle}
+
+
+def _acting(adapter: AdapterFiles) -> AdapterFiles:
+    """The adapter without corrections that are off: the PyTorch form holds them, as zeros."""
+    off = {f"delta_{head}_proj" for head in HEADS if head not in adapter.config.delta_heads}
+    kept = {n: t for n, t in adapter.tensors.items() if n.rpartition(".")[2] not in off}
+    return AdapterFiles(adapter.folder, adapter.config, kept, adapter.base_model)
+
+
+def _by_layer(adapter: AdapterFiles) -> dict[int, dict[str, np.ndarray]]:
+    found: dict[int, dict[str, np.ndarray]] = {}
+    for full_name, tensor in adapter.tensors.items():
+        parts = full_name.split(".")
+        if parts[:2] != ["model", "layers"] or len(parts) < 4 or not parts[2].isdigit():
+            raise ValueError(
+                f"{adapter.folder} holds a tensor {full_name!r}; expected names like "
+                "model.layers.0.self_attn.memory_q_proj."
+            )
+        found.setdefault(int(parts[2]), {})[parts[-1]] = np.array(tensor)
+    return dict(sorted(found.items()))
+
+
+def _check_names(adapter: AdapterFiles, by_layer: dict[int, dict[str, np.ndarray]]) -> None:
+    needed = {"beta_bias"} | {f"delta_{head}_proj" for head in adapter.config.delta_heads}
+    needed |= {"lambda_bias"} if adapter.config.uses_lambda else set()
+    needed |= {"delta_scale_raw"} if adapter.config.trainable_delta_scale else set()
+    problems = [
+        f"layer {layer}: {name}"
+        for layer, tensors in by_layer.items()
+        for name in sorted(needed - tensors.keys())
+    ]
+    if problems or not by_layer:
+        lines = "\n  ".join(problems or ["all of them"])
+        raise ValueError(f"{adapter.folder}: tensors that its config needs are missing:\n  {lines}")
+
+
+def _layer(layer: int, tensors: dict[str, np.ndarray], config: DeltaMemConfig) -> AdapterLayer:
+    write = _sigmoid(tensors["beta_bias"])
+    keep = 1 - write
+    if config.state_update_mode == "no_lambda":
+        keep = np.ones_like(write)
+    elif config.uses_lambda:
+        keep = _sigmoid(tensors["lambda_bias"])
+    corrections = {
+        head: _scale(head, tensors, config) * float(np.linalg.norm(tensors[f"delta_{head}_proj"]))
+        for head in config.delta_heads
+    }
+    return AdapterLayer(
+        layer,
+        corrections,
+        (float(write.mean()), float(write.min()), float(write.max())),
+        float(keep.mean()),
+        float(np.median(half_life(keep))),
+    )
+
+
+def _scale(head: str, tensors: dict[str, np.ndarray], config: DeltaMemConfig) -> float:
+    if not config.trainable_delta_scale:
+        return config.scale
+    raw = tensors["delta_scale_raw"]
+    index = HEADS.index(head) if raw.size == len(HEADS) else 0
+    return config.scale * float(_sigmoid(raw).flat[index]) * config.delta_scale_max
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x.astype(np.float64)))
+
+
+def _fingerprint(adapter: AdapterFiles) -> str:
+    """What ``adapters.fingerprint`` gives for a model with this adapter."""
+    digest = hashlib.sha256(json.dumps(adapter.config.to_dict(), sort_keys=True).encode())
+    for name in sorted(adapter.tensors):
+        digest.update(name.encode())
+        digest.update(memoryview(adapter.tensors[name]))
+    return digest.hexdigest()

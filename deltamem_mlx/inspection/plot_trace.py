@@ -1,0 +1,203 @@
+"""The picture of a trace. Needs matplotlib: the extra ``plot``."""
+
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from .figures import GREY, drawn, figure, whole_numbers
+from .tables import one_line
+from .trace import Trace
+
+_LIGHT_BLUE, _LIGHT_GREEN = "#9dbfe0", "#86cdb5"
+_CURVES = 6
+_RULED = 24  # with more turns the lines between them would hide what is there
+_LISTED_LINES, _LISTED_WIDTH = 22, 54
+_COLUMNS, _ROWS = 128, 16  # of the text that is shown token by token
+
+
+@drawn
+def draw_trace(trace: Trace, name: str, *, by_token: bool = False) -> Figure:
+    """Write gates, movement and retention over the tokens, and how alike the states are.
+
+    With ``by_token`` the text itself as well, each token shaded by its write gate.
+    """
+    picture = figure(13, 12.5 if by_token else 9)
+    count = len(trace.turns)
+    picture.suptitle(
+        f"What {name} does to the memory: {len(trace.pieces):,} tokens, "
+        f"{count} {_kind(trace)}{'s' * (count != 1)}",
+        fontsize=13,
+    )
+    charts, text = picture, None
+    if by_token:
+        charts, text = picture.subfigures(2, 1, height_ratios=[9.5, 3.5])
+    left, right = charts.subfigures(1, 2, width_ratios=[1.75, 1])
+    gates, moved, kept = left.subplots(3, 1, sharex=True, height_ratios=[1, 0.9, 1.5])
+    _draw_gates(gates, trace)
+    _draw_moved(moved, trace)
+    _draw_retention(kept, trace)
+    for axes in (gates, moved, kept):
+        _turn_bands(axes, trace)
+        axes.set_xlim(0, len(trace.pieces))
+        axes.tick_params(labelbottom=True)
+        whole_numbers(axes)
+    kept.set_xlabel("tokens read")
+    left.legend(*kept.get_legend_handles_labels(), loc="outside lower left", ncols=3)
+    matrix, listed = right.subplots(2, 1, height_ratios=[1.5, 1])
+    _draw_contrast(matrix, trace)
+    _list_turns(listed, trace)
+    if text is not None:
+        _draw_text(text.subplots(), trace)
+    return picture
+
+
+def _kind(trace: Trace) -> str:
+    return "paragraph" if trace.turns[0].role == "paragraph" else "turn"
+
+
+def _draw_gates(axes: Axes, trace: Trace) -> None:
+    beta = trace.write.mean(axis=1)
+    axes.stairs(beta, fill=True, color=_LIGHT_BLUE, label="each token")
+    for start, turn in zip(trace.starts, trace.turns, strict=True):
+        mean = beta[start : turn.end].mean()
+        axes.plot([start, turn.end], [mean, mean], color="black", lw=1.8)
+    axes.plot([], [], color="black", lw=1.8, label=f"mean of the {_kind(trace)}")
+    axes.set(title="How strongly each token is written", ylabel="write gate β\n(mean over layers)")
+    axes.set_ylim(0, beta.max() * 1.25)
+    axes.legend(ncols=2, loc="lower right", frameon=True, framealpha=0.85, edgecolor="none")
+
+
+def _draw_moved(axes: Axes, trace: Trace) -> None:
+    axes.stairs(trace.moved, [0, *trace.steps], fill=True, color=_LIGHT_GREEN)
+    length = len(trace.pieces) / len(trace.steps)
+    every = "each token" if length < 1.5 else f"about {length:.0f} tokens"
+    axes.set(title="How far it moves the state", ylabel=f"relative change\nover {every}")
+    axes.set_ylim(0, max(0.1, min(1.05, float(trace.moved[1:].max(initial=0.1)) * 1.3)))
+
+
+def _draw_retention(axes: Axes, trace: Trace) -> None:
+    chosen = _chosen(trace)
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(chosen)))
+    lines = [("similarity beyond what all states share", trace.contrast, {"lw": 2.0})]
+    if trace.survival is not None:
+        style = {"lw": 1.3, "ls": (0, (1, 1.5))}
+        lines.append(("share let through by the keep gates", trace.survival, style))
+    lines.append(("similarity", trace.similarity, {"lw": 0.9, "alpha": 0.6}))
+    for (mark, _), color in zip(chosen, colors, strict=True):
+        at = trace.marks.index(mark)
+        for _, matrix, style in lines:
+            axes.plot(trace.marks[at:], matrix[at, at:], color=color, **style)
+        axes.plot(mark, 1, "o", color=color, ms=5, clip_on=False, zorder=3)
+    for name, _, style in lines:
+        axes.plot([], [], color=GREY, label=name, **style)
+    lasts = [float(trace.contrast[trace.marks.index(mark), -1]) for mark, _ in chosen]
+    low, high = float(trace.contrast.min()), 1.08
+    places = _spread(lasts, (high - low) * 0.07)
+    for (_, label), color, y in zip(chosen, colors, places, strict=True):
+        axes.annotate(label, (1.0, y), (4, 0), xycoords=("axes fraction", "data"), color=color,
+                      textcoords="offset points", va="center", fontsize=9)  # fmt: skip
+    axes.set_ylim(min(-0.05, low * 1.1), high)
+    axes.axhline(0, color="black", lw=0.8)
+    axes.set(title=f"What is left later of the state at the end of each {_kind(trace)}")
+    axes.set_ylabel("cosine similarity; share")
+
+
+def _chosen(trace: Trace) -> list[tuple[int, str]]:
+    """The marks that get a curve: where it began, and turns' ends, the last left out."""
+    kind = _kind(trace)
+    found = [(turn.end, f"{kind} {n}") for n, turn in enumerate(trace.turns[:-1], start=1)]
+    if trace.marks[0] == 0:
+        found.insert(0, (0, "at the start"))
+    places = np.linspace(0, len(found) - 1, min(_CURVES, len(found))).round().astype(int)
+    return [found[i] for i in places]
+
+
+def _spread(values: Sequence[float], gap: float) -> list[float]:
+    """The values moved apart so that labels at them do not overlap."""
+    order = np.argsort(values)
+    placed = np.array(values, float)[order]
+    for _ in range(50):
+        for i in range(1, len(placed)):
+            lack = gap - (placed[i] - placed[i - 1])
+            if lack > 0:
+                placed[i - 1] -= lack / 2
+                placed[i] += lack / 2
+    spread = np.empty(len(placed))
+    spread[order] = placed
+    return spread.tolist()
+
+
+def _turn_bands(axes: Axes, trace: Trace) -> None:
+    """Every other turn shaded, its number at the top where there is room."""
+    total = len(trace.pieces)
+    for n, (start, turn) in enumerate(zip(trace.starts, trace.turns, strict=True), start=1):
+        if n % 2 == 0:
+            axes.axvspan(start, turn.end, color="black", alpha=0.045, lw=0)
+        if (turn.end - start) / total > 0.02:
+            axes.annotate(str(n), ((start + turn.end) / 2, 1), (0, -3), va="top", ha="center",
+                          xycoords=("data", "axes fraction"), textcoords="offset points",
+                          color=GREY, fontsize=8.5)  # fmt: skip
+
+
+def _draw_contrast(axes: Axes, trace: Trace) -> None:
+    starts = trace.marks if trace.marks[0] == 0 else [0, *trace.marks]
+    shown = trace.contrast if trace.marks[0] != 0 else trace.contrast[1:, 1:]
+    mesh = axes.pcolormesh(starts, starts, shown, cmap="RdBu_r", vmin=-1, vmax=1)
+    axes.grid(False)
+    for turn in trace.turns[:-1] if len(trace.turns) <= _RULED else []:
+        axes.axvline(turn.end, color="black", lw=0.5, alpha=0.6)
+        axes.axhline(turn.end, color="black", lw=0.5, alpha=0.6)
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
+    axes.set(title="How similar the states are", xlabel="tokens read", ylabel="tokens read")
+    axes.figure.colorbar(mesh, ax=axes, location="bottom", shrink=0.8, aspect=35,
+                         ticks=[-1, -0.5, 0, 0.5, 1],
+                         label="cosine similarity beyond what all states share")  # fmt: skip
+
+
+def _list_turns(axes: Axes, trace: Trace) -> None:
+    """The turns by number: who says what."""
+    axes.axis("off")
+    axes.set_title(f"The {_kind(trace)}s")
+    each = max(1, min(3, _LISTED_LINES // len(trace.turns)))
+    lines = []
+    for n, turn in enumerate(trace.turns, start=1):
+        text = turn.text if _kind(trace) == "paragraph" else f"{turn.role}: {turn.text}"
+        wrapped = textwrap.wrap(one_line(text, each * (_LISTED_WIDTH - 6)), _LISTED_WIDTH)
+        lines += [f"{n}  {(wrapped or [''])[0]}", *(f"     {line}" for line in wrapped[1:])]
+    if len(lines) > _LISTED_LINES + 1:
+        lines = [*lines[:_LISTED_LINES], "…"]
+    axes.text(0, 1, "\n".join(lines), va="top", fontsize=9, linespacing=1.35,
+              transform=axes.transAxes)  # fmt: skip
+
+
+def _draw_text(axes: Axes, trace: Trace) -> None:
+    """The text as it was read, each token shaded by its write gate."""
+    beta = trace.write.mean(axis=1)
+    low, high = np.quantile(beta, [0.02, 0.98])
+    darkness = np.clip((beta - low) / max(high - low, 1e-9), 0, 1)
+    shade = matplotlib.colormaps["Blues"]
+    column, row = 0, 0
+    size = axes.figure.get_figure(root=True).get_figwidth() * 72 * 0.97 / _COLUMNS / 0.602
+    for piece, value in zip(trace.pieces, darkness, strict=True):
+        for line_number, part in enumerate(piece.split("\n")):
+            if line_number or column + len(part) > _COLUMNS:
+                column, row = 0, row + 1
+            if row >= _ROWS:
+                break
+            if part:
+                color = shade(0.8 * value)
+                axes.add_patch(Rectangle((column, row), len(part), 0.9, color=color, lw=0))
+                axes.text(column, row + 0.45, part, family="DejaVu Sans Mono", fontsize=size,
+                          va="center", color="white" if value > 0.75 else "black")  # fmt: skip
+                column += len(part)
+    axes.axis("off")
+    axes.set_xlim(0, _COLUMNS)
+    axes.set_ylim(_ROWS, 0)
+    shown = "" if row < _ROWS else ", its beginning"
+    axes.set_title(f"The text{shown}: from white (β {low:.3f}) to dark (β {high:.3f})")

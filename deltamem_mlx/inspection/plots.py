@@ -1,0 +1,181 @@
+"""Pictures of adapters, memories and probes. Needs matplotlib: the extra ``plot``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from .adapter_contents import AdapterContents
+from .figures import BLUE, GREEN, GREY, ORANGE, drawn, figure, whole_numbers
+from .memory_contents import Comparison, MemoryContents
+from .probe import Probed
+from .tables import one_line, signed
+
+_HEATMAPS = 5
+
+
+@drawn
+def draw_memory(memory: MemoryContents) -> Figure:
+    """Heat-maps of a few layers' states over the norm and effective rank of every layer."""
+    picture = figure(11, 7.2)
+    tokens = f"{memory.tokens_written:,} token{'s' * (memory.tokens_written != 1)} written"
+    picture.suptitle(f"What {Path(memory.name).name} holds: {tokens}", fontsize=13)
+    top, bottom = picture.subfigures(2, 1, height_ratios=[1, 1.15])
+    _heatmaps(top, [memory])
+    norms, ranks = bottom.subplots(1, 2)
+    layers = [m.layer for m in memory.layers]
+    _bars(norms, layers, [m.norm for m in memory.layers], BLUE)
+    norms.set(title="How much each layer holds", ylabel="norm of the state (Frobenius)")
+    r = next(iter(memory.states.values())).shape[-1]
+    _bars(ranks, layers, [m.effective_rank for m in memory.layers], GREEN)
+    _level(ranks, r, "all in\nequal use")
+    ranks.set(title="How many directions it uses", ylabel="effective rank of the state")
+    ranks.set_ylim(0, r * 1.12)
+    return picture
+
+
+@drawn
+def draw_comparison(comparison: Comparison) -> Figure:
+    """Heat-maps of two memories under each other, and how far apart they are in every layer."""
+    a, b = comparison.a, comparison.b
+    names = [f"A: {Path(a.name).name}", f"B: {Path(b.name).name}"]
+    picture = figure(11, 10)
+    title = f"{names[0]} ({a.tokens_written:,} tokens)  and  {names[1]} ({b.tokens_written:,})"
+    picture.suptitle(title, fontsize=13)
+    if not comparison.same_adapter:
+        picture.supxlabel(
+            "They were written under different adapters: being alike or not means nothing.",
+            color=ORANGE,
+        )
+    top, bottom = picture.subfigures(2, 1, height_ratios=[1.7, 1])
+    _heatmaps(top, [a, b], "AB")
+    norms, cosines = bottom.subplots(1, 2)
+    layers = [m.layer for m in a.layers]
+    for memory, name, color, marker in zip((a, b), names, (BLUE, ORANGE), "os", strict=True):
+        norms.plot(layers, [m.norm for m in memory.layers], marker=marker, ms=4, lw=1.2,
+                   color=color, label=one_line(name, 30))  # fmt: skip
+    norms.set(title="How much each layer holds", ylabel="norm of the state", xlabel="layer")
+    norms.set_ylim(bottom=0)
+    norms.legend()
+    whole_numbers(norms)
+    _bars(cosines, layers, [d.cosine for d in comparison.layers], GREEN)
+    cosines.set(title="How alike they are", ylabel="cosine similarity (1: same direction)")
+    lowest = min(d.cosine for d in comparison.layers)
+    cosines.set_ylim(min(0, lowest) * 1.1, 1.12)
+    mean = float(np.mean([d.cosine for d in comparison.layers]))
+    _level(cosines, mean, f"mean {mean:.2f}")
+    return picture
+
+
+@drawn
+def draw_adapter(adapter: AdapterContents) -> Figure:
+    """How strongly an adapter corrects in every layer, and how wide its gates are at rest."""
+    picture = figure(11, 4.2)
+    corrected = ", ".join(adapter.config.delta_heads)
+    picture.suptitle(
+        f"{one_line(adapter.name, 60)}: corrects {corrected}, {adapter.parameters:,} parameters",
+        fontsize=13,
+    )
+    norms, gates = picture.subplots(1, 2)
+    layers = [layer.layer for layer in adapter.layers]
+    colors = dict(zip("qkvo", (BLUE, GREY, GREEN, ORANGE), strict=True))
+    for head, marker in zip(adapter.config.delta_heads, "osD^", strict=False):
+        values = [layer.corrections[head] for layer in adapter.layers]
+        norms.plot(
+            layers, values, marker=marker, ms=4, lw=1.2, color=colors[head], label=f"Δ{head}"
+        )
+    norms.set(title="How strongly it corrects", xlabel="layer", ylabel="norm of the correction")
+    norms.set_ylim(0, norms.get_ylim()[1] * 1.15)
+    norms.legend(ncols=4, loc="upper right")
+    mean, low, high = np.array([layer.write for layer in adapter.layers]).T
+    gates.fill_between(layers, low, high, color=BLUE, alpha=0.18, lw=0, step="mid",
+                       label="smallest to largest gate")  # fmt: skip
+    gates.plot(layers, mean, color=BLUE, marker="o", ms=4, lw=1.2, label="mean")
+    gates.set(title="How wide its write gates are at rest", xlabel="layer", ylabel="β = σ(bias)")
+    gates.set_ylim(0, max(high) * 1.25)
+    gates.legend(ncols=2, loc="upper right")
+    for axes in (norms, gates):
+        whole_numbers(axes)
+    return picture
+
+
+@drawn
+def draw_probe(probed: Sequence[Probed], name: str) -> Figure:
+    """How much the memory adds to the log-probability of every answer to every phrasing."""
+    rows = [answer for one in probed for answer in one.answers]
+    picture = figure(11, 1.6 + 0.42 * len(rows) + 0.3 * len(probed))
+    picture.suptitle(f"What the memory {Path(name).name} adds to each answer", fontsize=13)
+    axes = picture.subplots()
+    y, labels, places = 0.0, [], []
+    # At least one nat to each side, so that nothing looks like much which is not.
+    reach = max(1.0, *(abs(answer.gain) for answer in rows))
+    for phrasing in probed:
+        axes.text(0, y - 0.1, f"“{one_line(phrasing.phrasing, 80)}”", weight="bold", va="center",
+                  ha="left", fontsize=9.5, backgroundcolor="white",
+                  transform=axes.get_yaxis_transform())  # fmt: skip
+        for answer in phrasing.answers:
+            y += 1
+            axes.barh(y, answer.gain, height=0.62, color=BLUE if answer.gain > 0 else ORANGE)
+            axes.text(answer.gain + np.copysign(reach * 0.015, answer.gain), y,
+                      signed(answer.gain), va="center", fontsize=9,
+                      ha="left" if answer.gain >= 0 else "right")  # fmt: skip
+            labels.append(f"{one_line(answer.text, 44) or '(nothing)'}\n{answer.source}")
+            places.append(y)
+        y += 1.3
+    axes.axvline(0, color="black", lw=0.8)
+    axes.spines.left.set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_yticks(places, labels, fontsize=9)
+    axes.set_ylim(y - 0.5, -0.8)
+    axes.set_xlim(-reach * 1.15, reach * 1.15)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("← less likely with the memory      log-probability added, in nats (1 nat: "
+                    "2.7 times)      more likely →")  # fmt: skip
+    return picture
+
+
+def _heatmaps(area: Figure, memories: Sequence[MemoryContents], names: str = "") -> None:
+    """A row of states per memory, a column per layer, all in one colour scale."""
+    layers = sorted(memories[0].states)
+    places = np.linspace(0, len(layers) - 1, min(_HEATMAPS, len(layers))).round().astype(int)
+    chosen = [layers[i] for i in places]
+    shown = [[_tiles(m.states[i]) for i in chosen] for m in memories]
+    limit = max(float(np.abs(tile).max()) for row in shown for tile in row) or 1.0
+    grid = area.subplots(len(memories), len(chosen), squeeze=False)
+    heads, r = memories[0].states[layers[0]].shape[1:3]
+    for m, row in enumerate(shown):
+        for c, tile in enumerate(row):
+            axes: Axes = grid[m, c]
+            axes.imshow(tile, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+            axes.grid(False)
+            for head in range(1, heads):
+                axes.axvline(head * r - 0.5, color="black", lw=0.8)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.set_title(f"{names[m] + ', ' if names else ''}layer {chosen[c]}")
+            axes.set_xlabel("key" if heads == 1 else f"key, {heads} state heads")
+            axes.set_ylabel("value" if c == 0 else "")
+    scale = ScalarMappable(Normalize(-limit, limit), "RdBu_r")
+    area.colorbar(scale, ax=grid, label="entry of the state", shrink=0.85, pad=0.01)
+
+
+def _tiles(state: np.ndarray) -> np.ndarray:
+    """The states [1, H, r, r] of a layer side by side."""
+    return np.concatenate(list(state[0]), axis=1)
+
+
+def _bars(axes: Axes, layers: Sequence[int], values: Sequence[float], color: str) -> None:
+    axes.bar(layers, values, color=color, width=0.75)
+    axes.set_xlabel("layer")
+    axes.grid(axis="x", visible=False)
+    whole_numbers(axes)
+
+
+def _level(axes: Axes, value: float, label: str) -> None:
+    axes.axhline(value, color=GREY, lw=1, ls="--")
+    axes.annotate(label, (1.0, value), (4, 0), xycoords=("axes fraction", "data"), color=GREY,
+                  textcoords="offset points", va="center", fontsize=9)  # fmt: skip
