@@ -115,11 +115,16 @@ def base_model_of(model: nn.Module) -> dict[str, object]:
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over the settings that act and all tensors of the model's adapter, in hex."""
-    adapter = adapter_of(model)
+    return fingerprint_of(adapter_of(model))
+
+
+def fingerprint_of(adapter: AdapterFiles) -> str:
+    """The same of an adapter on disk; tensors of heads that are off do not count."""
     digest = hashlib.sha256(json.dumps(adapter.config.to_dict(), sort_keys=True).encode())
     for name in sorted(adapter.tensors):
-        digest.update(name.encode())
-        digest.update(memoryview(adapter.tensors[name]))
+        if not _is_inactive(name, adapter.config):
+            digest.update(name.encode())
+            digest.update(memoryview(adapter.tensors[name]))
     return digest.hexdigest()
 
 

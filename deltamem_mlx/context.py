@@ -81,7 +81,7 @@ class Context:
 
     def can_trim(self) -> bool:
         """Whether the KV cache can drop its last tokens: a full sliding window cannot."""
-        return all(kv.is_trimmable() for kv in _kv_caches(self.cache))
+        return all(kv.is_trimmable() for kv in kv_caches(self.cache))
 
     def back_to(self, mark: Mark) -> None:
         """Restore the memory of ``mark``, and the KV cache; that is dropped if it cannot be."""
@@ -94,7 +94,7 @@ class Context:
             self.forget()
 
     def _trim_to(self, length: int) -> bool:
-        caches = list(_kv_caches(self.cache))
+        caches = list(kv_caches(self.cache))
         if not all(hasattr(kv, "offset") for kv in caches):
             return False
         # A call that failed halfway has reached some layers only: each is cut by its own excess.
@@ -113,11 +113,12 @@ class Context:
         return new
 
 
-def _kv_caches(caches: Sequence[object]) -> Iterator[object]:
+def kv_caches(caches: Sequence[object]) -> Iterator[object]:
+    """All parts of a prompt cache that are not memories."""
     for cache in caches:
         if isinstance(cache, DeltaMemCache):
-            yield from _kv_caches([cache.kv])
+            yield from kv_caches([cache.kv])
         elif isinstance(cache, CacheList):
-            yield from _kv_caches(cache.caches)
+            yield from kv_caches(cache.caches)
         else:
             yield cache

@@ -2,39 +2,24 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import mlx.nn as nn
 from mlx_lm.generate import GenerationResponse
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from .context import Context, Mark
-from .memory import memories, memory_state, read_only
+from .conversation import PREFILL_STEP_SIZE, Conversation
+from .inspection.measures import layer_measures
+from .memory import memories, memory_state
 from .messages import Message, check_messages
-from .patch import config_of, memory_layers
-from .reply import Reply
-from .summary import summarize
+from .patch import memory_layers
 from .turn_lock import TurnLock
-from .turns import Turn, as_messages, end_of_turn, leading_system, newest_turns, turn_of
-
-PREFILL_STEP_SIZE = 2048
-MAX_TOKENS = 256
+from .turns import as_messages, leading_system
 
 # Arguments of mlx-lm's generation that would work on another cache than the session's.
 _NOT_OURS = ("prompt_cache", "max_kv_size", "draft_model", "num_draft_tokens", "input_embeddings")
-
-
-class _Before(NamedTuple):
-    """The session before a turn, to go back to if that fails."""
-
-    mark: Mark
-    messages: list[Message]
-    visible: list[Message]
-    pending: list[Message]
-    turns: int
 
 
 class MemorySession:
@@ -78,7 +63,6 @@ class MemorySession:
         max_kv_size: int | None = None,
         prompt_cache: list | None = None,
     ):
-        self._granularity = config_of(model).memory_write_granularity
         for attention in memory_layers(model).values():
             attention.pack()
         if max_context is not None and max_context < 1:
@@ -89,36 +73,29 @@ class MemorySession:
         self.max_context, self.max_kv_size = max_context, max_kv_size
         self.template_kwargs = dict(template_kwargs or {})
         self._opening = _opening(system_prompt, messages)
-        self._lock = TurnLock()
-        self._holds = 0
-        self._begin(
-            self._opening,
-            make_prompt_cache(model, max_kv_size) if prompt_cache is None else prompt_cache,
-        )
+        self._lock, self._holds = TurnLock(), 0
+        self._talk = self._begin(self._opening, prompt_cache)
 
-    def _begin(self, opening: Sequence[Message], cache: list) -> None:
-        if not all(c.empty() for c in cache):
-            raise ValueError(
-                "The prompt cache holds a context whose messages are unknown. Call "
-                "dm.forget_context(cache) first: the session goes on with the memory in it."
-            )
-        # A system prompt was written when a memory that holds something was begun.
-        begun = any(memory.matrix is not None for memory in memories(cache).values())
-        self._context = Context(self.model, cache, self._granularity)
-        self._visible = leading_system(opening) if begun else []
-        self._messages = list(self._visible)
-        self._pending = list(opening[len(self._visible) :])
-        self._turns = 0
+    def _begin(self, opening: Sequence[Message], cache: list | None = None) -> Conversation:
+        return Conversation(
+            self.model,
+            self.tokenizer,
+            make_prompt_cache(self.model, self.max_kv_size) if cache is None else cache,
+            opening,
+            max_context=self.max_context,
+            template_kwargs=self.template_kwargs,
+        )
 
     @property
     def messages(self) -> list[Message]:
         """All that was said, and what is to be fed with the next turn; a copy."""
-        return copy.deepcopy([*self._messages, *self._pending])
+        said = self._talk.said
+        return copy.deepcopy([*said.messages, *said.pending])
 
     @property
     def cache(self) -> list:
         """The prompt cache. Between turns, what ``dm.memory_state`` and its like work on."""
-        return self._context.cache
+        return self._talk.context.cache
 
     def stream(
         self, text: str | Message | Sequence[Message], **generation: object
@@ -126,7 +103,8 @@ class MemorySession:
         """Answer, piece by piece.
 
         Closing the iterator early, or leaving the loop over it, ends the answer there: what was
-        said so far stays said. After an error the session is as it was before the turn.
+        said so far stays said. After an error the session is as it was before the turn; only what
+        it had forgotten to make room is fed again.
 
         Args:
             text (str): What the user says; or messages, results of tools for instance.
@@ -147,6 +125,11 @@ class MemorySession:
                 "max_kv_size is an argument of MemorySession."
             )
         return self._lock.run(self._answer(new, generation))
+
+    def _answer(
+        self, new: list[Message], generation: dict[str, object]
+    ) -> Iterator[GenerationResponse]:
+        yield from self._talk.answer(new, generation, write=not self._holds)
 
     def ask(self, text: str | Message | Sequence[Message], **generation: object) -> str:
         """The whole answer. Arguments and errors as in ``stream``."""
@@ -169,11 +152,8 @@ class MemorySession:
             TypeError, ValueError: If these are no messages.
         """
         new = as_messages(text)
-        with self._lock, self._undone_on_error(), self._held():
-            turn = self._open_turn(new, reply=False, room=0, step_size=prefill_step_size)
-            self._context.feed(turn.new, step_size=prefill_step_size)
-            self._commit(new)
-            return len(turn.new.token_ids)
+        with self._lock:
+            return self._talk.feed(new, write=not self._holds, step_size=prefill_step_size)
 
     def correct(self, old: str, new: str) -> int:
         """Tell that ``old`` no longer holds and ``new`` does; returns how many tokens were fed."""
@@ -187,22 +167,21 @@ class MemorySession:
         """
         opening = as_messages(messages)
         with self._lock:
-            self._begin(opening, make_prompt_cache(self.model, self.max_kv_size))
+            self._talk = self._begin(opening)
 
     def reset(self) -> None:
         """Begin anew, with an empty memory and the opening messages."""
         with self._lock:
-            self._begin(self._opening, make_prompt_cache(self.model, self.max_kv_size))
+            self._talk = self._begin(self._opening)
 
     def forget_context(self) -> None:
         """Drop the context and keep the memory; the next turn sees only the system prompt."""
         with self._lock:
-            self._context.forget()
-            self._visible = leading_system(self._visible)
+            self._talk.forget()
 
     @contextmanager
     def read_only(self) -> Iterator[None]:
-        """Turns within this context are answered without learning.
+        """Turns begun within this context are answered without learning.
 
         What they add to the context is never written later either.
         """
@@ -217,9 +196,7 @@ class MemorySession:
         with self._lock:
             new = copy.copy(self)
             new._lock, new._holds = TurnLock(), 0
-            new._context = self._context.fork()
-            for name in ("_messages", "_visible", "_pending"):
-                setattr(new, name, list(getattr(self, name)))
+            new._talk = self._talk.fork()
             return new
 
     def stats(self) -> dict[str, object]:
@@ -230,14 +207,18 @@ class MemorySession:
             ``memory_bytes``, and ``layers``: layer index → ``norm``, ``effective_rank``.
         """
         with self._lock.reading():
-            found = list(memories(self._context.cache).values())
+            said, context = self._talk.said, self._talk.context
+            found = list(memories(context.cache).values())
             return {
-                "turns": self._turns,
-                "messages": len(self._messages) + len(self._pending),
-                "context_tokens": len(self._context.tokens),
+                "turns": said.turns,
+                "messages": len(said.messages) + len(said.pending),
+                "context_tokens": len(context.tokens),
                 "tokens_written": found[0].written[0],
                 "memory_bytes": sum(memory.nbytes for memory in found),
-                "layers": summarize(memory_state(self._context.cache)),
+                "layers": {
+                    layer.layer: {"norm": layer.norm, "effective_rank": layer.effective_rank}
+                    for layer in layer_measures(memory_state(context.cache))
+                },
             }
 
     def save(self, path: str | Path, *, note: str = "") -> None:
@@ -247,7 +228,7 @@ class MemorySession:
         text in it but ``note``.
 
         Raises:
-            ValueError: If the state is not finite.
+            ValueError: If the state is not finite, or the folder holds other things.
             OSError: If the file or folder cannot be written.
         """
         from .session_file import save_session
@@ -277,97 +258,6 @@ class MemorySession:
         from .session_file import restore_session
 
         return restore_session(cls, Path(path), model, tokenizer, settings)
-
-    # One turn: open, feed or decode, close, commit; or back to before it.
-
-    def _answer(
-        self, new: list[Message], generation: dict[str, object]
-    ) -> Iterator[GenerationResponse]:
-        step_size = int(generation.get("prefill_step_size", PREFILL_STEP_SIZE))
-        room = max(0, int(generation.get("max_tokens", MAX_TOKENS)))
-        interrupt: BaseException | None = None
-        with self._undone_on_error(), self._held():
-            turn = self._open_turn(new, reply=True, room=room, step_size=step_size)
-            reply = Reply(self._context, turn.new)
-            try:
-                yield from reply.decode(self.tokenizer, generation)
-            except (GeneratorExit, KeyboardInterrupt) as error:
-                if not reply.started:
-                    raise
-                interrupt = error
-                reply.rewind()
-            self._close_turn(new, turn, reply, step_size)
-        if interrupt is not None:
-            raise interrupt
-
-    def _open_turn(self, new: list[Message], *, reply: bool, room: int, step_size: int) -> Turn:
-        """Work out the new tokens, and make the context what they are to follow."""
-        turn = self._turn_of(new, reply)
-        length = len(self._context.tokens) or turn.start
-        if self._visible and self.max_context is not None:
-            free = self.max_context - len(turn.new.token_ids) - room
-            if length > free:
-                budget = min(free, self.max_context // 2)
-                self._visible = newest_turns(self._visible, turn.seen, budget)
-                self._context.forget()
-                turn = self._turn_of(new, reply)
-        if not self._context.tokens:
-            # It has been written, if it was to be.
-            self._context.feed(turn.seen, step_size=step_size, write=False)
-        return turn
-
-    def _turn_of(self, new: list[Message], reply: bool) -> Turn:
-        return turn_of(
-            self.tokenizer,
-            self._visible,
-            [*self._pending, *new],
-            reply=reply,
-            sentences=self._sentences,
-            template_kwargs=self.template_kwargs,
-        )
-
-    def _close_turn(self, new: list[Message], turn: Turn, reply: Reply, step_size: int) -> None:
-        """Feed what the template puts after the reply."""
-        said: Message = {"role": "assistant", "content": reply.text}
-        end = end_of_turn(
-            self.tokenizer,
-            turn,
-            [*self._visible, *self._pending, *new, said],
-            reply.tokens,
-            self.tokenizer.eos_token_ids,
-            sentences=self._sentences,
-            template_kwargs=self.template_kwargs,
-        )
-        if self._context.tokens:
-            self._context.feed(reply.rest_of(end), step_size=step_size)
-        self._context.settle()
-        self._commit([*new, said])
-        self._turns += 1
-
-    def _commit(self, new: list[Message]) -> None:
-        said = [*self._pending, *new]
-        self._messages = [*self._messages, *said]
-        self._visible = [*self._visible, *said]
-        self._pending = []
-
-    @property
-    def _sentences(self) -> bool:
-        return self._granularity == "sentence_mean"
-
-    def _held(self) -> AbstractContextManager:
-        return read_only(self._context.cache) if self._holds else nullcontext()
-
-    @contextmanager
-    def _undone_on_error(self) -> Iterator[None]:
-        before = _Before(
-            self._context.mark(), self._messages, self._visible, self._pending, self._turns
-        )
-        try:
-            yield
-        except BaseException:
-            self._context.back_to(before.mark)
-            self._messages, self._visible, self._pending, self._turns = before[1:]
-            raise
 
 
 def _opening(system_prompt: str | None, messages: Sequence[Message] | None) -> list[Message]:

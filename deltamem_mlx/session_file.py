@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from .adapters import base_model_of, fingerprint
 from .cache import DeltaMemCache
 from .config import read_json
+from .context import kv_caches
+from .conversation import Said
 from .files import write_atomically, write_text
 from .memory import memories
 from .memory_file import read_memory, restore_memory, save_memory
@@ -34,8 +37,7 @@ VERSION = 1
 SESSION = "session.json"
 MEMORY_SUFFIX = ".safetensors"
 
-# What a session is beside its prompt cache: attribute → type of its JSON value.
-_LISTS = ("_opening", "_messages", "_visible", "_pending")
+_LISTS = ("opening", "messages", "visible", "pending")
 _SETTINGS = ("max_context", "max_kv_size", "template_kwargs")
 
 
@@ -86,15 +88,20 @@ def _save_folder(session: "MemorySession", folder: Path, note: str) -> None:
         "adapter": fingerprint(session.model),
         "base_model": base_model_of(session.model),
         "context": {"file": context.name, "sha256": _sha256(context)},
-        "tokens": session._context.tokens,
-        "turns": session._turns,
-        **{name.lstrip("_"): getattr(session, name) for name in (*_LISTS, *_SETTINGS)},
+        "tokens": session._talk.context.tokens,
+        **_text_and_settings(session),
     }
     values["checksum"] = _checksum(values)
     write_text(folder / SESSION, json.dumps(values, ensure_ascii=False), mode=0o600)
     for old in folder.glob(f"context-*{MEMORY_SUFFIX}"):
         if old.name != context.name:
             old.unlink(missing_ok=True)
+
+
+def _text_and_settings(session: "MemorySession") -> dict[str, object]:
+    """What a session is beside its prompt cache."""
+    settings = {name: getattr(session, name) for name in _SETTINGS}
+    return {"opening": session._opening, **session._talk.said._asdict(), **settings}
 
 
 def _check_savable(session: "MemorySession", folder: Path) -> None:
@@ -105,7 +112,7 @@ def _check_savable(session: "MemorySession", folder: Path) -> None:
             f"folder, or a file name ending in {MEMORY_SUFFIX} for the memory alone."
         )
     try:
-        json.dumps([getattr(session, name) for name in (*_LISTS, *_SETTINGS)])
+        json.dumps(_text_and_settings(session))
     except (TypeError, ValueError) as error:
         raise ValueError(f"The session's messages or settings are not JSON: {error}") from error
     states = {i: m.matrix for i, m in memories(session.cache).items() if m.matrix is not None}
@@ -125,11 +132,10 @@ def _restore_folder(
             "it was saved with."
         )
     session = cls(model, tokenizer, **{name: values[name] for name in _SETTINGS})
-    session._context.cache = _read_context(folder, values, session.cache)
-    session._context.tokens = values["tokens"]
-    session._turns = values["turns"]
-    for name in _LISTS:
-        setattr(session, name, values[name.lstrip("_")])
+    session._opening = values["opening"]
+    session._talk.context.cache = _read_context(folder, values, session.cache)
+    session._talk.context.tokens = values["tokens"]
+    session._talk.said = Said(*(values[name] for name in Said._fields))
     return session
 
 
@@ -160,7 +166,7 @@ def _read_session(folder: Path) -> dict:
 
 def _problems(values: dict):
     kinds = {
-        **{name.lstrip("_"): list for name in _LISTS},
+        **dict.fromkeys(_LISTS, list),
         **{"tokens": list, "turns": int, "adapter": str, "base_model": dict, "context": dict},
         **{"max_context": int | None, "max_kv_size": int | None, "template_kwargs": dict},
     }
@@ -169,11 +175,9 @@ def _problems(values: dict):
     if wrong:
         return
     for name in _LISTS:
-        messages = values[name.lstrip("_")]
+        messages = values[name]
         found = message_problems(messages) if messages else []
-        yield from (
-            f"{name.lstrip('_')}{p.field.removeprefix('messages')}: {p.what}" for p in found
-        )
+        yield from (f"{name}{p.field.removeprefix('messages')}: {p.what}" for p in found)
     if not all(type(token) is int for token in values["tokens"]):
         yield "tokens: not all are integers"
     name = values["context"].get("file")
@@ -191,15 +195,30 @@ def _read_context(folder: Path, values: dict, fresh: list) -> list:
     try:
         cache = load_prompt_cache(str(path))
         mx.eval([c.state for c in cache])
-        fits = [_shape(c) for c in cache] == [_shape(c) for c in fresh]
+        fits = [_kind(c) for c in cache] == [_kind(c) for c in fresh]
+        length = len(values["tokens"])
+        fits = fits and all(_holds(kv, length) for kv in kv_caches(cache))
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a prompt cache: {error!r}") from error
     if not fits:
-        raise ValueError(f"{path} is no prompt cache of this model.")
+        raise ValueError(f"{path} is no prompt cache of this model and conversation.")
     return cache
 
 
-def _shape(cache: object) -> object:
+def _holds(kv: object, length: int) -> bool:
+    """Whether a KV cache holds as many tokens as were fed. Other caches do not tell."""
+    if not hasattr(kv, "keys"):
+        return True
+    if kv.keys is None and kv.values is None:
+        return kv.offset == length == 0
+    keys, values = (dict(tree_flatten(x)).values() for x in (kv.keys, kv.values))
+    if not keys or len(keys) != len(values):
+        return False
+    room = min(x.shape[2] for x in (*keys, *values))
+    return kv.offset == length and min(length, getattr(kv, "max_size", length)) <= room
+
+
+def _kind(cache: object) -> object:
     """What two caches of one layer have in common, whatever they hold."""
     if isinstance(cache, DeltaMemCache):
         memory = cache.memory
@@ -207,9 +226,9 @@ def _shape(cache: object) -> object:
         expected = (1, memory.heads, memory.rank, memory.rank)
         if matrix is not None and (matrix.shape != expected or matrix.dtype != mx.float32):
             raise ValueError(f"layer {memory.layer}: a state of shape {list(matrix.shape)}")
-        return memory.layer, memory.heads, memory.rank, memory.granularity, _shape(cache.kv)
+        return memory.layer, memory.heads, memory.rank, memory.granularity, _kind(cache.kv)
     if hasattr(cache, "caches"):
-        return [_shape(c) for c in cache.caches]
+        return [_kind(c) for c in cache.caches]
     # A KV cache may have been quantized on the way.
     return type(cache).__name__.removeprefix("Quantized")
 

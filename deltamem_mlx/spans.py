@@ -162,19 +162,24 @@ def running_spans(
     add_generation_prompt: bool = False,
     sentences: bool = False,
     template_kwargs: Mapping[str, object] | None = None,
+    known: tuple[int, Spans] | None = None,
 ) -> Iterator[tuple[int, Spans]]:
     """Yields (number of messages, their spans) as messages are added one by one.
 
     Counts at which the template cannot render are left out. With a generation prompt, the last
-    count comes twice: without and with it. Arguments and errors as in `message_spans`.
+    count comes twice: without and with it. ``known`` is a pair that was yielded before: what comes
+    after it is yielded, for the cost of that alone. Other arguments and errors as in
+    `message_spans`.
     """
     check_messages(messages)
     messages = [dict(message) for message in messages]
     template = Template(tokenizer, dict(template_kwargs or {}))
-    steps = [(count, False) for count in range(1, len(messages) + 1)]
+    start, before = known or (0, Spans([], [], []))
+    if before.sentence_ids is None:
+        before = before._replace(sentence_ids=[NO_SPAN] * len(before.token_ids))
+    next_sentence = 1 + max(before.sentence_ids, default=NO_SPAN)
+    steps = [(count, False) for count in range(start + 1, len(messages) + 1)]
     steps += [(len(messages), True)] * add_generation_prompt
-    before = Spans([], [], [])
-    next_sentence = 0
     for (count, is_prompt), token_ids in renders(template, messages, steps):
         head, tail = _kept(before.token_ids, token_ids, messages[count - 1], count)
         added = token_ids[head + tail :]

@@ -1,10 +1,11 @@
 """Which tokens a turn adds to a conversation, before the reply and after it."""
 
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from .messages import Message, Tokenizer, check_messages
-from .spans import Spans, message_spans, running_spans
+from .spans import Spans, running_spans
 
 
 class Turn(NamedTuple):
@@ -58,55 +59,76 @@ def turn_of(
     reply: bool,
     sentences: bool,
     template_kwargs: Mapping[str, object],
+    known: Spans | None = None,
 ) -> Turn:
     """What ``new`` messages, and with ``reply`` the header of an answer, add to those seen.
 
     The tokens that ``seen`` is rendered to need not be those that were fed: a reply is fed as it
     was generated, and some templates leave the reasoning out of earlier replies.
 
+    Args:
+        tokenizer (Tokenizer): As in `message_spans`.
+        seen, new (Sequence[Message]): The conversation so far, and what is added to it.
+        reply (bool): End with the header of a reply.
+        sentences, template_kwargs: As in `message_spans`.
+        known (Spans): The spans of ``seen``; found anew if they are not given.
+
     Raises:
         TypeError, ValueError: As `message_spans`.
     """
-    before, spans = None, Spans([], [])
+    spans = Spans([], [])
     for count, spans in running_spans(
         tokenizer,
         [*seen, *new],
         add_generation_prompt=reply,
         sentences=sentences,
         template_kwargs=template_kwargs,
+        known=_pair(seen, known),
     ):
         if count == len(seen):
-            before = spans.token_ids
+            known = spans
     if not seen:
         return Turn(spans, 0)
-    if before is not None and spans.token_ids[: len(before)] == before:
-        return Turn(spans, len(before))
+    if known is not None and spans.token_ids[: len(known.token_ids)] == known.token_ids:
+        return Turn(spans, len(known.token_ids))
     spoken = sum(message["role"] != "system" for message in seen)
     ids = spans.message_ids
     return Turn(spans, next((i for i, n in enumerate(ids) if n >= spoken), len(ids)))
 
 
-def end_of_turn(
+def _pair(seen: Sequence[Message], known: Spans | None) -> tuple[int, Spans] | None:
+    return None if known is None else (len(seen), known)
+
+
+def spans_with(
     tokenizer: Tokenizer,
-    turn: Turn,
-    messages: Sequence[Message],
-    reply: Sequence[int],
-    end_ids: Collection[int],
+    seen: Sequence[Message],
+    new: Sequence[Message],
     *,
     sentences: bool,
     template_kwargs: Mapping[str, object],
+    known: Spans | None = None,
 ) -> Spans:
+    """The spans of a conversation; arguments as in `turn_of`."""
+    growing = running_spans(
+        tokenizer,
+        [*seen, *new],
+        sentences=sentences,
+        template_kwargs=template_kwargs,
+        known=_pair(seen, known),
+    )
+    return deque(growing, maxlen=1).pop()[1]
+
+
+def end_of_turn(turn: Turn, spans: Spans, reply: Sequence[int], end_ids: Collection[int]) -> Spans:
     """What the template puts after a reply: its end token and, often, a newline.
 
     Args:
-        tokenizer (Tokenizer): As in `message_spans`.
         turn (Turn): What the reply answers.
-        messages (Sequence[Message]): The conversation up to and with the reply.
+        spans (Spans): The conversation up to and with the reply.
         reply (Sequence[int]): The reply as it was generated, without an end token.
         end_ids (Collection[int]): Tokens that end a turn.
-        sentences, template_kwargs: As in `message_spans`.
     """
-    spans = message_spans(tokenizer, messages, sentences=sentences, template_kwargs=template_kwargs)
     fed = [*turn.spans.token_ids, *reply]
     if spans.token_ids[: len(fed)] == fed:
         return spans.tail(len(fed))

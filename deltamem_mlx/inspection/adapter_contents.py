@@ -1,7 +1,5 @@
 """What an adapter holds, without loading a model."""
 
-import hashlib
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..adapter_files import AdapterFiles, read_adapter
+from ..adapters import fingerprint_of
 from ..config import HEADS, DeltaMemConfig
 from ..hub import ADAPTER_FILES, resolve
 from .measures import half_life
@@ -83,7 +82,7 @@ def inspect_adapter(adapter: str | Path) -> AdapterContents:
         tensors={name: (list(first[name].shape), counts[name]) for name in sorted(first)},
         parameters=sum(tensor.size for tensor in files.tensors.values()),
         base_model=files.base_model,
-        fingerprint=_fingerprint(files),
+        fingerprint=fingerprint_of(files),
         layers=[_layer(i, tensors, files.config) for i, tensors in by_layer.items()],
     )
 
@@ -164,12 +163,3 @@ def _scale(head: str, tensors: dict[str, np.ndarray], config: DeltaMemConfig) ->
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x.astype(np.float64)))
-
-
-def _fingerprint(adapter: AdapterFiles) -> str:
-    """What ``adapters.fingerprint`` gives for a model with this adapter."""
-    digest = hashlib.sha256(json.dumps(adapter.config.to_dict(), sort_keys=True).encode())
-    for name in sorted(adapter.tensors):
-        digest.update(name.encode())
-        digest.update(memoryview(adapter.tensors[name]))
-    return digest.hexdigest()

@@ -13,7 +13,7 @@ from ..messages import Message, Tokenizer, check_messages
 from ..spans import NO_SPAN, message_spans, running_spans
 
 UNSUPERVISED = -100
-LOSS_MODES = ("all_assistant_turns", "final_assistant_only")
+LOSS_MODES = ("all_assistant_turns", "visible_assistant_turns", "final_assistant_only")
 MODES = ("both", "state_only", "no_memory")
 
 
@@ -22,7 +22,10 @@ class EpisodeSettings:
     """How conversations become episodes. The defaults are those of the authors' release.
 
     Args:
-        assistant_loss_mode (str): Targets: ``all_assistant_turns`` or ``final_assistant_only``.
+        assistant_loss_mode (str): Targets: ``final_assistant_only``; ``all_assistant_turns``, each
+            an episode of its own; or ``visible_assistant_turns``: one episode, for the last
+            assistant message, in which the visible ones before it are learned too. They share one
+            write pass, which is most of the work.
         episode_recent_messages (int): Messages before the target that stay visible; what is older
             is written. A system message in the middle of a conversation counts as one.
         max_length (int): Tokens kept of a read part, from its end.
@@ -54,8 +57,8 @@ class EpisodeSettings:
         ]
         if self.assistant_loss_mode not in LOSS_MODES:
             problems.append(
-                f"assistant_loss_mode is {self.assistant_loss_mode!r}; expected "
-                f"{' or '.join(LOSS_MODES)}"
+                f"assistant_loss_mode is {self.assistant_loss_mode!r}; expected one of "
+                f"{', '.join(LOSS_MODES)}"
             )
         if problems:
             raise ValueError("Episode settings: " + "; ".join(problems) + ".")
@@ -134,13 +137,14 @@ class Episode:
 
 
 def supervised_turns(messages: Sequence[Message], assistant_loss_mode: str) -> list[int]:
-    """The indices of the messages to learn.
+    """The indices of the messages that get an episode.
 
     Raises ValueError if there is no assistant message, or the mode is unknown.
     """
     if assistant_loss_mode not in LOSS_MODES:
         raise ValueError(
-            f"assistant_loss_mode is {assistant_loss_mode!r}; expected {' or '.join(LOSS_MODES)}."
+            f"assistant_loss_mode is {assistant_loss_mode!r}; expected one of "
+            f"{', '.join(LOSS_MODES)}."
         )
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
@@ -213,10 +217,17 @@ def build_episodes(
         template_kwargs,
     )
 
+    visible = settings.assistant_loss_mode == "visible_assistant_turns"
+    learned = "all_assistant_turns" if visible else "final_assistant_only"
+
     def view(turn: int, end: int) -> View:
         shown = [*messages[:opening], *messages[end : turn + 1]]
         read = labelled_sequence(
-            tokenizer, shown, max_length=settings.max_length, template_kwargs=template_kwargs
+            tokenizer,
+            shown,
+            max_length=settings.max_length,
+            assistant_loss_mode=learned,
+            template_kwargs=template_kwargs,
         )
         return View(writes[end], read)
 
