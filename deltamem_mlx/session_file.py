@@ -8,7 +8,7 @@ names the second, so what is found is always whole, whenever writing was interru
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -164,7 +164,7 @@ def _read_session(folder: Path) -> dict:
     return values
 
 
-def _problems(values: dict):
+def _problems(values: dict[str, object]) -> Iterator[str]:
     kinds = {
         **dict.fromkeys(_LISTS, list),
         **{"tokens": list, "turns": int, "adapter": str, "base_model": dict, "context": dict},

@@ -16,12 +16,14 @@ from deltamem_mlx.cli import _errors, _output
 
 # name of the command -> "module:attribute": its function, or a Typer app with commands of its own
 COMMANDS: dict[str, str] = {
+    "demo": "deltamem_mlx.cli.demo:demo",
     "generate": "deltamem_mlx.cli.generate:generate",
     "chat": "deltamem_mlx.cli.chat:chat",
     "convert": "deltamem_mlx.cli.convert:convert",
     "train": "deltamem_mlx.cli.train:train",
     "inspect": "deltamem_mlx.cli.inspect:inspect",
     "bench": "deltamem_mlx.cli.bench:bench",
+    "eval": "deltamem_mlx.cli.eval:app",
 }
 
 

@@ -1,0 +1,168 @@
+"""The options of `deltamem-mlx bench`, and their defaults."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltamem_mlx.cli import _options as o
+
+SHAPE, WHAT, HOW = "Random weights", "What to measure", "How to measure"
+
+DEFAULT_SHAPE, DEFAULT_LAYERS = "smollm2-135m", 4
+SECONDS, FULL_SECONDS = 3.0, 15.0
+
+
+class DType(StrEnum):
+    """Of weights that are not quantized."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Clock(StrEnum):
+    """Which time counts."""
+
+    WALL = "wall"
+    CPU = "cpu"
+
+
+def _default(text: str, instead: str) -> str:
+    """Help text with a default in words, in place of Typer's `[default: None]`."""
+    return f"{text} [default: {instead}]"
+
+
+Shape = Annotated[
+    str | None,
+    typer.Option(
+        "--shape",
+        metavar="NAME",
+        help=_default(
+            "Random weights in the shape of a known model: qwen3-0.6b, qwen3-1.7b, qwen3-4b, "
+            "qwen3-8b, llama-3.2-1b, llama-3.2-3b, smollm2-135m, smollm2-1.7b, tiny.",
+            DEFAULT_SHAPE,
+        ),
+        show_default=False,
+        rich_help_panel=SHAPE,
+    ),
+]
+Layers = Annotated[
+    int | None,
+    typer.Option(
+        "--layers",
+        min=1,
+        help=_default(
+            "Build this many of the shape's layers, and as much of its vocabulary in proportion.",
+            str(DEFAULT_LAYERS),
+        ),
+        show_default=False,
+        rich_help_panel=SHAPE,
+    ),
+]
+Bits = Annotated[
+    int | None,
+    typer.Option(
+        "--bits",
+        callback=o._one_of(2, 3, 4, 5, 6, 8),
+        metavar="BITS",
+        help="Quantize the random weights to 2, 3, 4, 5, 6 or 8 bits.",
+        rich_help_panel=SHAPE,
+    ),
+]
+DTypeChoice = Annotated[
+    DType | None,
+    typer.Option(
+        "--dtype",
+        help=_default("Of the random weights.", "float32 on a CPU, else bfloat16"),
+        show_default=False,
+        rich_help_panel=SHAPE,
+    ),
+]
+
+
+def _list(flag: str, text: str, instead: str, metavar: str = "N,…") -> typer.models.OptionInfo:
+    """An option that takes a list with commas."""
+    return typer.Option(
+        flag,
+        metavar=metavar,
+        help=_default(text, instead),
+        show_default=False,
+        rich_help_panel=WHAT,
+    )
+
+
+Only = Annotated[
+    str | None,
+    _list("--only", "Parts: prefill, decode, memory, scan.", "all", "PART,…"),
+]
+Strategies = Annotated[
+    str | None,
+    _list(
+        "--strategies",
+        "Ways in which the untrained adapters write: TSW (every token), MSW (every token, to 4 "
+        "states), SSW (message by message).",
+        "TSW; all with --full",
+        "NAME,…",
+    ),
+]
+PromptLengths = Annotated[
+    str | None,
+    _list("--prompt-lengths", "Tokens of the prompts.", "128,512; with --full 128,512,2048"),
+]
+Depths = Annotated[
+    str | None,
+    _list("--depths", "Tokens in the cache when decoding begins.", "512; with --full 128,2048"),
+]
+BatchSizes = Annotated[
+    str | None,
+    _list(
+        "--batch-sizes",
+        "Conversations at a time. Several prompts are prefilled together if they have no more "
+        "tokens than the longest alone.",
+        "1,8",
+    ),
+]
+ScanLengths = Annotated[
+    str | None,
+    _list("--scan-lengths", "Tokens of the scan alone.", "2048; with --full 128,512,2048,8192"),
+]
+DecodeTokens = Annotated[
+    int,
+    typer.Option("--decode-tokens", min=1, help="Tokens that a run decodes.", rich_help_panel=HOW),
+]
+Full = Annotated[
+    bool,
+    typer.Option(
+        "--full",
+        help="More lengths, all strategies, more rounds: minutes instead of one.",
+        rich_help_panel=HOW,
+    ),
+]
+Rounds = Annotated[
+    int | None,
+    typer.Option(
+        "--rounds",
+        min=1,
+        help=_default(
+            "Runs of each model per figure.",
+            f"what fits in {SECONDS:g} s, with --full {FULL_SECONDS:g} s, at least 3",
+        ),
+        show_default=False,
+        rich_help_panel=HOW,
+    ),
+]
+ClockChoice = Annotated[
+    Clock,
+    typer.Option(
+        "--clock",
+        help="Count wall-clock time, or the processor time of the process: steadier on a busy "
+        "machine, but blind to a GPU.",
+        rich_help_panel=HOW,
+    ),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE.png", help="Draw it as well; needs matplotlib."),
+]

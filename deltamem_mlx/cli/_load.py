@@ -1,0 +1,57 @@
+"""The model that a command works on, from `--model` and `--adapter`."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from deltamem_mlx.cli._errors import UsageError
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+
+def load_pair(
+    model: str | None, adapter: str | None, *, trust_remote_code: bool = False
+) -> tuple["nn.Module", "TokenizerWrapper"]:
+    """The model with its adapter, and the tokenizer.
+
+    Without both, the built-in pair. An adapter that names its base model needs no `--model`; a
+    model without `--adapter` has no memory.
+    """
+    from deltamem_mlx import builtin
+    from deltamem_mlx.adapters import load
+
+    if model is None and adapter is None:
+        model, adapter = str(builtin.base_folder()), str(builtin.adapter_folder())
+    return load(
+        model if model is not None else _base_of(str(adapter)),
+        adapter,
+        tokenizer_config={"trust_remote_code": trust_remote_code},
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def has_memory(model: str | None, adapter: str | None) -> bool:
+    """Whether these flags ask for a model with a memory; told without loading anything."""
+    return adapter is not None or model is None
+
+
+def refuse_without_memory(flags: Mapping[str, object]) -> None:
+    """Raises UsageError if one of these flags was given: the model has no memory."""
+    given = [flag for flag, value in flags.items() if value]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)}: a model without an adapter has no memory. Give --adapter."
+        )
+
+
+def _base_of(adapter: str) -> str:
+    from deltamem_mlx.adapter_files import read_adapter
+    from deltamem_mlx.hub import ADAPTER_FILES, resolve
+
+    name = read_adapter(resolve(adapter, allow_patterns=ADAPTER_FILES)).base_model.get("name")
+    if not isinstance(name, str) or not name:
+        raise UsageError(
+            f"The adapter {adapter!r} does not say which model it is for. Give --model."
+        )
+    return name

@@ -1,0 +1,112 @@
+"""What commands that hold a conversation share: their options, and the session to begin with."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltamem_mlx.cli import _options as o
+from deltamem_mlx.cli._errors import UsageError
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+    from mlx_lm.generate import GenerationResponse
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    from deltamem_mlx.session import MemorySession
+
+Memory = Annotated[
+    Path | None,
+    typer.Option(
+        "--memory",
+        metavar="FILE.safetensors",
+        help="Load the memory from this file if it exists, and save it there after each answer.",
+        rich_help_panel=o.MEMORY,
+    ),
+]
+ReadOnly = Annotated[
+    bool,
+    typer.Option(
+        "--read-only",
+        help="Do not learn from prompts and answers, and leave the --memory file as it is.",
+        rich_help_panel=o.MEMORY,
+    ),
+]
+QuantizedKvStart = Annotated[
+    int,
+    typer.Option(
+        "--quantized-kv-start",
+        min=0,
+        help="With --kv-bits: quantize from this many tokens on.",
+        rich_help_panel=o.CONTEXT,
+    ),
+]
+ChatTemplateConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template-config",
+        metavar="JSON",
+        help="""Settings of the chat template, such as '{"enable_thinking": false}'.""",
+    ),
+]
+
+
+def template_kwargs(config: str | None) -> dict[str, object]:
+    """The JSON object of `--chat-template-config`; raises UsageError for anything else."""
+    try:
+        values = json.loads(config or "{}")
+    except ValueError as error:
+        raise UsageError(f"--chat-template-config is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError("--chat-template-config: expected a JSON object.")
+    return values
+
+
+def check_memory_path(memory: Path | None) -> None:
+    """Raises UsageError unless a memory can lie at this path."""
+    if memory is None:
+        return
+    if memory.suffix != ".safetensors":
+        raise UsageError(f"--memory: {str(memory)!r} does not end in .safetensors.")
+    if memory.is_dir():
+        raise UsageError(f"--memory: {str(memory)!r} is a folder; expected a file.")
+
+
+def check_kv_options(kv_bits: int | None, max_kv_size: int | None) -> None:
+    """Raises UsageError for what mlx-lm cannot do together."""
+    if kv_bits is not None and max_kv_size is not None:
+        raise UsageError(
+            "--kv-bits and --max-kv-size: mlx-lm cannot quantize a KV cache of limited size. Give "
+            "one of them."
+        )
+
+
+def open_session(
+    memory: Path | None,
+    model: "nn.Module",
+    tokenizer: "TokenizerWrapper",
+    settings: dict[str, object],
+) -> "MemorySession":
+    """A session with the memory of a file, if there is one."""
+    from deltamem_mlx.session import MemorySession
+
+    if memory is not None and memory.exists():
+        return MemorySession.restore(memory, model, tokenizer, **settings)
+    return MemorySession(model, tokenizer, **settings)
+
+
+def without_memory(
+    model: "nn.Module",
+    tokenizer: "TokenizerWrapper",
+    text: str,
+    settings: dict[str, object],
+    generation: dict[str, object],
+) -> Iterator["GenerationResponse"]:
+    """The answer of the model alone: nothing was remembered, and nothing is while answering."""
+    from deltamem_mlx.session import MemorySession
+
+    session = MemorySession(model, tokenizer, **settings)
+    with session.read_only():
+        yield from session.stream(text, **generation)

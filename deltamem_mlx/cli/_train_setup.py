@@ -1,0 +1,170 @@
+"""From the flags of `train` to a model with an adapter, episodes and a trainer."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltamem_mlx.cli import _output
+from deltamem_mlx.cli._errors import UsageError
+from deltamem_mlx.cli._load import load_pair
+from deltamem_mlx.cli._session import template_kwargs
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    from deltamem_mlx.config import DeltaMemConfig
+    from deltamem_mlx.training.data import Splits
+    from deltamem_mlx.training.dataset import DatasetReport, EpisodeDataset
+    from deltamem_mlx.training.episodes import EpisodeSettings
+    from deltamem_mlx.training.settings import TrainSettings
+
+Options = Mapping[str, object]
+
+DEFAULT_ITERS = 1000
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run is made of."""
+
+    model: "nn.Module"
+    train: "EpisodeDataset"
+    valid: "EpisodeDataset"
+    test: "EpisodeDataset"
+    report: "DatasetReport"
+    settings: "TrainSettings"
+
+
+def set_up(options: Options) -> Setup:
+    """Load the data, then the model, and put an adapter on it.
+
+    Raises:
+        FileNotFoundError, ValueError: As the library says, in one sentence each.
+    """
+    from deltamem_mlx.patch import config_of
+    from deltamem_mlx.training.data import load_conversations
+
+    splits = load_conversations(str(options["data"]), seed=options["seed"])
+    if splits.held_out:
+        _output.note(f"No validation file: {len(splits.valid)} conversations are held out.")
+    model, tokenizer = load_pair(
+        options["model"], None, trust_remote_code=options["trust_remote_code"]
+    )
+    _put_adapter(model, options)
+    episodes = episode_settings(options, config_of(model).memory_write_granularity)
+    train, valid, test = _datasets(splits, tokenizer, episodes, options)
+    report = train.report()
+    for note in report.notes():
+        _output.warn(note)
+    iters = options["iters"] or DEFAULT_ITERS
+    if options["epochs"] is not None:
+        iters = max(1, math.ceil(options["epochs"] * len(train) / options["batch_size"]))
+    return Setup(model, train, valid, test, report, train_settings(options, iters))
+
+
+def _put_adapter(model: "nn.Module", options: Options) -> None:
+    from deltamem_mlx.training.start import adapter_from, fresh_adapter
+
+    values = adapter_values(options)
+    config = adapter_config(values)
+    name = str(options["model"])
+    if options["resume_adapter_file"] is None:
+        fresh_adapter(model, config, seed=options["seed"], base_model=name)
+        return
+    given = {key: getattr(config, key) for key in values}
+    adapter_from(model, options["resume_adapter_file"], given=given, base_model=name)
+
+
+def _datasets(
+    splits: "Splits",
+    tokenizer: "TokenizerWrapper",
+    settings: "EpisodeSettings",
+    options: Options,
+) -> list["EpisodeDataset"]:
+    from deltamem_mlx.training.dataset import EpisodeDataset
+
+    kwargs = template_kwargs(options["chat_template_config"])
+    return [
+        EpisodeDataset(rows, tokenizer, settings, template_kwargs=kwargs) for rows in splits[:3]
+    ]
+
+
+def check(options: Options) -> None:
+    """Raise UsageError for flags that are missing or do not go together."""
+    missing = [f"--{name}" for name in ("model", "data") if options[name] is None]
+    if missing:
+        raise UsageError(f"Missing: {' and '.join(missing)}.")
+    if options["iters"] is not None and options["epochs"] is not None:
+        raise UsageError("--iters and --epochs: give one of them.")
+    if options["epochs"] is not None and not 0 < options["epochs"] < math.inf:
+        raise UsageError(f"--epochs is {options['epochs']}; expected a positive number.")
+    if Path(options["adapter_path"]).is_file():
+        raise UsageError(f"--adapter-path: {str(options['adapter_path'])!r} is a file.")
+    template_kwargs(options["chat_template_config"])
+    adapter_config(adapter_values(options))
+    train_settings(options, options["iters"] or DEFAULT_ITERS)
+    episode_settings(options, "token")
+
+
+def adapter_values(options: Options) -> dict[str, object]:
+    """The adapter's settings that were given."""
+    try:
+        values = json.loads(options["adapter_settings"] or "{}")
+    except ValueError as error:
+        raise UsageError(f"--adapter-settings is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError("--adapter-settings: expected a JSON object.")
+    names = ("rank", "alpha", "num_state_heads", "output_init", "beta_bias_init", "online_gain")
+    values |= {name: options[name] for name in names if options[name] is not None}
+    if options["write_granularity"] is not None:
+        values["memory_write_granularity"] = options["write_granularity"]
+    if options["delta_heads"] is not None:
+        values["delta_heads"] = _list(options["delta_heads"])
+    if options["target_layers"] is not None:
+        layers = _list(options["target_layers"])
+        if not all(layer.isdigit() for layer in layers):
+            raise UsageError(f"--target-layers: {options['target_layers']!r} is no list of layers.")
+        values["target_layers"] = [int(layer) for layer in layers]
+    return values
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def adapter_config(values: dict[str, object]) -> "DeltaMemConfig":
+    from deltamem_mlx.config import DeltaMemConfig
+
+    try:
+        return DeltaMemConfig(**{"delta_heads": ("q", "o"), **values})
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def train_settings(options: Options, iters: int) -> "TrainSettings":
+    from deltamem_mlx.training.settings import TrainSettings
+
+    names = TrainSettings.__dataclass_fields__.keys() & options.keys()
+    try:
+        return TrainSettings(**{name: options[name] for name in names} | {"iters": iters})
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def episode_settings(options: Options, granularity: str) -> "EpisodeSettings":
+    from deltamem_mlx.training.episodes import EpisodeSettings
+
+    try:
+        return EpisodeSettings(
+            assistant_loss_mode=options["assistant_loss_mode"],
+            episode_recent_messages=options["episode_recent_messages"],
+            max_length=options["max_seq_length"],
+            max_write_length=options["max_write_length"],
+            sentences=granularity == "sentence_mean",
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error

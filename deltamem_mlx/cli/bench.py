@@ -1,0 +1,202 @@
+"""`deltamem-mlx bench`: what a memory costs, beside the plain model in one run."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltamem_mlx.cli import _bench_options as b
+from deltamem_mlx.cli import _options as o
+from deltamem_mlx.cli import _output
+from deltamem_mlx.cli._command import command
+from deltamem_mlx.cli._errors import UsageError
+from deltamem_mlx.cli._load import load_pair
+
+if TYPE_CHECKING:
+    from deltamem_mlx.bench import BenchReport, Pair, Plan
+
+
+@command(
+    "deltamem-mlx bench",
+    "deltamem-mlx bench --model mlx-community/Qwen3-4B-Instruct-2507-4bit --full --plot bench.png",
+    "deltamem-mlx bench --model MODEL --adapter ADAPTER --json > bench.json",
+    "deltamem-mlx bench --shape qwen3-4b --layers 2 --bits 4 --only prefill,decode",
+    "deltamem-mlx bench --only scan --scan-lengths 2048",
+)
+def bench(
+    model: o.Model = None,
+    adapter: o.Adapter = None,
+    shape: b.Shape = None,
+    layers: b.Layers = None,
+    bits: b.Bits = None,
+    dtype: b.DTypeChoice = None,
+    only: b.Only = None,
+    strategies: b.Strategies = None,
+    prompt_lengths: b.PromptLengths = None,
+    depths: b.Depths = None,
+    batch_sizes: b.BatchSizes = None,
+    scan_lengths: b.ScanLengths = None,
+    decode_tokens: b.DecodeTokens = 16,
+    full: b.Full = False,
+    rounds: b.Rounds = None,
+    clock: b.ClockChoice = b.Clock.WALL,
+    seed: o.Seed = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    plot: b.Plot = None,
+    json: o.Json = False,
+) -> None:
+    """Measure what a memory costs.
+
+    The plain model and the same model with a memory run in turn, in one process and on one set of
+    weights: prefill, decode, peak memory; then the scan alone. Figures are medians; a ratio is the
+    median over the rounds, with its extremes.
+
+    The weights are those of --model, or random ones in the shape of a known model. Without
+    --adapter, the memory is an untrained one with the settings of the released adapter.
+    """
+    real = model is not None or adapter is not None
+    if real and any(value is not None for value in (shape, layers, bits, dtype)):
+        raise UsageError("--shape, --layers, --bits, --dtype: only without --model and --adapter.")
+    if adapter is not None and strategies is not None:
+        raise UsageError("--strategies: an --adapter has its own; give one of the two.")
+    lengths = {
+        "prompt_lengths": _numbers("--prompt-lengths", prompt_lengths),
+        "depths": _numbers("--depths", depths),
+        "batch_sizes": _numbers("--batch-sizes", batch_sizes),
+        "scan_lengths": _numbers("--scan-lengths", scan_lengths),
+    }
+    _check_plot(plot)
+
+    from deltamem_mlx.bench import STRATEGIES, Effort, run_bench
+
+    default = list(STRATEGIES) if full else ["TSW"]
+    names = _chosen("--strategies", strategies, STRATEGIES) or default
+    seconds = b.FULL_SECONDS if full else b.SECONDS
+    effort = Effort(rounds=rounds, seconds=seconds, clock=clock.value)
+    plan = _plan(lengths, only, decode_tokens, full, effort)
+    if real:
+        pair, facts = _real(model, adapter, names, seed or 0, trust_remote_code)
+    else:
+        pair, facts = _random(shape or b.DEFAULT_SHAPE, layers, bits, dtype, names, seed or 0)
+    _hint()
+    report = run_bench(pair, plan, model=facts, progress=lambda text: _output.note(f"{text} …"))
+    _show(report, json)
+    if plot is not None:
+        _draw(report, plot)
+
+
+def _numbers(flag: str, value: str | None) -> list[int] | None:
+    """Positive whole numbers out of a list with commas, in order and once each."""
+    if value is None:
+        return None
+    words = [word.strip() for word in value.split(",")]
+    if not all(word.isascii() and word.isdecimal() and int(word) > 0 for word in words):
+        raise UsageError(f"{flag}: {value!r} is not a list of positive numbers, like 128,512.")
+    return sorted({int(word) for word in words})
+
+
+def _chosen(flag: str, value: str | None, known: Collection[str]) -> list[str] | None:
+    """Names out of a list with commas, once each; all must be known."""
+    if value is None:
+        return None
+    names = list(dict.fromkeys(word.strip() for word in value.split(",")))
+    unknown = [repr(name) for name in names if name not in known]
+    if unknown:
+        raise UsageError(f"{flag}: {', '.join(unknown)}: expected some of {', '.join(known)}.")
+    return names
+
+
+def _check_plot(plot: Path | None) -> None:
+    """Raises before anything is measured: UsageError, or ImportError without matplotlib."""
+    if plot is None:
+        return
+    from deltamem_mlx.inspection.figures import suffixes
+
+    if plot.suffix.lower() not in suffixes():
+        raise UsageError(
+            f"--plot: {str(plot)!r} does not end as a picture's name; expected one of "
+            f"{', '.join(suffixes())}."
+        )
+
+
+def _plan(
+    lengths: dict[str, list[int] | None],
+    only: str | None,
+    decode_tokens: int,
+    full: bool,
+    effort: object,
+) -> "Plan":
+    from deltamem_mlx.bench import FULL, PARTS, QUICK
+
+    parts = _chosen("--only", only, PARTS) or PARTS
+    given = {name: values for name, values in lengths.items() if values is not None}
+    plan = FULL if full else QUICK
+    return plan.changed(parts=parts, decode_tokens=decode_tokens, effort=effort, **given)
+
+
+def _real(
+    model: str | None, adapter: str | None, strategies: list[str], seed: int, trust: bool
+) -> tuple["Pair", dict[str, object]]:
+    """The models of `--model` and `--adapter`, and what the report says of them."""
+    from deltamem_mlx.bench import with_plain_twin, with_random_adapters
+    from deltamem_mlx.patch import attachment
+
+    loaded, _ = load_pair(model, adapter, trust_remote_code=trust)
+    name = model if adapter is None else attachment(loaded).base_model
+    facts = {"name": name, "layers": len(loaded.layers), "random_weights": False}
+    facts |= {"bits": None, "dtype": None, "adapter": adapter}
+    if adapter is not None:
+        return with_plain_twin(loaded), facts
+    return with_random_adapters(loaded, strategies, seed), facts
+
+
+def _random(
+    name: str,
+    layers: int | None,
+    bits: int | None,
+    dtype: b.DType | None,
+    strategies: list[str],
+    seed: int,
+) -> tuple["Pair", dict[str, object]]:
+    """Models of random weights, and what the report says of them."""
+    import mlx.core as mx
+
+    from deltamem_mlx.bench import SHAPES, random_model, shape_config, with_random_adapters
+
+    _chosen("--shape", name, SHAPES)
+    total = SHAPES[name]["num_hidden_layers"]
+    layers = min(b.DEFAULT_LAYERS, total) if layers is None else layers
+    if layers > total:
+        raise UsageError(f"--layers: {layers} asked for, but {name} has {total}.")
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    kind = dtype or (b.DType.FLOAT32 if on_cpu else b.DType.BFLOAT16)
+    _output.note(f"Random weights for {layers} of {total} layers of {name} …")
+    config = shape_config(name, layers)
+    built = random_model(config, bits=bits, dtype=getattr(mx, kind.value), seed=seed)
+    facts = {"name": name, "layers": layers, "random_weights": True}
+    facts |= {"bits": bits, "dtype": kind.value, "adapter": None}
+    return with_random_adapters(built, strategies, seed), facts
+
+
+def _hint() -> None:
+    from deltamem_mlx.bench.machine import blas_hint
+
+    hint = blas_hint()
+    if hint is not None:
+        _output.warn(hint)
+
+
+def _show(report: "BenchReport", as_json: bool) -> None:
+    from deltamem_mlx.bench.report import report_text
+
+    if as_json:
+        _output.result_json(report.to_dict())
+    else:
+        _output.result(report_text(report))
+
+
+def _draw(report: "BenchReport", path: Path) -> None:
+    from deltamem_mlx.bench.plot import draw_bench
+    from deltamem_mlx.inspection.figures import save
+
+    save(draw_bench(report), path)
+    _output.note(f"Drew {path}.")

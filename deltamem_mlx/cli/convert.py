@@ -1,0 +1,78 @@
+"""`deltamem-mlx convert`: an adapter from one form to another."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltamem_mlx.cli import _options as o
+from deltamem_mlx.cli import _output
+from deltamem_mlx.cli._command import command
+from deltamem_mlx.cli._errors import UsageError
+
+
+class Form(StrEnum):
+    """Forms that can be written; all three can be read."""
+
+    MLX_LM = "mlx-lm"
+    PUBLISHED = "published"
+
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="The adapter: a local folder or a Hub repository.",
+        show_default=False,
+    ),
+]
+Target = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="Where to write it.", show_default=False)
+]
+To = Annotated[
+    Form,
+    typer.Option(
+        "--form",
+        help="mlx-lm: adapters.safetensors, as mlx-lm loads it; published: the .npz of the "
+        "adapters on the Hub.",
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an adapter that is in the folder already.")
+]
+
+
+@command(
+    "deltamem-mlx convert declare-lab/delta-mem_qwen3_4b-instruct adapters/qwen3-4b",
+    "deltamem-mlx convert adapters/qwen3-4b published/qwen3-4b --form published",
+)
+def convert(
+    source: Source,
+    folder: Target,
+    form: To = Form.MLX_LM,
+    overwrite: Overwrite = False,
+    json: o.Json = False,
+) -> None:
+    """Write an adapter in another form.
+
+    Reads mlx-lm's form, the published .npz, and the authors' PyTorch form (that one needs
+    pip install 'deltamem-mlx[torch]'). The numbers stay as they are.
+    """
+    from deltamem_mlx.adapter_files import MLX_LM, PUBLISHED
+    from deltamem_mlx.adapters import convert_adapter
+
+    if folder.is_file():
+        raise UsageError(f"{str(folder)!r} is a file; expected a folder to write to.")
+    there = [name for name in (*MLX_LM, *PUBLISHED) if (folder / name).exists()]
+    if there and not overwrite:
+        raise UsageError(
+            f"{str(folder)!r} holds an adapter already ({', '.join(there)}). Give another folder, "
+            "or --overwrite."
+        )
+    convert_adapter(source, folder, form=form.value)
+    files = MLX_LM if form is Form.MLX_LM else PUBLISHED
+    if json:
+        _output.result_json({"folder": str(folder), "form": form.value, "files": list(files)})
+    else:
+        _output.result("\n".join(str(folder / name) for name in files))

@@ -1,0 +1,18 @@
+"""`deltamem-mlx eval`: one command a task."""
+
+import typer
+
+from deltamem_mlx.cli import _output
+from deltamem_mlx.cli.eval_recall import recall
+
+app = typer.Typer()
+
+
+@app.callback(invoke_without_command=True)
+def _root(ctx: typer.Context) -> None:
+    """Measure an adapter: each task with the memory and without, on the same questions."""
+    if ctx.invoked_subcommand is None:
+        _output.result(ctx.get_help(), end="")
+
+
+app.command("recall")(recall)

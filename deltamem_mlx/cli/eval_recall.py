@@ -1,0 +1,202 @@
+"""`deltamem-mlx eval recall`: what a memory holds when the context is gone."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltamem_mlx.cli import _options as o
+from deltamem_mlx.cli import _output
+from deltamem_mlx.cli._command import command
+from deltamem_mlx.cli._errors import UsageError
+from deltamem_mlx.cli._load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.cli._progress import answering
+
+if TYPE_CHECKING:
+    from deltamem_mlx.evals.episodes import Episode
+
+BUILTIN, FACTS = "builtin", "facts"
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="FILE|builtin|facts",
+        help="Episodes as .jsonl or .jsonl.gz; builtin: those of the built-in pair, its default; "
+        "facts: made up in natural language, the default of any other model.",
+        show_default=False,
+    ),
+]
+Limit = Annotated[
+    int,
+    typer.Option("--limit", min=1, help="Questions of each kind and number of facts, at most."),
+]
+Facts = Annotated[
+    list[int] | None,
+    typer.Option("--facts", min=1, help="Only episodes with so many facts. Repeatable."),
+]
+Kind = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kind",
+        help="Only told, updated, never, heldout_word or heldout_wording. Repeatable.",
+    ),
+]
+Condition = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--condition",
+        help="Only memory, none, foreign, reloaded or context. Repeatable.",
+    ),
+]
+WriteQuestions = Annotated[
+    bool,
+    typer.Option(
+        "--write-questions",
+        help="Write questions and answers into the memory while answering, as chat does; "
+        "otherwise they only read it, as in training.",
+    ),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Conversations at once.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of made-up episodes and of the bootstrap.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FOLDER",
+        help="Keep every answer in questions.jsonl there, and the table in result.json. What is "
+        "there already is not computed again.",
+        show_default=False,
+    ),
+]
+
+
+@command(
+    "deltamem-mlx eval recall",
+    "deltamem-mlx eval recall --model MODEL --adapter ADAPTER --limit 20 --facts 1 --facts 4",
+    "deltamem-mlx eval recall --model MODEL --adapter ADAPTER --data my.jsonl --out results",
+)
+def recall(
+    model: o.Model = None,
+    adapter: o.Adapter = None,
+    data: Data = None,
+    kind: Kind = None,
+    facts: Facts = None,
+    limit: Limit = 64,
+    condition: Condition = None,
+    write_questions: WriteQuestions = False,
+    max_tokens: o.MaxTokens = 32,
+    batch_size: BatchSize = 32,
+    seed: Seed = 0,
+    out: Out = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    json: o.Json = False,
+) -> None:
+    """Ask for what was told when the context is gone.
+
+    Facts are told and their context dropped. The same questions are answered with the memory, an
+    empty one (none), the memory of another conversation (foreign), the memory saved and loaded
+    (reloaded), and by the plain model with the facts in its context (context). Without --model and
+    --adapter, the built-in pair is measured.
+
+    The table has the share of answers that contain the value, in per cent with 95 % intervals: of
+    facts told 1 to 16 at a time, with turns that tell nothing in between, of facts changed later
+    (the newest value counts, and the old one spoils the answer), and of facts never told (saying
+    so counts).
+    """
+    if not has_memory(model, adapter):
+        refuse_without_memory({"--model": model})
+    began = time.perf_counter()
+    from deltamem_mlx.adapters import fingerprint
+    from deltamem_mlx.evals.builtin_data import load_builtin
+    from deltamem_mlx.evals.episodes import digest, in_cells
+    from deltamem_mlx.evals.journal import QUESTIONS, Journal
+    from deltamem_mlx.evals.recall import CONDITIONS
+    from deltamem_mlx.evals.recall import recall as answer_all
+    from deltamem_mlx.evals.runner import Runner
+    from deltamem_mlx.evals.scores import scores
+
+    conditions = _chosen("--condition", condition, CONDITIONS)
+    data = data or (BUILTIN if model is None and adapter is None else FACTS)
+    cells = in_cells(_episodes(data, kind or [], facts or [], limit, seed), limit)
+    if model is None and adapter is None:
+        loaded, tokenizer = load_builtin()
+    else:
+        loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
+    settings = {
+        "task": "recall",
+        "model": model or BUILTIN,
+        "adapter": adapter or BUILTIN,
+        "fingerprint": fingerprint(loaded),
+        "data": data,
+        "episodes": digest(episode for cell in cells.values() for episode in cell),
+        "conditions": conditions,
+        "write_questions": write_questions,
+        "max_tokens": max_tokens,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    journal = Journal(out, settings)
+    runner = Runner(
+        loaded,
+        tokenizer,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        write_questions=write_questions,
+    )
+    total = len(conditions) * sum(map(len, cells.values()))
+    with answering(total) as on_answers:
+        rows = answer_all(
+            runner, cells, conditions=conditions, journal=journal, on_answers=on_answers
+        )
+    result = settings | {"questions": len(rows), "cells": scores(rows, seed=seed)}
+    journal.finish(result)
+    _show(result, conditions, as_json=json)
+    seconds = time.perf_counter() - began
+    _output.note(f"{len(rows)} questions, {total} answers, {seconds:.0f} s.")
+    if out is not None:
+        _output.note(f"Every answer is in {out / QUESTIONS}.")
+
+
+def _episodes(
+    data: str, kinds: Sequence[str], facts: Sequence[int], limit: int, seed: int
+) -> list["Episode"]:
+    from deltamem_mlx.evals.builtin_data import builtin_episodes
+    from deltamem_mlx.evals.episodes import KINDS, read_episodes
+    from deltamem_mlx.evals.facts import CELLS, fact_episodes
+
+    kinds = _chosen("--kind", kinds, KINDS)
+    if data == FACTS:
+        cells = [c for c in CELLS if c.kind in kinds and (not facts or c.facts in facts)]
+        episodes = list(fact_episodes(limit, seed=seed, cells=cells))
+    else:
+        episodes = builtin_episodes() if data == BUILTIN else read_episodes(data)
+    found = [e for e in episodes if e.kind in kinds and (not facts or e.facts in facts)]
+    if not found:
+        raise UsageError(f"--kind and --facts leave none of the episodes of {data!r}.")
+    return found
+
+
+def _chosen(flag: str, given: Sequence[str] | None, allowed: Sequence[str]) -> list[str]:
+    """What was given, in the order of what there is; all of that if nothing was given."""
+    unknown = [name for name in given or [] if name not in allowed]
+    if unknown:
+        raise UsageError(
+            f"{flag}: {', '.join(map(repr, unknown))}; expected one of {', '.join(allowed)}."
+        )
+    return [name for name in allowed if not given or name in given]
+
+
+def _show(result: dict[str, object], conditions: Sequence[str], *, as_json: bool) -> None:
+    if as_json:
+        _output.result_json(result)
+        return
+    from deltamem_mlx.cli._scores import as_text, score_table
+    from deltamem_mlx.evals.recall import CONDITIONS
+
+    _output.result(as_text(score_table(result["cells"], conditions)))
+    _output.result("Correct answers in per cent, with 95 % intervals.")
+    for name in conditions:
+        _output.result(f"  {name}: {CONDITIONS[name]}")

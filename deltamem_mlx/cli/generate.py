@@ -1,0 +1,260 @@
+"""`deltamem-mlx generate`: an answer to one prompt, from what was remembered."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltamem_mlx.cli import _options as o
+from deltamem_mlx.cli import _output
+from deltamem_mlx.cli._command import command
+from deltamem_mlx.cli._errors import UsageError
+from deltamem_mlx.cli._load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.cli._session import (
+    ChatTemplateConfig,
+    Memory,
+    QuantizedKvStart,
+    ReadOnly,
+    check_kv_options,
+    check_memory_path,
+    open_session,
+    template_kwargs,
+    without_memory,
+)
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+    from mlx_lm.generate import GenerationResponse
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    from deltamem_mlx.session import MemorySession
+
+Remember = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--remember",
+        metavar="FILE",
+        help="Write a file into the memory first: text, or .json/.jsonl of messages. Repeatable.",
+        rich_help_panel=o.MEMORY,
+    ),
+]
+KeepContext = Annotated[
+    bool,
+    typer.Option(
+        "--keep-context",
+        help="Let what was remembered stay in the context, beside being in the memory.",
+        rich_help_panel=o.MEMORY,
+    ),
+]
+Compare = Annotated[
+    bool,
+    typer.Option(
+        "--compare",
+        help="Answer the same prompt without memory, too.",
+        rich_help_panel=o.MEMORY,
+    ),
+]
+
+
+@dataclass
+class Answer:
+    """What one prompt gave; times in seconds, `peak_memory` in GB."""
+
+    text: str
+    finish_reason: str | None
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tokens: int
+    generation_tps: float
+    time_to_first_token: float
+    peak_memory: float
+
+
+@command(
+    "deltamem-mlx generate --prompt 'where does anna live ?' --remember facts.txt",
+    "deltamem-mlx generate --model MODEL --adapter ADAPTER --memory me.safetensors "
+    "--prompt 'My dog is called Rex.'",
+    "deltamem-mlx generate --model MODEL --adapter ADAPTER --remember notes.txt --compare "
+    "--prompt 'What did I note?'",
+    "echo Hello | deltamem-mlx generate --model MODEL --prompt -",
+)
+def generate(
+    model: o.Model = None,
+    adapter: o.Adapter = None,
+    prompt: o.Prompt = None,
+    system_prompt: o.SystemPrompt = None,
+    chat_template_config: ChatTemplateConfig = None,
+    max_tokens: o.MaxTokens = 256,
+    remember: Remember = None,
+    keep_context: KeepContext = False,
+    memory: Memory = None,
+    read_only: ReadOnly = False,
+    compare: Compare = False,
+    temp: o.Temp = 0.0,
+    top_p: o.TopP = 1.0,
+    top_k: o.TopK = 0,
+    min_p: o.MinP = 0.0,
+    seed: o.Seed = None,
+    kv_bits: o.KvBits = None,
+    kv_group_size: o.KvGroupSize = 64,
+    quantized_kv_start: QuantizedKvStart = 5000,
+    max_kv_size: o.MaxKvSize = None,
+    prefill_step_size: o.PrefillStepSize = 2048,
+    trust_remote_code: o.TrustRemoteCode = False,
+    json: o.Json = False,
+) -> None:
+    """Answer one prompt.
+
+    What --remember names is written into the memory, and its text is then dropped from the
+    context: the answer comes from the memory alone, unless --keep-context.
+
+    With --memory, the memory goes on from one command to the next. Without --model and --adapter,
+    the built-in demo pair answers.
+    """
+    text = _prompt(prompt)
+    template_config = template_kwargs(chat_template_config)
+    check_kv_options(kv_bits, max_kv_size)
+    if not has_memory(model, adapter):
+        flags = {"--remember": remember, "--keep-context": keep_context, "--memory": memory}
+        refuse_without_memory(flags | {"--read-only": read_only, "--compare": compare})
+    notes = _notes(remember or [])
+    check_memory_path(memory)
+
+    import mlx.core as mx
+    from mlx_lm.sample_utils import make_sampler
+
+    loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
+    if seed is not None:
+        mx.random.seed(seed)
+    generation = {
+        "max_tokens": max_tokens,
+        "sampler": make_sampler(temp, top_p, min_p, top_k=top_k),
+        "prefill_step_size": prefill_step_size,
+        "kv_bits": kv_bits,
+        "kv_group_size": kv_group_size,
+        "quantized_kv_start": quantized_kv_start,
+    }
+    settings = {
+        "system_prompt": system_prompt,
+        "template_kwargs": template_config,
+        "max_kv_size": max_kv_size,
+    }
+    if not has_memory(model, adapter):
+        answer = _show(_plain(loaded, tokenizer, text, settings, generation), quiet=json)
+        _report(answer, json, {})
+        return
+
+    session = open_session(memory, loaded, tokenizer, settings)
+    remembered = _remember(session, notes, keep_context, prefill_step_size)
+    if compare and not json:
+        _output.result("With memory:")
+    with session.read_only() if read_only else nullcontext():
+        answer = _show(session.stream(text, **generation), quiet=json)
+    stats = session.stats()
+    if memory is not None and not read_only:
+        session.save(memory)
+        _output.note(f"Saved the memory to {memory}.")
+    more = {
+        "remembered_tokens": remembered,
+        "tokens_written": stats["tokens_written"],
+        "memory_bytes": stats["memory_bytes"],
+    }
+    if compare:
+        if not json:
+            _output.result("\nWithout memory:")
+        if seed is not None:
+            mx.random.seed(seed)
+        without = without_memory(loaded, tokenizer, text, settings, generation)
+        more["without_memory"] = _show(without, quiet=json).text
+    _report(answer, json, more)
+
+
+def _prompt(prompt: str | None) -> str:
+    if prompt is None:
+        raise UsageError("Give a prompt: --prompt TEXT, or --prompt - to read standard input.")
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        where = "standard input" if prompt == "-" else "--prompt"
+        raise UsageError(f"The prompt from {where} is empty.")
+    return text
+
+
+def _notes(paths: list[Path]) -> list[tuple[Path, list]]:
+    from deltamem_mlx.cli._remember import read_messages
+
+    return [(path, read_messages(path)) for path in paths]
+
+
+def _remember(
+    session: "MemorySession", notes: list[tuple[Path, list]], keep_context: bool, step_size: int
+) -> int:
+    total = 0
+    for path, messages in notes:
+        tokens = session.remember(messages, prefill_step_size=step_size)
+        _output.note(f"Remembered {path}: {tokens} tokens.")
+        total += tokens
+        if not keep_context:
+            session.forget_context()
+    return total
+
+
+def _plain(
+    model: "nn.Module",
+    tokenizer: "TokenizerWrapper",
+    text: str,
+    settings: dict,
+    generation: dict[str, object],
+) -> Iterator["GenerationResponse"]:
+    """mlx-lm's own answer, for a model without an adapter."""
+    from mlx_lm import stream_generate
+
+    prompt: str | list[int] = text
+    if tokenizer.has_chat_template:
+        system = settings["system_prompt"]
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages.append({"role": "user", "content": text})
+        prompt = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, **settings["template_kwargs"]
+        )
+    options = generation | {"max_kv_size": settings["max_kv_size"]}
+    yield from stream_generate(model, tokenizer, prompt, **options)
+
+
+def _show(responses: Iterator["GenerationResponse"], *, quiet: bool) -> Answer:
+    """Writes the pieces as they come, unless `quiet`, and returns the whole."""
+    began, first = time.perf_counter(), 0.0
+    pieces = []
+    for response in responses:
+        first = first or time.perf_counter() - began
+        pieces.append(response.text)
+        if not quiet:
+            _output.result(response.text, end="")
+    if not quiet:
+        _output.result()
+    return Answer(
+        text="".join(pieces),
+        finish_reason=response.finish_reason,
+        prompt_tokens=response.prompt_tokens,
+        prompt_tps=response.prompt_tps,
+        generation_tokens=response.generation_tokens,
+        generation_tps=response.generation_tps,
+        time_to_first_token=first,
+        peak_memory=response.peak_memory,
+    )
+
+
+def _report(answer: Answer, json: bool, more: dict[str, object]) -> None:
+    if json:
+        _output.result_json(asdict(answer) | more)
+    _output.note(
+        f"Prompt: {answer.prompt_tokens} tokens, {answer.prompt_tps:.1f} tokens/s"
+        f" · answer: {answer.generation_tokens} tokens, {answer.generation_tps:.1f} tokens/s"
+        f" · first token: {answer.time_to_first_token:.2f} s"
+        f" · peak memory: {answer.peak_memory:.3f} GB"
+        f" · memory state: {more.get('memory_bytes', 0):,} bytes"
+    )

@@ -1,0 +1,199 @@
+"""The turns of one conversation: open, feed or decode, close; or back to before a failed one.
+
+`MemorySession` is this with a lock around it, and with names that are promised.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
+
+import mlx.nn as nn
+from mlx_lm.generate import GenerationResponse
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from .context import Context
+from .memory import memories, read_only
+from .messages import Message
+from .patch import config_of
+from .reply import Reply
+from .spans import Spans
+from .turns import Turn, end_of_turn, leading_system, newest_turns, spans_with, turn_of
+
+PREFILL_STEP_SIZE = 2048
+MAX_TOKENS = 256
+
+
+class Said(NamedTuple):
+    """What has been said, by what became of it.
+
+    Attributes:
+        messages (list[Message]): All that was fed.
+        visible (list[Message]): The part of it that the next turn sees: in the context, or to be
+            fed again without writing.
+        pending (list[Message]): To be fed with the next turn.
+        turns (int): Replies generated.
+    """
+
+    messages: list[Message]
+    visible: list[Message]
+    pending: list[Message]
+    turns: int = 0
+
+
+class Conversation:
+    """One conversation with a model that has a memory.
+
+    Args:
+        model (nn.Module): A model with an adapter.
+        tokenizer (TokenizerWrapper): Its tokenizer, with a chat template.
+        cache (list): A prompt cache without context; its memory goes on.
+        opening (Sequence[Message]): What to feed with the first turn. System messages at its start
+          are not, if the memory holds something: they were written when it was begun.
+        max_context (int): Tokens in the context at most.
+        template_kwargs (Mapping): For the chat template.
+
+    Raises:
+        ValueError: If the prompt cache has a context, or no memory.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: TokenizerWrapper,
+        cache: list,
+        opening: Sequence[Message],
+        *,
+        max_context: int | None,
+        template_kwargs: Mapping[str, object],
+    ):
+        if not all(c.empty() for c in cache):
+            raise ValueError(
+                "The prompt cache holds a context whose messages are unknown. Call "
+                "dm.forget_context(cache) first: the session goes on with the memory in it."
+            )
+        begun = any(memory.matrix is not None for memory in memories(cache).values())
+        seen = leading_system(opening) if begun else []
+        self.tokenizer, self.max_context = tokenizer, max_context
+        self.context = Context(model, cache, config_of(model).memory_write_granularity)
+        self.said = Said(seen, seen, list(opening[len(seen) :]))
+        self._known: tuple[list[Message], Spans] | None = None  # messages and their spans
+        self._rendering = {
+            "sentences": self.context.granularity == "sentence_mean",
+            "template_kwargs": template_kwargs,
+        }
+
+    def fork(self) -> "Conversation":
+        """An independent copy."""
+        new = copy.copy(self)
+        new.context = self.context.fork()
+        return new
+
+    def forget(self) -> None:
+        """Drop the context; the next turn sees the system messages of the start."""
+        self.context.forget()
+        self.said = self.said._replace(visible=leading_system(self.said.visible))
+
+    def feed(self, new: list[Message], *, write: bool, step_size: int) -> int:
+        """Feed messages without answering; returns how many tokens they are."""
+        with self._undone_on_error(), self._writing(write):
+            turn = self._open(new, reply=False, room=0, step_size=step_size)
+            self.context.feed(turn.new, step_size=step_size)
+            self._commit(new, turn.spans)
+            return len(turn.new.token_ids)
+
+    def answer(
+        self, new: list[Message], generation: dict[str, object], *, write: bool
+    ) -> Iterator[GenerationResponse]:
+        """Feed messages and yield mlx-lm's pieces of the answer.
+
+        An answer that is closed early, or interrupted by a key, is kept as far as it was yielded.
+        After an error all is as it was before the turn.
+        """
+        step_size = int(generation.get("prefill_step_size", PREFILL_STEP_SIZE))
+        room = max(0, int(generation.get("max_tokens", MAX_TOKENS)))
+        interrupt: BaseException | None = None
+        with self._undone_on_error(), self._writing(write):
+            turn = self._open(new, reply=True, room=room, step_size=step_size)
+            reply = Reply(self.context, turn.new)
+            try:
+                yield from reply.decode(self.tokenizer, generation)
+            except (GeneratorExit, KeyboardInterrupt) as error:
+                if not reply.started:
+                    raise
+                interrupt = error
+                reply.rewind()
+            self._close(new, turn, reply, step_size)
+        if interrupt is not None:
+            raise interrupt
+
+    def _open(self, new: list[Message], *, reply: bool, room: int, step_size: int) -> Turn:
+        """Work out the new tokens, and make the context what they are to follow."""
+        turn = self._turn_of(new, reply)
+        length = len(self.context.tokens) or turn.start
+        if self.said.visible and self.max_context is not None:
+            free = self.max_context - len(turn.new.token_ids) - room
+            if length > free:
+                budget = min(free, self.max_context // 2)
+                kept = newest_turns(self.said.visible, turn.seen, budget)
+                self.context.forget()
+                self.said = self.said._replace(visible=kept)
+                turn = self._turn_of(new, reply)
+        if not self.context.tokens:
+            # It has been written, if it was to be.
+            self.context.feed(turn.seen, step_size=step_size, write=False)
+        return turn
+
+    def _turn_of(self, new: list[Message], reply: bool) -> Turn:
+        coming = [*self.said.pending, *new]
+        return turn_of(
+            self.tokenizer,
+            self.said.visible,
+            coming,
+            reply=reply,
+            known=self._known_spans(),
+            **self._rendering,
+        )
+
+    def _close(self, new: list[Message], turn: Turn, reply: Reply, step_size: int) -> None:
+        """Feed what the template puts after the reply."""
+        new = [*new, {"role": "assistant", "content": reply.text}]
+        spans = spans_with(
+            self.tokenizer,
+            self.said.visible,
+            [*self.said.pending, *new],
+            known=self._known_spans(),
+            **self._rendering,
+        )
+        end = end_of_turn(turn, spans, reply.tokens, self.tokenizer.eos_token_ids)
+        # Empty after an interrupt that a full sliding window could not go back from.
+        if self.context.tokens:
+            self.context.feed(reply.rest_of(end), step_size=step_size)
+        self.context.settle()
+        self._commit(new, spans)
+        self.said = self.said._replace(turns=self.said.turns + 1)
+
+    def _commit(self, new: list[Message], spans: Spans) -> None:
+        messages, visible, pending, turns = self.said
+        new = [*pending, *new]
+        self.said = Said([*messages, *new], [*visible, *new], [], turns)
+        self._known = self.said.visible, spans
+
+    def _known_spans(self) -> Spans | None:
+        """The spans of what is visible: a turn need not render all of it message by message."""
+        if self._known is not None and self._known[0] is self.said.visible:
+            return self._known[1]
+        return None
+
+    def _writing(self, write: bool) -> AbstractContextManager:
+        return nullcontext() if write else read_only(self.context.cache)
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        mark, said = self.context.mark(), self.said
+        try:
+            yield
+        except BaseException:
+            self.context.back_to(mark)
+            self.said = said
+            raise

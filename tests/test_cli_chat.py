@@ -1,0 +1,313 @@
+"""`deltamem-mlx chat`: questions are answered, commands carried out, only you end it."""
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, RunCli
+from mlx_lm.generate import GenerationResponse
+from typer.testing import CliRunner, Result
+
+import deltamem_mlx as dm
+from deltamem_mlx.cli import chat as chat_module
+from deltamem_mlx.cli.main import app
+from deltamem_mlx.memory_file import read_memory
+
+
+@pytest.fixture(scope="module")
+def adapter(qwen3_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters") / "tiny"
+    model, _ = dm.load(str(qwen3_tiny))
+    dm.attach(model, dm.DeltaMemConfig(output_init="random", online_gain=1.0), seed=1)
+    dm.save_adapter(model, folder)
+    return folder
+
+
+@pytest.fixture
+def flags(qwen3_tiny: Path, adapter: Path) -> list[str]:
+    return ["chat", "--model", str(qwen3_tiny), "--adapter", str(adapter), "-m", "6"]
+
+
+@pytest.fixture
+def session(qwen3_tiny: Path, adapter: Path) -> dm.MemorySession:
+    return dm.MemorySession(*dm.load(str(qwen3_tiny), str(adapter)))
+
+
+def talk(flags: list[str], *lines: str, end: str = "q") -> Result:
+    done = CliRunner().invoke(app, flags, input="\n".join([*lines, end]) + "\n")
+    assert done.exit_code == 0, (done.stderr, done.exception)
+    return done
+
+
+def asked(session: dm.MemorySession, *questions: str) -> list[str]:
+    return [session.ask(question, max_tokens=6) for question in questions]
+
+
+def states(path: Path) -> dict[int, np.ndarray]:
+    return read_memory(path).states
+
+
+# --- talking
+
+
+def test_answers_alone_on_stdout(flags: list[str], session: dm.MemorySession) -> None:
+    done = talk([*flags, "--system-prompt", "Be [terse]."], "I am Al.", "", "Who?")
+    told = dm.MemorySession(session.model, session.tokenizer, system_prompt="Be [terse].")
+    assert done.stdout.splitlines() == asked(told, "I am Al.", "Who?")
+    for part in ("Be [terse].", "q exit   r reset   h help", "6 tokens · ", "bye"):
+        assert part in done.stderr, part
+
+
+def test_quiet(flags: list[str], session: dm.MemorySession) -> None:
+    done = talk([*flags, "--quiet"], "I am Al.")
+    assert (done.stdout.splitlines(), done.stderr) == (asked(session, "I am Al."), "")
+
+
+@pytest.mark.parametrize("end", ["q", "/exit"])
+def test_ends_when_told(end: str, flags: list[str]) -> None:
+    assert "bye" in talk(flags, "I am Al.", end=end).stderr
+
+
+def test_ends_with_the_input(run_cli: RunCli, flags: list[str], session: dm.MemorySession) -> None:
+    done = run_cli(*flags, input="I am Al.")
+    assert (done.returncode, done.stdout.splitlines()) == (0, asked(session, "I am Al."))
+
+
+def test_help_names_every_command(flags: list[str]) -> None:
+    shown = talk(flags, "h").stderr
+    chat = chat_module.Chat(None, None, {}, {})
+    for name in chat.commands.keys() - {"/help"}:
+        assert name in shown, name
+    assert "There is no /stat. h lists" in talk(flags, "/stat").stderr
+
+
+def test_errors_do_not_end_it(flags: list[str], session: dm.MemorySession, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    lines = ["/load absent", "/remember absent", f"/remember {tmp_path / 'empty.txt'}", "/save"]
+    lines += ["/save 'a", "/probe", "/compare", "/back", f"/save {tmp_path}", "I am Al."]
+    done = talk(flags, *lines)
+    assert done.stdout.splitlines() == asked(session, "I am Al.")
+    for part in ("absent", "is empty", "/save PATH", "/probe QUESTION", "no question", "no branch"):
+        assert part in done.stderr, part
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in talk([*flags, "--debug"], "/back").stderr
+
+
+def test_wrong_use(qwen3_tiny: Path) -> None:
+    for more in ([], ["--adapter", "a", "--memory", "m.bin"]):
+        done = CliRunner().invoke(app, ["chat", "--model", str(qwen3_tiny), *more])
+        assert done.exit_code == 2
+        assert done.stderr.startswith("Error: ")
+
+
+# --- the memory
+
+
+def test_memory_is_saved_after_every_answer(
+    flags: list[str], session: dm.MemorySession, tmp_path: Path
+) -> None:
+    path = tmp_path / "me.safetensors"
+    kept = tmp_path / "kept.safetensors"
+    talk([*flags, "--memory", str(path)], "I am Al.", "I am Bo.")
+    asked(session, "I am Al.", "I am Bo.")
+    session.save(kept)
+    for layer, state in states(path).items():
+        assert np.array_equal(state, states(kept)[layer])
+    done = talk([*flags, "--memory", str(path)], "Who?")
+    assert "tokens written" in done.stderr
+    session.forget_context()
+    assert done.stdout.splitlines() == asked(session, "Who?")
+    assert b"I am" not in path.read_bytes()
+
+
+def test_read_only(flags: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "me.safetensors"
+    talk([*flags, "--memory", str(path)], "I am Al.")
+    before = path.read_bytes()
+    talk([*flags, "--memory", str(path), "--read-only"], "I am Bo.", "Who?")
+    assert path.read_bytes() == before
+
+
+def test_remember_and_forget(flags: list[str], session: dm.MemorySession, tmp_path: Path) -> None:
+    notes = tmp_path / "my notes.txt"
+    notes.write_text("My cat is Miso.")
+    done = talk(flags, f"/remember '{notes}'", "/forget", "Who?")
+    session.remember("My cat is Miso.")
+    session.forget_context()
+    assert done.stdout.splitlines() == asked(session, "Who?")
+
+
+@pytest.mark.parametrize("reset", ["r", "/reset"])
+def test_reset(reset: str, flags: list[str], session: dm.MemorySession) -> None:
+    done = talk(flags, "I am Al.", reset, "Who?")
+    assert done.stdout.splitlines()[1:] == asked(session, "Who?")
+
+
+def test_save_and_load(flags: list[str], session: dm.MemorySession, tmp_path: Path) -> None:
+    file, text, folder = (tmp_path / name for name in ("m.safetensors", "t.safetensors", "all"))
+    done = talk(
+        flags,
+        *("I am Al.", f"/save {file}", f"/save {text} --with-transcript", f"/save {folder}"),
+        *("/reset", f"/load {folder}", "Who?", f"/load {file}", "Who?"),
+    )
+    first, second = asked(session, "I am Al.", "Who?")
+    forgotten = dm.MemorySession.restore(file, session.model, session.tokenizer)
+    assert done.stdout.splitlines() == [first, second, *asked(forgotten, "Who?")]
+    assert b"I am Al." not in file.read_bytes()
+    transcript = json.loads(read_memory(text).note)
+    assert [message["content"] for message in transcript] == ["I am Al.", first]
+
+
+def test_fork_and_back(flags: list[str], session: dm.MemorySession, tmp_path: Path) -> None:
+    path = tmp_path / "me.safetensors"
+    done = talk(
+        [*flags, "--memory", str(path)],
+        *("I am Al.", "/fork", "I am Bo.", "/fork", "/back", "/back", "Who?"),
+    )
+    fork = session.fork()
+    first = asked(session, "I am Al.")
+    fork.ask("I am Al.", max_tokens=6)
+    assert done.stdout.splitlines() == [*first, *asked(fork, "I am Bo."), *asked(session, "Who?")]
+    kept = dm.MemorySession.restore(path, session.model, session.tokenizer)
+    for layer, state in dm.memory_state(session.cache).items():
+        assert np.array_equal(np.array(state), np.array(dm.memory_state(kept.cache)[layer]))
+
+
+def test_probe_asks_the_memory_and_changes_nothing(
+    flags: list[str], session: dm.MemorySession
+) -> None:
+    done = talk(flags, "I am Al.", "/probe Who?", "/compare", "Who?")
+    empty = dm.MemorySession(session.model, session.tokenizer)
+    with empty.read_only():
+        without = asked(empty, "I am Al.")
+    first, *probed, compared, last = done.stdout.splitlines()
+    assert [first, compared, last] == [
+        *asked(session, "I am Al."),
+        *without,
+        *asked(session, "Who?"),
+    ]
+    assert probed[0] == "Who?"
+    assert "log p without" in probed[1]
+    assert probed[2].startswith("with memory")
+
+
+def test_stats(flags: list[str]) -> None:
+    shown = talk(flags, "I am Al.", "/stats").stderr
+    assert "1 turns · " in shown
+    assert " written · 768 bytes of memory" in shown
+    assert [line.split()[0] for line in shown.splitlines() if "." in line.split()[-1]][-4:-1]
+
+
+def test_a_deep_model_is_shown_in_twelve_lines() -> None:
+    layers = {i: {} for i in range(3, 39)}
+    shown = [layer for layer, _ in chat_module._spread(layers)]
+    assert (len(shown), shown[0], shown[-1]) == (12, 3, 38)
+
+
+# --- Ctrl-C
+
+
+class _ScriptedUI:
+    """Asks the given questions; presses Ctrl-C at the third piece of every answer."""
+
+    def __init__(self, *lines: str):
+        self.lines = iter(lines)
+        self.said: list[str] = []
+        self.count = 0
+
+    def ask(self) -> str:
+        line = next(self.lines, None)
+        if line is None:
+            raise EOFError
+        if line == "^C":
+            raise KeyboardInterrupt
+        return line
+
+    def piece(self, text: str) -> None:
+        self.said.append(text)
+        self.count += 1
+        if self.count == 3:
+            raise KeyboardInterrupt
+
+    def end_answer(self, last: GenerationResponse | None) -> None:
+        self.count = 0
+
+    def interrupted(self) -> None:
+        self.said.append("q leaves")
+
+    def say(self, text: str, style: str = "strong") -> None: ...
+
+
+def test_ctrl_c_stops_the_answer_only(session: dm.MemorySession) -> None:
+    whole = session.fork()
+    ui = _ScriptedUI("I am Al.", "^C", "Who?")
+    generation = {"max_tokens": 20}
+    chat_module.Chat(session, ui, {}, generation).run()
+    whole.ask("I am Al.", max_tokens=3)
+    whole.ask("Who?", max_tokens=3)
+    assert session.messages == whole.messages
+    assert "q leaves" in ui.said
+
+
+def _read_until(master: int, text: str, seconds: float = 120) -> str:
+    seen = b""
+    ends = time.monotonic() + seconds
+    while text.encode() not in seen and time.monotonic() < ends:
+        if select.select([master], [], [], 1)[0]:
+            try:
+                seen += os.read(master, 65536)
+            except OSError:  # the other side is gone
+                break
+    assert text.encode() in seen, seen.decode(errors="replace")
+    return seen.decode(errors="replace")
+
+
+@pytest.fixture
+def terminal(flags: list[str], tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int]]:
+    """The chat in a terminal of its own."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deltamem_mlx", *flags[:-1], "20000"],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80"},
+        start_new_session=True,
+        preexec_fn=_controlling_terminal,
+    )
+    os.close(slave)
+    yield process, master
+    process.kill()
+    process.wait()
+    os.close(master)
+
+
+def _controlling_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_in_a_terminal(terminal: tuple[subprocess.Popen, int]) -> None:
+    process, master = terminal
+    header = _read_until(master, "›")
+    assert "deltamem-mlx chat" in header
+    os.write(master, b"I am Al.\n")
+    time.sleep(1.0)
+    os.write(master, b"\x03")
+    assert "..." in _read_until(master, "tok/s")
+    os.write(master, b"\x03")
+    _read_until(master, "q leaves")
+    os.write(master, b"q\n")
+    _read_until(master, "bye")
+    assert process.wait(60) == 0
