@@ -13,20 +13,21 @@ NAMES = {"heldout_word": "new words", "heldout_wording": "new wordings"}
 
 
 def as_text(renderable: RenderableType) -> str:
-    """What rich draws, with colours only where stdout is a terminal; lines are as long as need be."""
+    """What rich draws: in a terminal with colours and in its width, else as wide as need be."""
     console = Console(file=io.StringIO(), force_terminal=sys.stdout.isatty())
     if not sys.stdout.isatty():
         needed = Measurement.get(console, console.options.update(width=500), renderable)
         console.width = max(console.width, needed.maximum)
     console.print(renderable, highlight=False)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    lines = (line.rstrip() for line in console.file.getvalue().splitlines())
+    return "\n".join(lines).strip("\n")
 
 
 def table(*columns: str, left: int = 1) -> Table:
     """An empty table: the first ``left`` columns are text, the others numbers."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for number, name in enumerate(columns):
-        made.add_column(name, justify="left" if number < left else "right", no_wrap=True)
+        made.add_column(name, justify="left" if number < left else "right")
     return made
 
 

@@ -114,6 +114,9 @@ def watching(trainer: "Trainer") -> Iterator[None]:
             name = "training" if done == total else f"validating {done}/{total}"
             bar.update(task, description=name)
 
+        def on_interrupt(self) -> None:
+            say("Stopping after this iteration; Ctrl-C again stops at once.")
+
         def on_train_loss_report(self, train_info: "Info") -> None:
             say(f"{_at(train_info)}  {_figures(train_info)}, lr {train_info['learning_rate']:.2e}")
 

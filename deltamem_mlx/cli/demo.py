@@ -18,7 +18,7 @@ EACH = 32
 HEADINGS = {
     "memory": "with memory",
     "none": "without memory",
-    "foreign": "with another conversation's",
+    "foreign": "with the other conversation's",
 }
 NEXT = (
     "With a real model:  deltamem-mlx chat --model mlx-community/Qwen3-4B-Instruct-2507-4bit "
@@ -91,7 +91,7 @@ def _show_story(story: "Story", told: "Told") -> None:
         said.add_row(*cells)
     _output.result(as_text(said))
     size = f"{told.memory_bytes:,} bytes"
-    _output.result(f"The context is dropped. What is left is a memory of {size}. Now asked:\n")
+    _output.result(f"\nThe context is dropped. What is left is a memory of {size}. Now asked:\n")
     asked = table("Question", *HEADINGS.values(), left=4)
     for answer in told.answers:
         row = [_marked(answer.said[name], answer.correct[name]) for name in HEADINGS]
@@ -117,8 +117,8 @@ def _show_scores(cells: list) -> None:
         shares = [cell["conditions"].get(name) for name in HEADINGS]
         row = [f"{100 * share['accuracy']:.0f} %" if share else "–" for share in shares]
         made.add_row(_name(cell), str(cell["questions"]), f"[bold green]{row[0]}[/]", *row[1:])
-    _output.result(as_text(made))
-    _output.result("More, with intervals:  deltamem-mlx eval recall")
+    _output.result("\n" + as_text(made))
+    _output.result("\nMore, with intervals:  deltamem-mlx eval recall")
     _output.result(NEXT)
 
 

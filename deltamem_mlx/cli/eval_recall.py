@@ -197,6 +197,6 @@ def _show(result: dict[str, object], conditions: Sequence[str], *, as_json: bool
     from deltamem_mlx.evals.recall import CONDITIONS
 
     _output.result(as_text(score_table(result["cells"], conditions)))
-    _output.result("Correct answers in per cent, with 95 % intervals.")
+    _output.result("\nCorrect answers in per cent, with 95 % intervals.")
     for name in conditions:
         _output.result(f"  {name}: {CONDITIONS[name]}")

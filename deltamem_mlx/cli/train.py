@@ -93,9 +93,11 @@ def train(
         setup.valid,
         setup.settings,
         adapter_path,
-        listeners=listeners(options),
+        listeners=listeners(options) if first else (),
         resume=resume,
     )
+    if resume and not trainer.resumed:
+        _output.note(f"No run to resume in {adapter_path}: it begins anew.")
     show_plan(options, setup, trainer)
     scored = None
     try:

@@ -1,0 +1,80 @@
+"""Gradient checkpointing of layers that keeps the gradient through the memory.
+
+mlx-lm's own takes what is inside a cache for a constant, which cuts the gradient between a write
+pass and a read pass without a word. Here the states are inputs and outputs of the layer.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+from mlx_lm.models.cache import _BaseCache
+
+from .passes import fork_cache, memories_in
+
+
+@contextmanager
+def checkpointed(model: nn.Module) -> Iterator[nn.Module]:
+    """Within this context the layers' activations are computed again in the backward pass.
+
+    Meant for the passes of `passes.Passes`. The layers get a subclass of their own class, and
+    their class back at the end, so other models are not touched.
+
+    Args:
+        model (nn.Module): A model of mlx-lm, with an adapter.
+    """
+    classes = [type(layer) for layer in model.layers]
+    try:
+        for layer, base in zip(model.layers, classes, strict=True):
+            layer.__class__ = _checkpointed_class(base)
+        yield model
+    finally:
+        for layer, base in zip(model.layers, classes, strict=True):
+            layer.__class__ = base
+
+
+@lru_cache
+def _checkpointed_class(base: type[nn.Module]) -> type[nn.Module]:
+    def call(self: nn.Module, *args: object, **kwargs: object) -> object:
+        return _call(self, base, args, kwargs)
+
+    return type(f"Checkpointed{base.__name__}", (base,), {"__call__": call})
+
+
+def _call(layer: nn.Module, base: type[nn.Module], args: tuple, kwargs: dict) -> object:
+    """Run a layer so that its backward pass runs it again.
+
+    All that a gradient may flow through is an argument of ``run``: parameters, states, and the
+    arrays among the layer's own arguments. The second run has to find the caches as the first
+    did, so each run works on forks.
+    """
+    caches = [a for a in (*args, *kwargs.values()) if isinstance(a, _BaseCache)]
+    memories = [memory for cache in caches for memory in memories_in(cache)]
+
+    def run(params: dict, states: list, args: tuple, kwargs: dict) -> tuple:
+        before = layer.trainable_parameters()
+        left = list(states)
+        forks = {
+            id(cache): fork_cache(cache, [left.pop(0) for _ in memories_in(cache)])
+            for cache in caches
+        }
+        try:
+            layer.update(params)
+            y = base.__call__(layer, *_swap(args, forks), **_swap(kwargs, forks))
+        finally:
+            layer.update(before)
+        after = [memory for fork in forks.values() for memory in memories_in(fork)]
+        return y, [(memory.state, memory.beta) for memory in after]
+
+    states = [memory.state for memory in memories]
+    y, after = mx.checkpoint(run)(layer.trainable_parameters(), states, args, kwargs)
+    for memory, (state, beta) in zip(memories, after, strict=True):
+        memory.state, memory.beta = state, beta
+    return y
+
+
+def _swap(values: object, forks: dict[int, object]) -> object:
+    return tree_map(lambda value: forks.get(id(value), value), values)

@@ -1,0 +1,155 @@
+"""What training minimises: cross-entropy of the targets, and how open the write gates are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..ingest import Ingest, span_ids
+from ..patch import config_of
+from .batching import Batch
+from .episodes import UNSUPERVISED
+from .head import find_heads, labelled_logits
+from .passes import Passes
+
+Inputs = dict[str, mx.array]
+
+
+class Terms(NamedTuple):
+    """The terms of the objective, one by one.
+
+    Attributes:
+        ce_sum (mx.array): float32, cross-entropy summed over the labelled tokens.
+        labelled (mx.array): float32, how many those are.
+        tokens (mx.array): float32, tokens of the read pass that are not padding.
+        written (mx.array): float32, the same of the write pass.
+        read_beta (mx.array): float32 [layers], mean write gate in the read pass.
+        write_beta (mx.array): float32 [layers], the same in the write pass; 0 without one.
+        state_norm (mx.array): float32 [layers], mean Frobenius norm of the states that the read
+          pass reads, over the conversations that wrote.
+    """
+
+    ce_sum: mx.array
+    labelled: mx.array
+    tokens: mx.array
+    written: mx.array
+    read_beta: mx.array
+    write_beta: mx.array
+    state_norm: mx.array
+
+    @property
+    def ce(self) -> mx.array:
+        """Mean cross-entropy: one pooled mean over the labelled tokens of the batch."""
+        return self.ce_sum / mx.maximum(self.labelled, 1)
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """The write sparsity term: ``weight * mean over layers of (mean β - target)²``."""
+
+    weight: float = 0.01
+    target: float = 0.05
+
+    def __call__(self, beta: mx.array) -> mx.array:
+        return self.weight * mx.square(beta - self.target).mean()
+
+
+class Objective:
+    """The episode objective of a model with an adapter (arXiv 2605.12357).
+
+    The write pass runs the history through the model with writes on and keeps no context; the
+    read pass runs the visible part with writes off, so the history is reachable through the
+    states alone. Gradients flow through both.
+
+    Args:
+        model (nn.Module): A model with an adapter.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.passes = Passes(model)
+        self.heads = find_heads(model)
+        self.granularity = config_of(model).memory_write_granularity
+
+    def inputs(self, batch: Batch, multiple: int = 8) -> Inputs:
+        """The arrays that `terms` works on.
+
+        Args:
+            batch (Batch): Padded episodes.
+            multiple (int): The number of labels and of spans is rounded up to a multiple of this.
+        """
+        row, column = np.nonzero(batch.read_labels[:, 1:] != UNSUPERVISED)
+        # One at least, or there would be no logits to take a gradient of.
+        padding = (0, -max(row.size, 1) % multiple + (row.size == 0))
+        arrays = {
+            "read_tokens": batch.read_tokens,
+            "read_mask": batch.read_mask,
+            "rows": np.pad(row * batch.read_tokens.shape[1] + column, padding).astype(np.int32),
+            "targets": np.pad(batch.read_labels[row, column + 1], padding),
+            "weights": np.pad(np.ones(row.size, np.float32), padding),
+        }
+        if batch.write_lengths.any():
+            arrays |= {"write_tokens": batch.write_tokens, "write_mask": batch.write_mask}
+            arrays |= spans_of(batch, self.granularity, multiple)
+        return {name: mx.array(array) for name, array in arrays.items()}
+
+    def terms(self, inputs: Inputs, *, foreign: bool = False) -> Terms:
+        """The terms for one batch, as a function of the model's parameters.
+
+        Args:
+            inputs (Inputs): From `inputs`.
+            foreign (bool): Every conversation reads what the one before it wrote: a control that
+              tells what was remembered from what was learned about all conversations.
+        """
+        written = None
+        if "write_tokens" in inputs:
+            names = ("write_tokens", "write_mask", "span_ids", "span_counts")
+            written = self.passes.write(*(inputs.get(name) for name in names))
+        if written and foreign:
+            for memory in written.values():
+                memory.state = mx.roll(memory.state, 1, axis=0)
+        memories = self.passes.reading(inputs["read_mask"], written)
+        caches = self.passes.caches(memories)
+        logits = labelled_logits(
+            self.model, self.heads, inputs["read_tokens"], caches, inputs["rows"]
+        )
+        ce = nn.losses.cross_entropy(logits.astype(mx.float32), inputs["targets"])
+        layers = sorted(memories)
+        none = mx.zeros((len(layers),))
+        wrote = written and inputs["write_mask"].any(axis=1)
+        return Terms(
+            ce_sum=(ce * inputs["weights"]).sum(),
+            labelled=inputs["weights"].sum(),
+            tokens=inputs["read_mask"].sum().astype(mx.float32),
+            written=inputs["write_mask"].sum().astype(mx.float32) if written else mx.array(0.0),
+            read_beta=mx.stack([memories[i].beta for i in layers]),
+            write_beta=mx.stack([written[i].beta for i in layers]) if written else none,
+            state_norm=_norms([memories[i].state for i in layers], wrote) if written else none,
+        )
+
+
+def spans_of(batch: Batch, granularity: str, multiple: int = 1) -> Mapping[str, np.ndarray]:
+    """Which span each write token belongs to, and the sizes of the spans, counted from 0.
+
+    Nothing where every token is written by itself: with token writes, and where no token of the
+    batch has an id that counts.
+    """
+    ids = span_ids(batch.message_ids, batch.sentence_ids, granularity)
+    if ids is None or not (ids >= 0).any():
+        return {}
+    ingest = Ingest.from_ids(np.where(batch.write_mask, ids, -1))
+    spans = -(-ingest.spans // multiple) * multiple
+    counts = [np.bincount(row[row >= 0], minlength=spans) for row in ingest.rows]
+    return {
+        "span_ids": np.stack(ingest.rows).astype(np.int32),
+        "span_counts": np.stack(counts).astype(np.float32),
+    }
+
+
+def _norms(states: list[mx.array], wrote: mx.array) -> mx.array:
+    """Frobenius norms [layers], the mean over the conversations that wrote."""
+    norms = mx.sqrt(mx.square(mx.stop_gradient(mx.stack(states))).sum(axis=(2, 3, 4)))
+    return (norms * wrote).sum(axis=1) / mx.maximum(wrote.sum(), 1)

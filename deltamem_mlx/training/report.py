@@ -1,0 +1,126 @@
+"""What a run tells: to listeners, to metrics.jsonl, and as a curve in loss.png."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlx.core as mx
+from mlx_lm.tuner.callbacks import TrainingCallback
+
+from ..files import write_atomically, write_text
+from .update import Figures
+
+Info = dict[str, float | int | None]
+
+METRICS_FILE = "metrics.jsonl"
+CURVE_FILE = "loss.png"
+
+
+class Listener(TrainingCallback):
+    """Told how a run goes. mlx-lm's callbacks (wandb, swanlab) hear the two reports as well.
+
+    ``info`` holds numbers by name, ``iteration`` among them.
+    """
+
+    def on_step(self, info: Info) -> None:
+        """After every update of the weights."""
+
+    def on_validation_batch(self, done: int, total: int) -> None:
+        """While validating."""
+
+    def on_interrupt(self) -> None:
+        """When Ctrl-C was pressed; the update that is under way still ends."""
+
+    def on_save(self, folder: Path, iteration: int) -> None:
+        """After a checkpoint."""
+
+
+class Metrics(Listener):
+    """Appends every report to ``metrics.jsonl``.
+
+    Args:
+        folder (Path): Where the file lies.
+        iteration (int): Lines of later iterations are dropped: a resumed run writes them again.
+    """
+
+    def __init__(self, folder: Path, iteration: int = 0) -> None:
+        self.path = folder / METRICS_FILE
+        kept = [row for row in read_metrics(folder) if row["iteration"] <= iteration]
+        write_text(self.path, "".join(map(_line, kept)))
+
+    def on_train_loss_report(self, train_info: Info) -> None:
+        self._append(train_info)
+
+    def on_val_loss_report(self, val_info: Info) -> None:
+        self._append(val_info)
+
+    def _append(self, info: Info) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(info))
+
+
+def train_info(window: Sequence[Figures], iterations: int, seconds: float) -> Info:
+    """A report of some updates: mlx-lm's names, then those of the memory."""
+    last, tokens = window[-1], sum(figures.tokens for figures in window)
+    labelled = max(sum(figures.labelled for figures in window), 1)
+    return {
+        "train_loss": sum(figures.ce * figures.labelled for figures in window) / labelled,
+        "learning_rate": last.learning_rate,
+        "iterations_per_second": iterations / seconds,
+        "tokens_per_second": tokens / seconds,
+        "peak_memory": mx.get_peak_memory() / 1e9,
+        "beta": last.write_beta,
+        "read_beta": last.read_beta,
+        "state_norm": last.state_norm,
+        "grad_norm": last.grad_norm,
+    }
+
+
+def _line(info: Info) -> str:
+    return json.dumps(info) + "\n"
+
+
+def read_metrics(folder: Path) -> list[Info]:
+    """The reports in a folder, in order; a line cut short by a killed process is left out."""
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return [row for row in rows if isinstance(row, dict) and "iteration" in row]
+
+
+def draw_curve(folder: Path) -> bool:
+    """Draw the losses in ``metrics.jsonl`` as ``loss.png``; ``False`` without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    rows = read_metrics(folder)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    curves = {
+        "train_loss": "training",
+        "val_loss": "held out",
+        "val_loss_foreign": "held out, another conversation's memory",
+    }
+    for key, label in curves.items():
+        points = [(row["iteration"], row[key]) for row in rows if row.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, marker="." * (len(points) < 40))
+    without = _last(rows, "val_loss_without")
+    if without is not None:
+        axes.axhline(without, label="held out, empty memory", color="grey", linestyle="--")
+    axes.set(xlabel="iteration", ylabel="cross-entropy (nats a token)")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    write_atomically(folder / CURVE_FILE, lambda path: figure.savefig(path, dpi=120))
+    return True
+
+
+def _last(rows: Sequence[Info], key: str) -> float | None:
+    return next((row[key] for row in reversed(rows) if row.get(key) is not None), None)

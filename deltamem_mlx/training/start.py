@@ -1,0 +1,75 @@
+"""What a run starts from: a fresh adapter, or the weights of another run."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..adapter_files import AdapterFiles, read_adapter
+from ..adapters import _load_files
+from ..config import DeltaMemConfig
+from ..hub import ADAPTER_FILES, resolve
+from ..patch import attach
+
+
+def fresh_adapter(
+    model: nn.Module, config: DeltaMemConfig, *, seed: int, base_model: str | None = None
+) -> nn.Module:
+    """Attach a new adapter that knows the name of its model."""
+    attach(model, config, seed=seed)
+    model._memory_attached = replace(model._memory_attached, base_model=base_model)
+    return model
+
+
+def adapter_from(
+    model: nn.Module,
+    source: str | Path,
+    *,
+    given: Mapping[str, object] | None = None,
+    base_model: str | None = None,
+) -> nn.Module:
+    """Attach an adapter to train further.
+
+    Args:
+        model (nn.Module): A model without an adapter.
+        source (str): A ``.safetensors`` file beside its ``adapter_config.json``, such as a numbered
+          copy of a run; or a folder or Hub repository of an adapter in any form.
+        given (Mapping[str, object]): Settings that the adapter must have.
+        base_model (str): The model's name.
+
+    Raises:
+        FileNotFoundError: If there is no such adapter.
+        ValueError: If it does not fit the model, or has other settings than those given.
+    """
+    adapter = _read(source)
+    differing = [
+        f"{field.name}: {wanted!r}, the adapter has {has!r}"
+        for field in fields(DeltaMemConfig)
+        if (wanted := (given or {}).get(field.name)) is not None
+        and wanted != (has := getattr(adapter.config, field.name))
+    ]
+    if differing:
+        raise ValueError(
+            f"The adapter in {source} was made with other settings:\n  "
+            + "\n  ".join(differing)
+            + "\nLeave those flags out: an adapter that is trained further keeps its settings."
+        )
+    _load_files(model, adapter, base_model)
+    return model
+
+
+def _read(source: str | Path) -> AdapterFiles:
+    path = Path(source).expanduser()
+    if not path.is_file():
+        return read_adapter(resolve(source, allow_patterns=ADAPTER_FILES))
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} is no .safetensors file. Expected an adapter's weights.")
+    config = DeltaMemConfig.from_pretrained(path.parent)
+    try:
+        tensors = {name: x.astype(mx.float32) for name, x in mx.load(str(path)).items()}
+        mx.eval(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} cannot be read: {error}. It may be truncated.") from error
+    return AdapterFiles(path.parent, config, tensors, {})

@@ -1,0 +1,211 @@
+"""One update of the adapter: gradients over batches and processes, clipped, through AdamW."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from ..patch import memory_layers
+from .batching import Batch
+from .checkpointing import checkpointed
+from .objective import Inputs, Objective, Sparsity, Terms
+from .settings import TrainSettings
+
+Params = dict[str, dict[str, mx.array]]
+
+
+def adapter_params(model: nn.Module) -> Params:
+    """The parameters that training changes: ``layer_<i>`` → name → array."""
+    return {
+        f"layer_{layer}": {key: attention[key] for key in attention.adapter_keys()}
+        for layer, attention in memory_layers(model).items()
+    }
+
+
+def set_adapter_params(model: nn.Module, params: Params) -> None:
+    """Put parameters of `adapter_params`' form into the model."""
+    for layer, attention in memory_layers(model).items():
+        for key, value in params[f"layer_{layer}"].items():
+            attention[key] = value
+
+
+class Figures(NamedTuple):
+    """What an update, or a validation, is told of: plain numbers, over all processes."""
+
+    loss: float
+    ce: float
+    read_beta: float
+    write_beta: float
+    state_norm: float
+    tokens: int
+    labelled: int
+    grad_norm: float = 0.0
+    learning_rate: float = 0.0
+
+
+class Updater:
+    """Updates the adapter of a model.
+
+    With several processes each has its own part of a batch; the result is that of one process
+    with all of it: cross-entropies are summed and divided by the number of labels of all, and the
+    write sparsity is that of the gates of all.
+
+    Args:
+        objective (Objective): Holds the model.
+        settings (TrainSettings): Of the run.
+        group (mx.distributed.Group): The processes.
+    """
+
+    def __init__(
+        self, objective: Objective, settings: TrainSettings, group: mx.distributed.Group
+    ) -> None:
+        self.objective, self.settings, self.group = objective, settings, group
+        self.model = objective.model
+        self.sparsity = Sparsity(settings.write_sparsity, settings.write_target)
+        self.params = adapter_params(self.model)
+        self.optimizer = optim.AdamW(
+            settings.learning_rate, betas=[0.9, 0.999], weight_decay=0.0, bias_correction=True
+        )
+        self.optimizer.init(self.params)
+        self._gradients = mx.value_and_grad(self._loss)
+
+    def update(self, batches: Sequence[Batch], number: int) -> Figures:
+        """One update from some batches; ``number`` counts updates from 0."""
+        mx.random.seed(self.settings.seed + number)
+        gradients, figures = self.gradients(batches)
+        norm = mx.sqrt(sum(mx.square(g).sum() for _, g in tree_flatten(gradients)))
+        if self.settings.max_grad_norm:
+            scale = mx.minimum(self.settings.max_grad_norm / (norm + 1e-6), 1.0)
+            gradients = tree_map(lambda g: g * scale, gradients)
+        rate = self.settings.learning_rate_at(number)
+        self.optimizer.learning_rate = rate
+        params = self.optimizer.apply_gradients(gradients, self.params)
+        mx.eval(params, self.optimizer.state, norm)
+        self.params = params
+        set_adapter_params(self.model, params)
+        return figures._replace(grad_norm=norm.item(), learning_rate=rate)
+
+    def gradients(self, batches: Sequence[Batch]) -> tuple[Params, Figures]:
+        """Gradients of the objective over some batches of all processes, and its figures."""
+        labelled = self._sum(mx.array(float(sum(batch.supervised for batch in batches))))
+        labelled = mx.maximum(labelled, 1)
+        mx.eval(labelled)  # processes have to exchange in the same order
+        gradients, seen = None, []
+        with self._training():
+            for batch in batches:
+                inputs = self.objective.inputs(batch)
+                (_, terms), new = self._gradients(self.params, inputs, labelled, len(batches))
+                gradients = new if gradients is None else tree_map(mx.add, gradients, new)
+                seen.append(terms)
+                mx.eval(gradients, seen)
+        set_adapter_params(self.model, self.params)
+        gradients = tree_map(lambda g: g / labelled, self._sum_tree(gradients))
+        mx.eval(gradients)
+        return gradients, self.figures(seen)
+
+    def _training(self) -> AbstractContextManager:
+        self.model.train()
+        return checkpointed(self.model) if self.settings.grad_checkpoint else nullcontext()
+
+    def _loss(
+        self, params: Params, inputs: Inputs, labelled: mx.array, parts: int
+    ) -> tuple[mx.array, Terms]:
+        """The loss times the number of labels.
+
+        Divided only after the backward pass: in float16 the gradients of a mean could vanish.
+        """
+        set_adapter_params(self.model, params)
+        terms = self.objective.terms(inputs)
+        regulariser = self.sparsity(self._joint_beta(terms))
+        return terms.ce_sum + labelled / parts * regulariser, terms
+
+    def _joint_beta(self, terms: Terms) -> mx.array:
+        """The mean gates over all processes, with the gradient of this process's part."""
+        if self.group.size() == 1:
+            return terms.read_beta
+        mine = terms.read_beta * terms.tokens
+        total = self._sum(mx.concatenate([mx.stop_gradient(mine), terms.tokens[None]]))
+        return (total[:-1] + mine - mx.stop_gradient(mine)) / total[-1]
+
+    def figures(self, terms: Sequence[Terms]) -> Figures:
+        """Figures of some batches, over all processes."""
+        rows = [
+            mx.concatenate(
+                [
+                    mx.stack([t.ce_sum, t.labelled, t.tokens, t.written]),
+                    mx.stack([t.write_beta.mean(), t.state_norm.mean()]) * t.written,
+                    t.read_beta * t.tokens,
+                ]
+            )
+            for t in terms
+        ]
+        total = self._sum(sum(rows, mx.zeros((6 + len(self.params),))))
+        ce, labelled, tokens, written, write, norm = total[:6].tolist()
+        read = total[6:] / max(tokens, 1)
+        ce /= max(labelled, 1)
+        return Figures(
+            loss=ce + self.sparsity(read).item(),
+            ce=ce,
+            read_beta=read.mean().item(),
+            write_beta=write / max(written, 1),
+            state_norm=norm / max(written, 1),
+            tokens=int(tokens + written),
+            labelled=int(labelled),
+        )
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process."""
+        if self.group.size() == 1:
+            return flag
+        return self._sum(mx.array(float(flag))).item() > 0
+
+    def first(self, text: str) -> str:
+        """The text of the first process."""
+        if self.group.size() == 1:
+            return text
+        mine = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+        mine = mine if self.group.rank() == 0 else mine[:0]
+        size = int(self._sum(mx.array(float(mine.size))).item())
+        padded = mx.array(np.pad(mine, (0, size - mine.size)))
+        return np.array(self._sum(padded)).astype(np.uint8).tobytes().decode()
+
+    def _sum(self, x: mx.array) -> mx.array:
+        if self.group.size() == 1:
+            return x
+        return mx.distributed.all_sum(x, group=self.group, stream=mx.cpu)
+
+    def _sum_tree(self, tree: Params) -> Params:
+        """Sums over processes, in one message."""
+        if self.group.size() == 1:
+            return tree
+        names, arrays = zip(*tree_flatten(tree), strict=True)
+        flat = self._sum(mx.concatenate([a.astype(mx.float32).flatten() for a in arrays]))
+        cuts = [sum(a.size for a in arrays[: i + 1]) for i in range(len(arrays) - 1)]
+        parts = [p.reshape(a.shape) for p, a in zip(mx.split(flat, cuts), arrays, strict=True)]
+        return tree_unflatten(list(zip(names, parts, strict=True)))
+
+    def state(self) -> dict[str, mx.array]:
+        """All that the next update depends on: weights and optimizer, by name."""
+        return dict(tree_flatten({"adapter": self.params, "optimizer": self.optimizer.state}))
+
+    def set_state(self, state: dict[str, mx.array]) -> None:
+        """Go on from the `state` that the first process has."""
+        if self.group.size() > 1:
+            mine = state if self.group.rank() == 0 else self.state()
+            held = 1 if self.group.rank() == 0 else 0
+            state = {}
+            for name in sorted(mine):
+                value = self._sum(mine[name].astype(mx.float32) * held)
+                mx.eval(value)
+                state[name] = value.astype(mine[name].dtype)
+        # In the order of a new run's: sums over the gradients follow it.
+        names = list(self.state())
+        tree = tree_unflatten([(name, state[name]) for name in names])
+        self.params, self.optimizer.state = tree["adapter"], tree["optimizer"]
+        mx.eval(self.params, self.optimizer.state)
+        set_adapter_params(self.model, self.params)

@@ -1,0 +1,276 @@
+"""`deltamem-mlx train`: data in, an adapter out, whatever happens in between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import mlx_lm
+import numpy as np
+import pytest
+from conftest import ROOT, RunCli
+from tiny import tiny_model_folder
+from typer.testing import CliRunner, Result
+
+import deltamem_mlx as dm
+from deltamem_mlx.adapter_files import read_adapter
+from deltamem_mlx.cli.main import app
+from deltamem_mlx.training.report import read_metrics
+
+FLAGS = ("--batch-size", "2", "--rank", "4", "--learning-rate", "1e-2", "--save-every", "2")
+
+
+def row(number: int) -> dict:
+    food = ("tea", "rice", "milk")[number % 3]
+    turns = [f"I like {food}.", "Ok.", "What do I like?", food]
+    roles = ("user", "assistant") * 2
+    pairs = zip(roles, turns, strict=True)
+    return {"messages": [{"role": role, "content": text} for role, text in pairs]}
+
+
+def write_rows(path: Path, numbers: range) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row(i)) + "\n" for i in numbers))
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_rows(folder / "train.jsonl", range(9))
+    write_rows(folder / "valid.jsonl", range(3))
+    write_rows(folder / "test.jsonl", range(4))
+    return folder
+
+
+@pytest.fixture
+def base(qwen3_tiny: Path, data: Path, tmp_path: Path) -> list[str]:
+    """The flags every run here has; the adapter goes to ``out``."""
+    named = {"--model": qwen3_tiny, "--data": data, "--adapter-path": tmp_path / "out"}
+    return ["train", *(str(word) for pair in named.items() for word in pair), *FLAGS]
+
+
+def call(*args: str | Path) -> Result:
+    done = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert not isinstance(done.exception, Exception), done.exception
+    return done
+
+
+def refused(code: int, *args: str | Path) -> str:
+    done = call(*args)
+    assert done.exit_code == code, (done.stdout, done.stderr)
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1, done.stderr
+    return done.stderr
+
+
+def test_a_run_from_the_table_to_the_command(
+    base: list[str], tmp_path: Path, qwen3_tiny: Path
+) -> None:
+    done = call(*base, "--iters", "4", "--steps-per-report", "2", "--test")
+    assert done.exit_code == 0, done.stderr
+    for said in ("of the model", "9 conversations", "3 held out", "4 iterations", "GB", "β"):
+        assert said in done.stderr
+    assert "empty memory" in done.stderr
+    assert "test loss" in done.stderr
+    out = tmp_path / "out"
+    assert str(out) in done.stdout
+    command = next(line for line in done.stdout.splitlines() if "deltamem-mlx generate" in line)
+    used = call(*command.split()[1:], "-m", "2")
+    # The command's notes.txt is the reader's own.
+    assert "notes.txt" in used.stderr
+    _, adapter = mlx_lm.load(str(qwen3_tiny)), read_adapter(out)
+    assert adapter.config == dm.DeltaMemConfig(rank=4, delta_heads=("q", "o"))
+    assert adapter.base_model["name"] == str(qwen3_tiny)
+    dm.load(str(qwen3_tiny), str(out))
+
+
+def test_json_is_all_of_stdout(base: list[str], tmp_path: Path) -> None:
+    done = call(*base, "--iters", "2", "--json", "--quiet")
+    told = json.loads(done.stdout)
+    assert (told["iteration"], told["finished"]) == (2, True)
+    assert told["adapter_path"] == str(tmp_path / "out")
+    assert told["val_loss"] == read_metrics(tmp_path / "out")[-1]["val_loss"]
+    assert done.stderr == ""
+
+
+def test_every_setting_reaches_the_adapter(base: list[str], tmp_path: Path) -> None:
+    done = call(
+        *base,
+        *("--iters", "1", "--alpha", "12", "--delta-heads", "v,k", "--num-state-heads", "2"),
+        *("--write-granularity", "message_mean", "--output-init", "random"),
+        *("--beta-bias-init", "-2", "--online-gain", "0.5", "--target-layers", "1"),
+        *("--adapter-settings", '{"couple_lambda": false}', "--grad-checkpoint"),
+    )
+    assert done.exit_code == 0, done.stderr
+    assert read_adapter(tmp_path / "out").config == dm.DeltaMemConfig(
+        rank=4,
+        alpha=12,
+        delta_heads=("k", "v"),
+        num_state_heads=2,
+        memory_write_granularity="message_mean",
+        output_init="random",
+        beta_bias_init=-2,
+        online_gain=0.5,
+        target_layers=(1,),
+        couple_lambda=False,
+    )
+
+
+def test_options_from_a_file(base: list[str], tmp_path: Path) -> None:
+    (tmp_path / "train.yaml").write_text("iters: 3\nrank: 2\nmax_length: 64\n")
+    done = call(*base, "--config", tmp_path / "train.yaml", "--json", "-q")
+    assert json.loads(done.stdout)["iteration"] == 3
+    assert read_adapter(tmp_path / "out").config.rank == 4  # flags win
+
+
+def test_epochs(base: list[str]) -> None:
+    told = json.loads(call(*base, "--epochs", "1.5", "--json", "-q").stdout)
+    assert told["iteration"] == 7  # 1.5 x 9 episodes in twos
+
+
+def test_quantized_base(data: Path, tmp_path: Path) -> None:
+    model = tiny_model_folder(tmp_path / "q4", bits=4, hidden_size=64, intermediate_size=64)
+    flags = ("--model", model, "--data", data, "--adapter-path", tmp_path / "out")
+    done = call("train", *flags, *FLAGS, "--iters", "2", "-q")
+    assert done.exit_code == 0, done.stderr
+    dm.load(str(model), str(tmp_path / "out"))
+
+
+def test_training_further(base: list[str], tmp_path: Path) -> None:
+    call(*base, "--iters", "4", "-q")
+    first = tmp_path / "out"
+    further = [*base, "--iters", "1", "--learning-rate", "1e-9", "-q"]
+    further[further.index(str(first))] = str(tmp_path / "second")
+    snapshot = first / "0000004_adapters.safetensors"
+    for source in (first, snapshot):
+        done = call(*further, "--resume-adapter-file", source)
+        assert done.exit_code == 0, done.stderr
+        before, after = (read_adapter(f).tensors for f in (first, tmp_path / "second"))
+        assert all(mx.allclose(before[name], after[name], atol=1e-7).item() for name in before)
+        assert any(mx.abs(before[name]).max().item() > 0 for name in before)
+    text = refused(1, *further, "--resume-adapter-file", first, "--rank", "2", "--alpha", "16")
+    assert "rank: 2, the adapter has 4" in text
+    assert "alpha" not in text
+
+
+# --- stopped and resumed, in real processes
+
+
+def start(*args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "deltamem_mlx", *args],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "MLX_ENABLE_TF32": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_iteration(folder: Path, iteration: int, process: subprocess.Popen[str]) -> None:
+    """Until the process has reported it."""
+    give_up = time.monotonic() + 300
+    while max((r["iteration"] for r in read_metrics(folder)), default=-1) < iteration:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = (mx.load(str(folder / "adapters.safetensors")) for folder in (a, b))
+    return first.keys() == second.keys() and all(
+        np.array_equal(np.array(first[name]), np.array(second[name])) for name in first
+    )
+
+
+def test_killed_and_resumed_ends_with_the_same_weights(base: list[str], tmp_path: Path) -> None:
+    run = [*base, "--iters", "400", "--save-every", "7", "--steps-per-report", "1", "-q"]
+    whole = list(run)
+    whole[whole.index(str(tmp_path / "out"))] = str(tmp_path / "whole")
+    process = start(*run)
+    wait_for_iteration(tmp_path / "out", 20, process)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    reached = max(r["iteration"] for r in read_metrics(tmp_path / "out"))
+    assert 20 <= reached < 400
+    mx.load(str(tmp_path / "out" / "adapters.safetensors"))
+    assert call(*run, "--resume").exit_code == 0
+    assert call(*whole).exit_code == 0
+    assert same_weights(tmp_path / "out", tmp_path / "whole")
+
+
+def test_interrupted_saves_and_says_how_to_go_on(base: list[str], tmp_path: Path) -> None:
+    run = [*base, "--iters", "3000", "--steps-per-report", "1"]
+    process = start(*run)
+    wait_for_iteration(tmp_path / "out", 5, process)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 130, stderr
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    command = next(line for line in stderr.splitlines() if "Go on with: " in line)
+    words = command.partition("Go on with: ")[2].split()
+    assert words == ["deltamem-mlx", *run, "--resume"]
+    text = refused(1, *run)
+    assert "--resume" in text
+
+
+# --- what is wrong, in one line
+
+
+def test_wrong_flags(base: list[str], tmp_path: Path) -> None:
+    assert "--model and --data" in refused(2, "train")
+    cases = {
+        ("--iters", "5", "--epochs", "1"): "one of them",
+        ("--epochs", "-1"): "--epochs is -1.0",
+        ("--learning-rate", "0"): "learning_rate is 0.0",
+        ("--lr-schedule", "linear"): "cosine or constant",
+        ("--rank", "0"): "rank: 0 must be at least 1",
+        ("--delta-heads", "q,x"): "'x' is none of q, k, v, o",
+        ("--write-granularity", "word"): "sentence_mean",
+        ("--target-layers", "a"): "no list of layers",
+        ("--adapter-settings", "[1]"): "JSON object",
+        ("--assistant-loss-mode", "none"): "visible_assistant_turns",
+        ("--max-seq-length", "1"): "max_length is 1",
+        ("--state-only-prob", "0.7", "--no-memory-prob", "0.7"): "sum is above 1",
+        ("--batch-size", "0"): "--batch-size",
+    }
+    for flags, said in cases.items():
+        assert said in refused(2, *base, *flags), flags
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_input(base: list[str], qwen3_tiny: Path, tmp_path: Path) -> None:
+    for flags, said in {
+        ("--data", tmp_path / "none"): "No file or folder",
+        ("--model", tmp_path / "none"): "none",
+        ("--resume-adapter-file", tmp_path / "none"): "none",
+        ("--resume-adapter-file", qwen3_tiny): "config",
+        ("--target-layers", "9"): "layers 0 to",
+        ("--report-to", "nothing"): "nothing",
+    }.items():
+        assert said in refused(1, *base, *flags), flags
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "plain"}\n')
+    assert "bad.jsonl:1" in refused(1, *base, "--data", bad)
+
+
+def test_divergence_is_one_line(base: list[str], tmp_path: Path) -> None:
+    text = refused(1, *base, "--iters", "30", "--learning-rate", "1e30", "--save-every", "1")
+    assert "stays in" in text
+    assert "lower --learning-rate" in text
+    adapter = read_adapter(tmp_path / "out")
+    assert all(mx.isfinite(tensor).all().item() for tensor in adapter.tensors.values())
+
+
+def test_help_is_quick_and_shows_examples(run_cli: RunCli) -> None:
+    done = run_cli("train", "--help")
+    assert done.returncode == 0
+    assert "mlx.launch" in done.stdout
+    assert "[default: 8]" in done.stdout
