@@ -1,4 +1,4 @@
-# make demo   a small real model answers with δ-mem
+# make demo   the built-in pair remembers what its context has lost
 # make test   lint, format check and the quick tests
 # Both make .venv and install into it first, on macOS and Linux, with any Python from 3.11 on.
 
@@ -17,9 +17,8 @@ endif
 
 .PHONY: demo test lint format test-slow test-metal test-real install clean
 
-demo: $(STAMP) $(MODELS)/smollm2-q4
-	$(BIN)/deltamem-mlx generate --model $(MODELS)/smollm2-q4 --max-tokens 60 --temp 0 \
-		--prompt "What is a memory? One sentence."
+demo: $(STAMP)
+	$(BIN)/deltamem-mlx demo
 
 test: lint
 	$(PYTEST) -q

@@ -119,7 +119,10 @@ class DeltaMemAttention(nn.Module):
         )
         for name, shape in adapter_shapes(projections, config).items():
             self[name] = self._initial(name, shape)
-        inactive = [key for key in PARAMETERS if key in self and key not in self.adapter_keys()]
+        # A module would take a tuple for parameters, so these go past its __setattr__.
+        vars(self)["_memory_keys"] = tuple(self._acting_keys())
+        self._memory_output = dict(projections.names)["o"]
+        inactive = [key for key in PARAMETERS if key in self and key not in self._memory_keys]
         self.freeze(recurse=False, keys=inactive)
 
     def _initial(self, name: str, shape: list[int]) -> mx.array:
@@ -154,8 +157,11 @@ class DeltaMemAttention(nn.Module):
         norm = mx.maximum(mx.linalg.norm(columns, axis=0, keepdims=True), 1e-12)
         return mx.pad(config.online_gain * columns / norm, [(0, 0), (0, M - width)])
 
-    def adapter_keys(self) -> list[str]:
+    def adapter_keys(self) -> tuple[str, ...]:
         """Names of the adapter's parameters that act: those a file holds and training changes."""
+        return self._memory_keys
+
+    def _acting_keys(self) -> list[str]:
         inactive = {f"delta_{head}_proj" for head in HEADS} - {
             f"delta_{head}_proj" for head in self._memory_config.delta_heads
         }
@@ -176,11 +182,12 @@ class DeltaMemAttention(nn.Module):
         projected = mx.addmm(packed.bias, x.astype(mx.float32), packed.inward)
         memory = None if cache is None else cache.memory
         reads = read_and_write(projected, memory, self._memory_spec)
-        view = _view(self)
+        cast = reads.astype(x.dtype)
+        view, norm = _view(self), self._o_norm()
         for name, weight in packed.outward.items():
-            norm = self._o_norm() if name == self._output_name else None
-            values = reads if norm else reads.astype(weight.dtype)
-            setattr(view, name, Corrected(self[name], values, weight, norm))
+            normed = norm if name == self._memory_output else None
+            values = reads if normed else cast
+            setattr(view, name, Corrected(self[name], values, weight, normed))
         return super(DeltaMemAttention, view).__call__(*args, **kwargs)
 
     def _take_cache(self, args: tuple, kwargs: dict) -> tuple[DeltaMemCache | None, tuple, dict]:
@@ -199,10 +206,6 @@ class DeltaMemAttention(nn.Module):
         if by_name:
             return cache, args, {**kwargs, "cache": cache.kv}
         return cache, (*args[:i], cache.kv, *args[i + 1 :]), kwargs
-
-    @property
-    def _output_name(self) -> str:
-        return dict(self._memory_projections.names)["o"]
 
     def _o_norm(self) -> tuple[mx.array, float] | None:
         if "delta_o_rmsnorm_weight" not in self:
@@ -228,7 +231,7 @@ class DeltaMemAttention(nn.Module):
 
     def _packed(self, dtype: mx.Dtype) -> Packed:
         """The packed weights, made anew when a parameter was replaced or while training."""
-        sources = tuple(self[key] for key in self.adapter_keys())
+        sources = tuple([self[key] for key in self._memory_keys])
         packed = self._memory_packed
         if packed is not None and all(map(operator.is_, sources, packed.sources)):
             return packed
@@ -245,7 +248,7 @@ class DeltaMemAttention(nn.Module):
             rows.append(self.lambda_proj)
             biases.append(self.lambda_bias)
         spec = self._memory_spec
-        inward = spec.pack(mx.concatenate(rows).astype(mx.float32)).T[None]
+        inward = mx.contiguous(spec.pack(mx.concatenate(rows).astype(mx.float32)).T[None])
         bias = spec.pack(mx.concatenate(biases).astype(mx.float32))[None, None]
         return Packed(sources, inward, bias, self._outward(dtype))
 
@@ -263,7 +266,7 @@ class DeltaMemAttention(nn.Module):
             weights["packed"] = projections.join(parts)
         keep = {names["o"]} if self._o_norm() else set()  # a normed correction stays float32
         return {
-            names[head]: w[None] if names[head] in keep else w[None].astype(dtype)
+            names[head]: mx.contiguous(w[None] if names[head] in keep else w[None].astype(dtype))
             for head, w in weights.items()
         }
 

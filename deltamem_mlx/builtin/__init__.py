@@ -3,6 +3,8 @@
 from pathlib import Path
 
 _HERE = Path(__file__).parent
+# A checkout keeps the adapter with the others; a wheel packs it beside the base.
+_ADAPTERS = _HERE.parent.parent / "adapters"
 
 
 def base_folder() -> Path:
@@ -11,7 +13,7 @@ def base_folder() -> Path:
     Raises:
         FileNotFoundError: If this copy of the package was made without it.
     """
-    return _folder("base", "config.json")
+    return _existing("config.json", _HERE / "base")
 
 
 def adapter_folder() -> Path:
@@ -20,14 +22,14 @@ def adapter_folder() -> Path:
     Raises:
         FileNotFoundError: If this copy of the package was made without it.
     """
-    return _folder("adapter", "adapter_config.json")
+    return _existing("adapter_config.json", _HERE / "adapter", _ADAPTERS / "builtin")
 
 
-def _folder(name: str, file: str) -> Path:
-    folder = _HERE / name
-    if not (folder / file).is_file():
+def _existing(file: str, *folders: Path) -> Path:
+    found = next((folder for folder in folders if (folder / file).is_file()), None)
+    if found is None:
         raise FileNotFoundError(
             "The built-in demo pair is not in this copy of deltamem-mlx. Name a model and an "
             "adapter: --model FOLDER|REPO --adapter FOLDER|REPO"
         )
-    return folder
+    return found

@@ -64,7 +64,6 @@ def bench(
         "batch_sizes": _numbers("--batch-sizes", batch_sizes),
         "scan_lengths": _numbers("--scan-lengths", scan_lengths),
     }
-    _check_plot(plot)
 
     from deltamem_mlx.bench import STRATEGIES, Effort, run_bench
 
@@ -73,6 +72,7 @@ def bench(
     seconds = b.FULL_SECONDS if full else b.SECONDS
     effort = Effort(rounds=rounds, seconds=seconds, clock=clock.value)
     plan = _plan(lengths, only, decode_tokens, full, effort)
+    _check_plot(plot, plan)
     if real:
         pair, facts = _real(model, adapter, names, seed or 0, trust_remote_code)
     else:
@@ -105,10 +105,12 @@ def _chosen(flag: str, value: str | None, known: Collection[str]) -> list[str] |
     return names
 
 
-def _check_plot(plot: Path | None) -> None:
+def _check_plot(plot: Path | None, plan: "Plan") -> None:
     """Raises before anything is measured: UsageError, or ImportError without matplotlib."""
     if plot is None:
         return
+    if list(plan.parts) == ["memory"]:
+        raise UsageError("--plot: there is nothing to draw of memory alone.")
     from deltamem_mlx.inspection.figures import suffixes
 
     if plot.suffix.lower() not in suffixes():

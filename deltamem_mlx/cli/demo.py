@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from deltamem_mlx.evals.demo import Told
 
 EACH = 32
+MAX_TOKENS = 16  # the pair's answers have ten words at most
 
 HEADINGS = {
     "memory": "with memory",
     "none": "without memory",
-    "foreign": "with the other conversation's",
+    "foreign": "with another's memory",
 }
 NEXT = (
     "With a real model:  deltamem-mlx chat --model mlx-community/Qwen3-4B-Instruct-2507-4bit "
@@ -55,7 +56,7 @@ def show(
     from deltamem_mlx.evals.demo import CELLS, CONDITIONS, short_scores, tell_story
     from deltamem_mlx.evals.runner import Runner
 
-    runner = Runner(*load_builtin(base, adapter), batch_size=EACH)
+    runner = Runner(*load_builtin(base, adapter), batch_size=EACH, max_tokens=MAX_TOKENS)
     story, episodes = builtin_story(), builtin_episodes()
     told = tell_story(runner, story)
     if not as_json:

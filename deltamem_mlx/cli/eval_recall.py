@@ -147,10 +147,15 @@ def recall(
         write_questions=write_questions,
     )
     total = len(conditions) * sum(map(len, cells.values()))
-    with answering(total) as on_answers:
-        rows = answer_all(
-            runner, cells, conditions=conditions, journal=journal, on_answers=on_answers
-        )
+    try:
+        with answering(total) as on_answers:
+            rows = answer_all(
+                runner, cells, conditions=conditions, journal=journal, on_answers=on_answers
+            )
+    except KeyboardInterrupt:
+        if out is not None:
+            _output.note(f"The answers so far are in {out}: the same command goes on with them.")
+        raise
     result = settings | {"questions": len(rows), "cells": scores(rows, seed=seed)}
     journal.finish(result)
     _show(result, conditions, as_json=json)

@@ -1,0 +1,25 @@
+"""The plain and the patched model beside each other: speed, memory, graph; and the scan alone."""
+
+from .models import STRATEGIES, Pair, with_plain_twin, with_random_adapters
+from .primitives import count_primitives
+from .run import FULL, PARTS, QUICK, BenchReport, Plan, run_bench
+from .shapes import SHAPES, random_model, shape_config
+from .timing import Effort
+
+__all__ = [
+    "FULL",
+    "PARTS",
+    "QUICK",
+    "SHAPES",
+    "STRATEGIES",
+    "BenchReport",
+    "Effort",
+    "Pair",
+    "Plan",
+    "count_primitives",
+    "random_model",
+    "run_bench",
+    "shape_config",
+    "with_plain_twin",
+    "with_random_adapters",
+]

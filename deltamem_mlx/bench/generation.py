@@ -1,0 +1,213 @@
+"""Prefill and decode of a plain model and of its patched twins, run by run."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+from ..cache import DeltaMemCache
+from ..memory import memories, write_spans
+from ..patch import config_of, is_attached
+from .models import Pair
+from .primitives import cached_arrays
+from .timing import Effort, Samples, alternate
+
+PREFILL_STEP = 2048  # tokens a call, as in mlx-lm
+MESSAGE = 64  # tokens a message, where writes go by message
+UNTIMED = 2  # decode steps before the clock starts: the first one copies the cache
+
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure, of the plain and of a patched model.
+
+    Args:
+        strategy (str): TSW, MSW or SSW.
+        batch_size (int): Conversations B.
+        length (int): Tokens of the prompt, or in the cache when decoding begins.
+        tokens (int): Tokens that a run reads or writes, over all conversations.
+        plain, patched (Samples): Seconds per run: to the first token, or per decoded token of
+          every conversation.
+        peak (tuple[int, int]): Bytes that a prefill takes above the weights, plain and patched.
+    """
+
+    strategy: str
+    batch_size: int
+    length: int
+    tokens: int
+    plain: Samples
+    patched: Samples
+    peak: tuple[int, int] | None = None
+
+    @property
+    def ratio(self) -> Samples:
+        """Time of the patched model over that of the plain one, round by round."""
+        return self.patched.over(self.plain)
+
+    def speed(self, seconds: Samples) -> float:
+        """Tokens per second."""
+        return self.tokens / seconds.median
+
+    def to_dict(self) -> dict[str, object]:
+        row: dict[str, object] = {
+            "strategy": self.strategy,
+            "batch_size": self.batch_size,
+            "length": self.length,
+            "ratio": self.ratio.to_dict(),
+        }
+        for i, (name, seconds) in enumerate([(PLAIN, self.plain), ("patched", self.patched)]):
+            row[name] = {"tokens_per_second": self.speed(seconds), "seconds": seconds.to_dict()}
+            if self.peak is not None:
+                row[name]["peak_bytes"] = self.peak[i]
+        return row
+
+
+def prefill_rows(pair: Pair, batch_size: int, length: int, effort: Effort) -> list[Row]:
+    """Time to the first token after a prompt, and the memory it takes, per strategy."""
+    prompt = mx.random.randint(0, vocabulary(pair.plain), (batch_size, length))
+    mx.eval(prompt)
+    models = {PLAIN: pair.plain, **pair.patched}
+    peaks: dict[str, list[int]] = {name: [] for name in models}
+
+    def run(name: str) -> float:
+        work = partial(effort.time, lambda: first_token(models[name], prompt))
+        seconds, peak = with_peak(work)
+        peaks[name].append(peak)
+        return seconds
+
+    seconds = alternate({name: partial(run, name) for name in models}, effort)
+    peak = {name: int(median(taken)) for name, taken in peaks.items()}
+    return [
+        Row(
+            *(name, batch_size, length, batch_size * length),
+            *(seconds[PLAIN], seconds[name], (peak[PLAIN], peak[name])),
+        )
+        for name in pair.patched
+    ]
+
+
+def decode_rows(pair: Pair, batch_size: int, depth: int, tokens: int, effort: Effort) -> list[Row]:
+    """Time per decoded token with ``depth`` tokens in the cache, per strategy."""
+    contestants = {
+        name: partial(decode_seconds, model, cache_at(model, batch_size, depth), tokens, effort)
+        for name, model in {PLAIN: pair.plain, **pair.patched}.items()
+    }
+    seconds = alternate(contestants, effort)
+    return [
+        Row(name, batch_size, depth, batch_size, seconds[PLAIN], seconds[name])
+        for name in pair.patched
+    ]
+
+
+def first_token(model: nn.Module, prompt: mx.array) -> mx.array:
+    """Prefill as mlx-lm does it: all tokens but the last in large steps, then one for logits.
+
+    Args:
+        model (nn.Module): With or without a memory.
+        prompt (mx.array): Token ids [B, T].
+
+    Returns:
+        mx.array: The likeliest next token of each conversation, [B].
+    """
+    cache = make_prompt_cache(model)
+    last = prompt.shape[1] - 1
+    with writes(model, cache, prompt.shape):
+        for start in range(0, last, PREFILL_STEP):
+            model(prompt[:, start : min(start + PREFILL_STEP, last)], cache=cache)
+            mx.eval(cached_arrays(cache))
+            mx.clear_cache()
+        token = mx.argmax(model(prompt[:, last:], cache=cache)[:, -1], axis=-1)
+        mx.eval(token)
+    return token
+
+
+def writes(model: nn.Module, cache: list, shape: tuple[int, int]) -> AbstractContextManager:
+    """The spans of a conversation of equal messages, for a memory that writes by message."""
+    if not is_attached(model) or config_of(model).memory_write_granularity == "token":
+        return nullcontext()
+    ids = [[token // MESSAGE for token in range(shape[1])]] * shape[0]
+    by_sentence = config_of(model).memory_write_granularity == "sentence_mean"
+    return write_spans(cache, ids, ids if by_sentence else None)
+
+
+def cache_at(model: nn.Module, batch_size: int, depth: int) -> list:
+    """A prompt cache with ``depth`` random tokens in it.
+
+    Where all caches are plain KV caches, random keys and values are put there: at 8 conversations
+    of 2048 tokens a prefill would take longer than all else.
+    """
+    cache = make_prompt_cache(model)
+    tokens = mx.random.randint(0, vocabulary(model), (batch_size, depth))
+    caches = kv_caches(cache)
+    simple = all(type(kv) is KVCache for kv in caches)
+    model(tokens[:, :1] if simple else tokens, cache=cache)
+    mx.eval(cached_arrays(cache))
+    if simple:
+        for kv in caches:
+            kv.keys, kv.values = (
+                mx.random.normal((*x.shape[:2], depth, x.shape[3])).astype(x.dtype)
+                for x in (kv.keys, kv.values)
+            )
+            kv.offset = depth
+            mx.eval(kv.keys, kv.values)
+    return cache
+
+
+def decode_seconds(model: nn.Module, cache: list, tokens: int, effort: Effort) -> float:
+    """Seconds per step of greedy decoding, one step ahead of its result as in mlx-lm."""
+    cache = deepcopy(cache)
+    batch_size = cached_arrays(cache)[0].shape[0]
+
+    def steps(token: mx.array, count: int) -> mx.array:
+        for _ in range(count):
+            following = mx.argmax(model(token, cache=cache)[:, -1], axis=-1, keepdims=True)
+            mx.async_eval(following)
+            mx.eval(token)
+            token = following
+        mx.eval(token)
+        return token
+
+    token = steps(mx.zeros((batch_size, 1), mx.int32), UNTIMED)
+    return effort.time(lambda: steps(token, tokens)) / tokens
+
+
+def with_peak(work: Callable[[], float]) -> tuple[float, int]:
+    """What ``work`` returns, and the bytes it needs at its height above what was in use before."""
+    mx.synchronize()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    result = work()
+    mx.synchronize()
+    return result, mx.get_peak_memory() - before
+
+
+def memory_facts(model: nn.Module) -> dict[str, int]:
+    """Bytes that one conversation keeps: its memory, and the KV cache of every token beside it."""
+    cache = make_prompt_cache(model)
+    model(mx.zeros((1, 1), mx.int32), cache=cache)
+    mx.eval(cached_arrays(cache))
+    growing = [kv for kv in kv_caches(cache) if type(kv) is KVCache]
+    return {
+        "state_bytes": sum(memory.nbytes for memory in memories(cache).values()),
+        "kv_bytes_per_token": sum(kv.nbytes // kv.keys.shape[2] for kv in growing),
+    }
+
+
+def kv_caches(cache: list) -> list:
+    """The entries of a prompt cache as the plain model has them."""
+    return [entry.kv if isinstance(entry, DeltaMemCache) else entry for entry in cache]
+
+
+def vocabulary(model: nn.Module) -> int:
+    """Token ids that the model surely has."""
+    args = getattr(model, "args", None)
+    return getattr(args, "vocab_size", None) or 100

@@ -1,0 +1,65 @@
+"""What a model computes for one decoded token, counted in MLX primitives."""
+
+import io
+import re
+from collections import Counter
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
+
+from ..patch import memory_layers
+
+_NODE = re.compile(r'\[label ="([^"]*)", shape=rectangle\]')
+
+# Those that only look at the same numbers in another way: no kernel runs for them. Reshape is not
+# among them, as it copies what does not lie in a row.
+VIEWS = (
+    *("AsStrided", "Broadcast", "BroadcastAxes", "ExpandDims", "Flatten", "Slice", "Split"),
+    *("Squeeze", "StopGradient", "Transpose", "Unflatten"),
+)
+
+
+def count_primitives(model: nn.Module, cache: list) -> Counter[str]:
+    """How often each primitive occurs in the graph of one decode step.
+
+    The graph is that of the logits and of everything the cache then holds. Compiled functions
+    count as one primitive per fused kernel.
+
+    Args:
+        model (nn.Module): With or without a memory.
+        cache (list): A prompt cache that has been fed. It advances by two tokens: the first
+          leaves nothing pending, such as the packing of weights, that is done only once.
+    """
+    batch_size = cached_arrays(cache)[0].shape[0]
+    token = mx.zeros((batch_size, 1), mx.int32)
+    mx.eval(model(token, cache=cache), cached_arrays(cache))
+    logits = model(token, cache=cache)
+    graph = io.StringIO()
+    mx.export_to_dot(graph, logits, *cached_arrays(cache))
+    return Counter(_NODE.findall(graph.getvalue()))
+
+
+def added_per_layer(plain: nn.Module, patched: nn.Module, batch_size: int = 1) -> dict[str, float]:
+    """What a memory adds to each patched layer's decode step.
+
+    Returns:
+        dict[str, float]: ``primitives``, all of them, and ``kernels``, those that may launch a
+          kernel on a GPU.
+    """
+    counts = []
+    for model in (plain, patched):
+        cache = make_prompt_cache(model)
+        model(mx.zeros((batch_size, 3), mx.int32), cache=cache)
+        counts.append(count_primitives(model, cache))
+    layers = len(memory_layers(patched))
+    primitives = counts[1].total() - counts[0].total()
+    views = sum(counts[1][name] - counts[0][name] for name in VIEWS)
+    return {"primitives": primitives / layers, "kernels": (primitives - views) / layers}
+
+
+def cached_arrays(cache: list) -> list[mx.array]:
+    """All arrays in a prompt cache."""
+    states = tree_flatten([entry.state for entry in cache])
+    return [value for _, value in states if isinstance(value, mx.array)]

@@ -1,0 +1,136 @@
+"""A bench report as tables for the terminal."""
+
+import io
+from collections.abc import Iterator
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from .generation import Row
+from .run import BenchReport
+from .scan import ScanRow
+from .timing import Samples
+
+
+def report_text(report: BenchReport) -> str:
+    """The report in tables, as wide as they need to be."""
+    sink = io.StringIO()
+    console = Console(file=sink, width=200, force_terminal=False)
+    for title, table in tables(report):
+        console.print(f"\n{title}\n")
+        console.print(table)
+    lines = [headline(report), *sink.getvalue().splitlines()]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def headline(report: BenchReport) -> str:
+    """Model and machine in two lines."""
+    model, machine = report.model, report.machine
+    parts = [str(model["name"])]
+    parts += [f"{model['layers']} layers"] if model.get("layers") else []
+    parts += [f"{model['bits']} bits"] if model.get("bits") else []
+    parts += [str(model["dtype"])] if model.get("dtype") else []
+    parts += ["random weights"] if model.get("random_weights") else []
+    parts += [f"adapter {model['adapter']}" if model.get("adapter") else "untrained adapter"]
+    where = [f"{machine['device']}, {machine['cores']} cores", str(machine["system"])]
+    where += [f"mlx {machine['mlx']}", f"mlx-lm {machine['mlx_lm']}"]
+    where += [f"BLAS {machine['blas']}"] if machine["blas"] else []
+    where += ["processor time"] if report.clock == "cpu" else []
+    return ", ".join(parts) + "\n" + ", ".join(where)
+
+
+def tables(report: BenchReport) -> Iterator[tuple[str, Table]]:
+    """A title and a table for each part that was measured."""
+    if report.prefill:
+        yield "Prefill: time to the first token; memory above the weights", prefill(report.prefill)
+    if report.decode:
+        yield "Decode: time per step; tokens per second of the whole batch", decode(report.decode)
+    if report.memory:
+        title = "What a conversation keeps, and what that adds to a layer's decode step"
+        yield title, memory(report.memory)
+    if report.scan:
+        title = "The scan alone, batch 1, rank 8; × is the gain over the recurrent form"
+        yield title, scan(report.scan)
+
+
+def prefill(rows: list[Row]) -> Table:
+    table = _table(
+        *("memory", "batch", "prompt", "plain s", "patched s", "plain t/s", "patched t/s"),
+        *("time ×", "memory ×"),
+    )
+    for row in rows:
+        plain, patched = row.peak or (0, 0)
+        table.add_row(
+            *(row.strategy, str(row.batch_size), str(row.length)),
+            *(f"{row.plain.median:.3g}", f"{row.patched.median:.3g}"),
+            *(_speed(row, row.plain), _speed(row, row.patched), _spread(row.ratio)),
+            f"{patched / plain:.2f}" if plain else "",
+        )
+    return table
+
+
+def decode(rows: list[Row]) -> Table:
+    table = _table(
+        *("memory", "batch", "depth", "plain ms", "patched ms", "plain t/s", "patched t/s"),
+        "time ×",
+    )
+    for row in rows:
+        table.add_row(
+            *(row.strategy, str(row.batch_size), str(row.length)),
+            *(_ms(row.plain), _ms(row.patched)),
+            *(_speed(row, row.plain), _speed(row, row.patched), _spread(row.ratio)),
+        )
+    return table
+
+
+def memory(rows: list[dict[str, object]]) -> Table:
+    table = _table(
+        *("memory", "states", "bytes", "one token's KV", "primitives", "of them kernels"),
+    )
+    for row in rows:
+        added = row["added_per_layer"]
+        table.add_row(
+            str(row["strategy"]),
+            f"{row['layers']}×{row['heads']}×{row['rank']}×{row['rank']}",
+            f"{row['state_bytes']:,}",
+            f"{row['kv_bytes_per_token']:,}",
+            f"{added['primitives']:g}",
+            f"≤ {added['kernels']:g}",
+        )
+    return table
+
+
+def scan(rows: list[ScanRow]) -> Table:
+    table = _table(
+        *("form", "heads", "tokens", "forward ms", "×", "with gradients ms", "× "),
+    )
+    for row in rows:
+        table.add_row(
+            *(row.form, str(row.heads), str(row.length)),
+            *(_ms(row.forward), f"{row.speedup[0].median:.1f}"),
+            *(_ms(row.backward), f"{row.speedup[1].median:.1f}"),
+        )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    return table
+
+
+def _speed(row: Row, seconds: Samples) -> str:
+    speed = row.speed(seconds)
+    return f"{speed:.0f}" if speed >= 100 else f"{speed:.1f}"
+
+
+def _ms(seconds: Samples) -> str:
+    ms = seconds.median * 1e3
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
+
+
+def _spread(ratio: Samples) -> str:
+    """Median and extremes."""
+    return f"{ratio.median:.3f} ({ratio.low:.2f}–{ratio.high:.2f})"

@@ -1,0 +1,125 @@
+"""A whole bench: what to measure, the measuring, and the report of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from ..patch import config_of, memory_layers
+from .generation import Row, decode_rows, memory_facts, prefill_rows
+from .machine import machine_facts
+from .models import Pair
+from .primitives import added_per_layer
+from .scan import ScanRow, scan_rows
+from .timing import Effort
+
+PARTS = ("prefill", "decode", "memory", "scan")
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Args:
+        prompt_lengths (Sequence[int]): Tokens of the prompts.
+        depths (Sequence[int]): Tokens in the cache when decoding begins.
+        batch_sizes (Sequence[int]): Conversations at a time.
+        scan_lengths (Sequence[int]): Tokens of the scans.
+        scan_heads (Sequence[int]): State heads of the scans.
+        decode_tokens (int): Tokens that a run decodes.
+        parts (Sequence[str]): Among prefill, decode, memory, scan.
+        effort (Effort): How long to measure each.
+    """
+
+    prompt_lengths: Sequence[int] = (128, 512)
+    depths: Sequence[int] = (512,)
+    batch_sizes: Sequence[int] = (1, 8)
+    scan_lengths: Sequence[int] = (2048,)
+    scan_heads: Sequence[int] = (1,)
+    decode_tokens: int = 16
+    parts: Sequence[str] = PARTS
+    effort: Effort = field(default_factory=Effort)
+
+    def changed(self, **fields: object) -> "Plan":
+        return replace(self, **fields)
+
+    def prefills(self) -> list[tuple[int, int]]:
+        """(batch size, prompt length) pairs: a batch in which there are more tokens than in the
+        longest of the single prompts is left out."""
+        most = max(self.prompt_lengths) * min(self.batch_sizes)
+        return [(b, n) for b in self.batch_sizes for n in self.prompt_lengths if b * n <= most]
+
+
+QUICK = Plan()
+FULL = Plan(
+    prompt_lengths=(128, 512, 2048),
+    depths=(128, 2048),
+    scan_lengths=(128, 512, 2048, 8192),
+    scan_heads=(1, 4),
+)
+
+
+@dataclass
+class BenchReport:
+    """What was measured, on which machine, of which model."""
+
+    machine: dict[str, object]
+    model: dict[str, object]
+    clock: str = "wall"
+    prefill: list[Row] = field(default_factory=list)
+    decode: list[Row] = field(default_factory=list)
+    memory: list[dict[str, object]] = field(default_factory=list)
+    scan: list[ScanRow] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, object]:
+        """The report as JSON values; times in seconds, sizes in bytes."""
+        rows = {name: [row.to_dict() for row in getattr(self, name)] for name in PARTS[:2]}
+        scans = [row.to_dict() for row in self.scan]
+        facts = {"schema": SCHEMA, "machine": self.machine, "model": self.model}
+        facts |= {"clock": self.clock}
+        return facts | rows | {"memory": self.memory, "scan": scans}
+
+
+def run_bench(
+    pair: Pair,
+    plan: Plan,
+    *,
+    model: dict[str, object],
+    progress: Callable[[str], None] = lambda text: None,
+) -> BenchReport:
+    """Measure what ``plan`` asks for.
+
+    Args:
+        pair (Pair): The plain model and its patched twins.
+        plan (Plan): Lengths, batch sizes, effort.
+        model (dict[str, object]): What the report says of the model.
+        progress (Callable): Called with a line before each figure.
+    """
+    report = BenchReport(machine_facts(), model, plan.effort.clock)
+    effort = plan.effort
+    if "prefill" in plan.parts:
+        for batch_size, length in plan.prefills():
+            progress(f"Prefill of {length} tokens, batch {batch_size}")
+            report.prefill += prefill_rows(pair, batch_size, length, effort)
+    if "decode" in plan.parts:
+        for batch_size in plan.batch_sizes:
+            for depth in plan.depths:
+                progress(f"Decode after {depth} tokens, batch {batch_size}")
+                report.decode += decode_rows(pair, batch_size, depth, plan.decode_tokens, effort)
+    if "memory" in plan.parts:
+        progress("Memory and primitives")
+        report.memory = [memory_row(pair, strategy) for strategy in pair.patched]
+    if "scan" in plan.parts:
+        for heads in plan.scan_heads:
+            for length in plan.scan_lengths:
+                progress(f"Scan of {length} tokens, state heads: {heads}")
+                report.scan += scan_rows(heads, length, effort)
+    return report
+
+
+def memory_row(pair: Pair, strategy: str) -> dict[str, object]:
+    """What one conversation keeps, and what a memory adds to a layer's decode step."""
+    patched = pair.patched[strategy]
+    config, layers = config_of(patched), len(memory_layers(patched))
+    shape = {"rank": config.rank, "heads": config.num_state_heads, "layers": layers}
+    added = added_per_layer(pair.plain, patched)
+    return {"strategy": strategy, **shape, **memory_facts(patched), "added_per_layer": added}

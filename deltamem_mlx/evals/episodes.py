@@ -1,0 +1,169 @@
+"""Evaluation episodes: a conversation that tells something, and a question about it.
+
+A file has one episode a line, gzipped if its name ends in ``.gz``:
+
+    {"tell": [{"role": "user", "content": "Maria lives in Porto."}, ...],
+     "question": "Where does Maria live?", "answer": "Porto", "facts": 1}
+
+``kind`` (``told`` if it is left out), ``distractors`` (turns that tell nothing, 0) and, for changed
+facts, ``old`` (the value before) are there too.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ..files import write_atomically
+from ..messages import Message, kind_of, message_problems
+
+KINDS = ("told", "updated", "never", "heldout_word", "heldout_wording")
+MOST_PROBLEMS = 10
+EXPECTED = (
+    'Expected on each line {"tell": [messages], "question": text, "answer": text, "facts": number},'
+    f' and if need be "kind" ({", ".join(KINDS)}), "distractors": number, "old": text.'
+)
+
+
+class Cell(NamedTuple):
+    """Episodes that are counted together."""
+
+    kind: str
+    facts: int
+    distractors: int
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What is told, and one question about it.
+
+    Args:
+        tell (tuple[Message, ...]): The conversation that goes into the memory.
+        question (str): Asked after its context was dropped.
+        answer (str): What a correct answer contains.
+        facts (int): How many facts are told.
+        kind (str): ``told``; ``updated``: the fact was changed later; ``never``: it was not told;
+          ``heldout_word``, ``heldout_wording``: training showed no such words, or wordings.
+        distractors (int): Turns that tell nothing.
+        old (str): The value before the fact was changed.
+    """
+
+    tell: tuple[Message, ...]
+    question: str
+    answer: str
+    facts: int
+    kind: str = "told"
+    distractors: int = 0
+    old: str | None = None
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.kind, self.facts, self.distractors)
+
+
+def read_episodes(path: str | Path) -> list[Episode]:
+    """The episodes in a .jsonl or .jsonl.gz file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds none, or lines that are none: named by file, line and field.
+    """
+    episodes, problems = [], []
+    for where, line in _lines(Path(path)):
+        values, wrong = _parsed(line)
+        problems += [f"{where}: {problem}" for problem in wrong]
+        if not wrong:
+            episodes.append(Episode(**values))
+    if problems:
+        shown = "\n  ".join(problems[:MOST_PROBLEMS])
+        rest = len(problems) - MOST_PROBLEMS
+        more = f"\n  and {rest} more" if rest > 0 else ""
+        raise ValueError(f"Episodes that cannot be used:\n  {shown}{more}\n{EXPECTED}")
+    if not episodes:
+        raise ValueError(f"{path} holds no episodes. {EXPECTED}")
+    return episodes
+
+
+def write_episodes(path: str | Path, episodes: Iterable[Episode]) -> None:
+    """Write a file that ``read_episodes`` reads; the same episodes give the same bytes."""
+    text = "".join(_as_json(episode) + "\n" for episode in episodes)
+    data = text.encode()
+    if Path(path).suffix == ".gz":
+        data = gzip.compress(data, mtime=0)
+    write_atomically(path, lambda p: p.write_bytes(data))
+
+
+def in_cells(episodes: Sequence[Episode], limit: int = 0) -> dict[Cell, list[Episode]]:
+    """Episodes by cell, cells in order, the first ``limit`` of each; 0: all."""
+    order = sorted({e.cell for e in episodes}, key=lambda c: (KINDS.index(c.kind), c[1:]))
+    cells: dict[Cell, list[Episode]] = {cell: [] for cell in order}
+    for episode in episodes:
+        if not limit or len(cells[episode.cell]) < limit:
+            cells[episode.cell].append(episode)
+    return cells
+
+
+def digest(episodes: Iterable[Episode]) -> str:
+    """SHA-256 of episodes, in hex: what tells one set from another."""
+    found = hashlib.sha256()
+    for episode in episodes:
+        found.update(_as_json(episode).encode())
+    return found.hexdigest()
+
+
+def _as_json(episode: Episode) -> str:
+    values = {name: value for name, value in asdict(episode).items() if value is not None}
+    return json.dumps(values, ensure_ascii=False)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", line
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"{path} cannot be read: {error}. {EXPECTED}") from error
+
+
+def _parsed(line: str) -> tuple[dict[str, object], list[str]]:
+    """The fields of an episode, and what is wrong with them."""
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        return {}, [f"not JSON: {error}"]
+    if not isinstance(row, Mapping):
+        return {}, [f"{kind_of(row)} (expected an object)"]
+    values = {"kind": "told", "distractors": 0, "old": None} | {
+        name: row[name] for name in Episode.__dataclass_fields__ if name in row
+    }
+    problems = list(_problems(values))
+    return values | {"tell": () if problems else tuple(values["tell"])}, problems
+
+
+def _problems(values: Mapping[str, object]) -> Iterator[str]:
+    for problem in message_problems(values.get("tell")):
+        yield f"{problem.field.replace('messages', 'tell', 1)}: {problem.what}"
+    needs_old = values["kind"] == "updated" or values["old"] is not None
+    for name in ("question", "answer", "old") if needs_old else ("question", "answer"):
+        value = values.get(name)
+        if not isinstance(value, str) or not value.strip():
+            yield f"{name}: {_shown(values, name)} (expected text that is not blank)"
+    if values["kind"] not in KINDS:
+        yield f"kind: {values['kind']!r} (expected one of {', '.join(KINDS)})"
+    for name in ("facts", "distractors"):
+        if type(values.get(name)) is not int or values[name] < 0:
+            yield f"{name}: {_shown(values, name)} (expected a whole number, 0 or more)"
+
+
+def _shown(values: Mapping[str, object], name: str) -> str:
+    if name not in values:
+        return "missing"
+    value = values[name]
+    if value == "" or isinstance(value, int | float):
+        return "empty" if value == "" else repr(value)
+    return kind_of(value)

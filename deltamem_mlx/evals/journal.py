@@ -1,0 +1,98 @@
+"""The folder of an evaluation: answers as they come, so that an interrupted one goes on.
+
+``run.json`` holds the settings that decide the answers, ``questions.jsonl`` a line per question,
+``result.json`` the table, written at the end.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..config import read_json
+from ..files import write_text
+
+RUN, QUESTIONS, RESULT = "run.json", "questions.jsonl", "result.json"
+
+Row = dict[str, object]
+
+
+class Journal:
+    """The answers of a run; in memory only, if there is no folder.
+
+    Args:
+        folder (Path): Made if it is missing.
+        settings (Mapping[str, object]): JSON values that decide the answers.
+
+    Attributes:
+        rows (dict[int, Row]): Number of the question → its row, what was there before included.
+
+    Raises:
+        ValueError: If the folder holds a run with other settings; all differences are listed.
+    """
+
+    def __init__(self, folder: Path | None, settings: Mapping[str, object]):
+        self.folder = folder
+        self.rows: dict[int, Row] = {}
+        if folder is None:
+            return
+        if (folder / RUN).exists():
+            _check_same(folder, read_json(folder / RUN), settings)
+            self.rows = _read_rows(folder / QUESTIONS)
+        elif (folder / QUESTIONS).exists():
+            raise ValueError(f"{folder} holds {QUESTIONS} but no {RUN}: give another folder.")
+        else:
+            write_text(folder / RUN, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Keep rows, each with its ``id``; those that are there already stay as they are."""
+        new = [row for row in rows if row["id"] not in self.rows]
+        self.rows |= {row["id"]: row for row in new}
+        if self.folder is not None and new:
+            with (self.folder / QUESTIONS).open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new))
+                file.flush()
+                os.fsync(file.fileno())
+
+    def finish(self, result: Mapping[str, object]) -> None:
+        """Write the result beside the answers."""
+        if self.folder is not None:
+            write_text(
+                self.folder / RESULT, json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+            )
+
+
+def _check_same(folder: Path, before: Mapping[str, object], now: Mapping[str, object]) -> None:
+    now = json.loads(json.dumps(now))
+    different = [
+        f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if different:
+        lines = "\n  ".join(different)
+        raise ValueError(
+            f"{folder} holds another evaluation:\n  {lines}\nGive the same settings to go on with "
+            "it, or another folder."
+        )
+
+
+def _read_rows(path: Path) -> dict[int, Row]:
+    """The rows in a file, from which half a line at the end (of a killed run) is cut off."""
+    if not path.exists():
+        return {}
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        os.truncate(path, len(whole))
+    rows = {}
+    for number, line in enumerate(whole.decode("utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            rows[row["id"]] = row
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path}:{number} is damaged: {error!r}. Delete the line to answer that question "
+                "again, or give another folder."
+            ) from error
+    return rows

@@ -1,0 +1,60 @@
+"""From rows of answers to a table: shares of correct answers, and how sure they are."""
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from .episodes import Cell
+from .journal import Row
+from .statistics import paired_bootstrap, wilson
+
+Scores = dict[str, object]
+
+
+def scores(rows: Sequence[Row], *, seed: int = 0) -> list[Scores]:
+    """A table's lines, one for each kind, number of facts and number of distractors.
+
+    Args:
+        rows (Sequence[Row]): As ``recall`` gives them: those of a cell are next to each other.
+        seed (int): Of the bootstrap.
+
+    Returns:
+        list[Scores]: JSON values: the cell, ``questions``, and by condition ``correct``,
+        ``accuracy``, ``low``, ``high`` (Wilson, 95 %). ``gain``: by how much the accuracy with the
+        memory is above that without, with a paired bootstrap interval. ``newest``: of the changed
+        facts answered with either value, how many with the newest.
+    """
+    return [_line(cell, list(own), seed) for cell, own in groupby(rows, key=_cell)]
+
+
+def _cell(row: Row) -> Cell:
+    return Cell(row["kind"], row["facts"], row["distractors"])
+
+
+def _line(cell: Cell, rows: Sequence[Row], seed: int) -> Scores:
+    conditions = [name for name in rows[0]["correct"] if all(name in r["correct"] for r in rows)]
+    line: Scores = {
+        **cell._asdict(),
+        "questions": len(rows),
+        "conditions": {
+            name: _accuracy(row["correct"][name] for row in rows) for name in conditions
+        },
+    }
+    if {"memory", "none"} <= set(conditions):
+        pairs = [[row["correct"][name] for row in rows] for name in ("memory", "none")]
+        gain = paired_bootstrap(*pairs, seed=seed)
+        line["gain"] = {"difference": gain.value, "low": gain.low, "high": gain.high}
+    if cell.kind == "updated":
+        line["newest"] = {name: _newest(rows, name) for name in conditions}
+    return line
+
+
+def _accuracy(correct: Iterable[bool]) -> dict[str, float]:
+    marks = list(correct)
+    share = wilson(sum(marks), len(marks))
+    return {"correct": sum(marks), "accuracy": share.value, "low": share.low, "high": share.high}
+
+
+def _newest(rows: Sequence[Row], condition: str) -> dict[str, int]:
+    newest = sum(row["correct"][condition] for row in rows)
+    old = sum(row["said_old"][condition] and not row["correct"][condition] for row in rows)
+    return {"newest": newest, "answered": newest + old}

@@ -1,0 +1,361 @@
+"""The bench: that it measures what it says, in the order it says, and what its command prints."""
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from conftest import FIXTURES
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
+from tiny import tiny_model, weights_of
+from typer.testing import CliRunner, Result
+
+import deltamem_mlx as dm
+from deltamem_mlx.bench import (
+    SHAPES,
+    STRATEGIES,
+    Effort,
+    Plan,
+    random_model,
+    shape_config,
+    with_plain_twin,
+    with_random_adapters,
+)
+from deltamem_mlx.bench.generation import cache_at, first_token, memory_facts, with_peak
+from deltamem_mlx.bench.machine import blas
+from deltamem_mlx.bench.primitives import cached_arrays
+from deltamem_mlx.bench.scan import usable_forms
+from deltamem_mlx.bench.timing import CLOCKS, Samples, alternate
+from deltamem_mlx.cli.main import app
+
+ADAPTER = FIXTURES / "golden" / "tsw_qo" / "adapter"
+QUICK = ("--rounds", "1", "--decode-tokens", "2")
+SMALL = (*QUICK, "--shape", "tiny", "--layers", "2", "--prompt-lengths", "9", "--depths", "4")
+
+
+def call(*args: str | Path) -> Result:
+    return CliRunner().invoke(app, ["bench", *map(str, args)])
+
+
+def measured(*args: str | Path) -> dict:
+    done = call(*args, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+# --- shapes
+
+PARAMETERS = {  # of the models as published
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "smollm2-135m": 134_515_008,
+    "smollm2-1.7b": 1_711_376_384,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_shape_has_as_many_weights_as_the_model_it_is_named_after(name: str) -> None:
+    from mlx_lm.models import llama, qwen3
+
+    config = shape_config(name)
+    module = {"llama": llama, "qwen3": qwen3}[config["model_type"]]
+    model = module.Model(module.ModelArgs.from_dict(config))  # lazy: nothing is allocated
+    assert sum(w.size for _, w in tree_flatten(model.parameters())) == PARAMETERS[name]
+
+
+def test_fewer_layers_get_their_share_of_the_vocabulary() -> None:
+    config = shape_config("qwen3-4b", 2)
+    assert config["num_hidden_layers"] == 2
+    assert abs(config["vocab_size"] - 151936 * 2 / 36) < 64
+    assert SHAPES["qwen3-4b"]["num_hidden_layers"] == 36
+
+
+def test_a_wrong_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"No shape 'qwen'\. Expected one of qwen3-0\.6b"):
+        shape_config("qwen")
+    with pytest.raises(ValueError, match=r"tiny has 4 layers, asked for 5\. Expected 1 to 4"):
+        shape_config("tiny", 5)
+
+
+def test_random_models_take_bits_dtype_and_seed() -> None:
+    config = shape_config("tiny", 1)
+    model = random_model(config, bits=4, dtype=mx.bfloat16)
+    attention = model.layers[0].self_attn
+    assert attention.q_proj.bits == 4
+    assert attention.q_proj.scales.dtype == mx.bfloat16
+    assert model.layers[0].input_layernorm.weight.dtype == mx.bfloat16
+    one, two, other = (random_model(config, seed=seed) for seed in (1, 1, 2))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert mx.array_equal(weights_of(one)[name], weights_of(two)[name])
+    assert not mx.array_equal(weights_of(one)[name], weights_of(other)[name])
+
+
+# --- the models beside each other
+
+
+def test_twins_share_the_weights_and_leave_the_plain_model_alone() -> None:
+    plain = tiny_model()
+    prompt = mx.array([[1, 2, 3]])
+    logits = plain(prompt)
+    pair = with_random_adapters(plain, list(STRATEGIES))
+    assert list(pair.patched) == ["TSW", "MSW", "SSW"]
+    for patched in pair.patched.values():
+        theirs = dict(tree_flatten(patched.parameters()))
+        assert all(theirs[name] is w for name, w in tree_flatten(plain.parameters()))
+        assert len(dm.memory_state(make_prompt_cache(patched))) == 2
+    assert not any("memory" in name for name, _ in tree_flatten(plain.parameters()))
+    assert mx.array_equal(plain(prompt), logits)
+
+
+def test_the_twin_of_a_patched_model_is_the_plain_one() -> None:
+    plain = tiny_model()
+    prompt = mx.array([[1, 2, 3]])
+    logits = plain(prompt)
+    pair = with_plain_twin(dm.attach(plain, dm.DeltaMemConfig(num_state_heads=4), seed=0))
+    assert list(pair.patched) == ["MSW"]
+    assert mx.array_equal(pair.plain(prompt), logits)
+    assert dm.memory_state(make_prompt_cache(pair.patched["MSW"]))
+
+
+def test_unknown_strategies_are_refused_together() -> None:
+    with pytest.raises(ValueError, match="XSW, YSW: expected TSW, MSW, SSW"):
+        with_random_adapters(tiny_model(), ["XSW", "TSW", "YSW"])
+
+
+# --- what is timed
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_prefill_ends_in_the_token_that_one_call_gives(strategy: str) -> None:
+    model = with_random_adapters(tiny_model(), [strategy]).patched[strategy]
+    prompt = mx.random.randint(0, 96, (2, 70))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deltamem_mlx.bench.generation.PREFILL_STEP", 32)
+        token = first_token(model, prompt)
+    if strategy != "SSW":  # whose tokens read another memory when messages end in between
+        assert mx.array_equal(token, mx.argmax(model(prompt)[:, -1], axis=-1))
+    assert token.shape == (2,)
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "gemma3_text"])
+def test_a_cache_has_the_depth_that_is_asked_for(arch: str) -> None:
+    pair = with_random_adapters(tiny_model(arch), ["MSW"])
+    for model in (pair.plain, pair.patched["MSW"]):
+        cache = cache_at(model, 3, 21)
+        assert {entry.offset for entry in cache} == {21}
+        assert {x.shape[0] for x in cached_arrays(cache) if x.ndim == 4} == {3}
+        model(mx.zeros((3, 1), mx.int32), cache=cache)
+        assert {entry.offset for entry in cache} == {22}
+
+
+def test_bytes_that_a_conversation_keeps() -> None:
+    pair = with_random_adapters(tiny_model(), ["TSW", "MSW"])
+    tsw, msw = (memory_facts(model) for model in pair.patched.values())
+    assert (tsw["state_bytes"], msw["state_bytes"]) == (2 * 8 * 8 * 4, 4 * 2 * 8 * 8 * 4)
+    cache = make_prompt_cache(pair.plain)
+    pair.plain(mx.zeros((1, 256), mx.int32), cache=cache)
+    assert tsw["kv_bytes_per_token"] * 256 == sum(entry.nbytes for entry in cache)
+
+
+def test_a_peak_counts_what_is_above_the_weights() -> None:
+    kept = mx.zeros((1000, 1000))
+    mx.eval(kept)
+    result, taken = with_peak(lambda: mx.ones((500, 1000)).sum().item())
+    assert result == 500_000
+    assert 2_000_000 <= taken < kept.nbytes
+
+
+def test_forms_of_the_scan_that_cannot_run_are_left_out() -> None:
+    forms = usable_forms()
+    assert {"recurrent", "chunk"} <= set(forms)
+    assert ("metal" in forms) == mx.metal.is_available()
+
+
+def test_contestants_take_turns_and_the_first_round_does_not_count() -> None:
+    order: list[str] = []
+
+    def run(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    samples = alternate({n: lambda n=n: run(n) for n in "AB"}, Effort(rounds=3))
+    assert "".join(order) == "AB" + "AB" + "BA" + "AB"
+    assert samples["A"].values == (3.0, 6.0, 7.0)
+
+
+def test_rounds_are_as_many_as_fit_but_three() -> None:
+    effort = Effort(seconds=10)
+    assert not effort.enough(2, 100)
+    assert effort.enough(3, 9)  # a fourth would take it to 12
+    assert not effort.enough(8, 8)
+    assert effort.enough(25, 0)
+    assert not Effort(rounds=2).enough(1, 100)
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    ratio = Samples((2.0, 30.0, 5.0)).over(Samples((1.0, 10.0, 4.0)))
+    assert (ratio.values, ratio.median) == ((2.0, 3.0, 1.25), 2.0)
+    assert (ratio.low, ratio.high) == (1.25, 3.0)
+
+
+def test_the_clock_is_read_right_before_and_after_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    def clock() -> float:
+        events.append("clock")
+        return float(len(events))
+
+    monkeypatch.setitem(CLOCKS, "wall", clock)
+    monkeypatch.setattr(mx, "synchronize", lambda: events.append("synchronize"))
+    assert Effort().time(lambda: events.append("work")) == 3.0
+    assert events == ["synchronize", "clock", "work", "synchronize", "clock"]
+
+
+def test_large_batches_are_prefilled_with_short_prompts_only() -> None:
+    plan = Plan(prompt_lengths=(128, 512, 2048), batch_sizes=(1, 8))
+    assert plan.prefills() == [(1, 128), (1, 512), (1, 2048), (8, 128)]
+
+
+@pytest.mark.parametrize(
+    ("loaded", "found"),
+    [
+        ("/usr/lib/x86_64-linux-gnu/openblas-pthread/libopenblasp-r0.3.21.so", "openblas"),
+        ("/opt/intel/libmkl_rt.so.2", "mkl"),
+        ("/x/numpy.libs/libscipy_openblas64_-8fb3d286.so", "built-in"),
+        ("/x/mlx_cpu.libs/libblas-bd8a282c.so.3.10.0", "built-in"),
+    ],
+)
+def test_the_blas_is_told_by_the_libraries_in_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: str, found: str
+) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    maps = tmp_path / "maps"
+    maps.write_text(f"7f86fa168000-7f86fa28d000 r--p 00000000 fe:00 5595142      {loaded}\n")
+    assert blas(maps) == found
+    assert blas(tmp_path / "nothing") == "unknown"
+
+
+# --- the command
+
+
+def test_json_has_every_part(tmp_path: Path) -> None:
+    found = measured(
+        *(*SMALL, "--strategies", "TSW,SSW", "--batch-sizes", "1,2", "--scan-lengths", "8,5"),
+        *("--prompt-lengths", "4,8", "--plot", tmp_path / "new" / "bench.svg"),
+    )
+    assert list(found)[:4] == ["schema", "machine", "model", "clock"]
+    assert list(found)[4:] == ["prefill", "decode", "memory", "scan"]
+    assert found["machine"]["mlx"] == mx.__version__
+    assert found["model"] == {
+        "name": "tiny",
+        "layers": 2,
+        "random_weights": True,
+        "bits": None,
+        "dtype": "float32" if mx.default_device().type == mx.DeviceType.cpu else "bfloat16",
+        "adapter": None,
+    }
+    cells = [(row["batch_size"], row["length"], row["strategy"]) for row in found["prefill"]]
+    both = ("TSW", "SSW")
+    assert cells == [(b, n, s) for b, n in ((1, 4), (1, 8), (2, 4)) for s in both]
+    for row in found["prefill"] + found["decode"]:
+        assert set(row) == {"strategy", "batch_size", "length", "ratio", "plain", "patched"}
+        seconds = [row[name]["seconds"]["median"] for name in ("patched", "plain")]
+        assert row["ratio"]["median"] == pytest.approx(seconds[0] / seconds[1])
+        tokens = row["batch_size"] * (row["length"] if row in found["prefill"] else 1)
+        assert row["plain"]["tokens_per_second"] * seconds[1] == pytest.approx(tokens)
+    assert all(row["plain"]["peak_bytes"] > 0 for row in found["prefill"])
+    assert [(r["batch_size"], r["strategy"]) for r in found["decode"]] == [
+        (b, s) for b in (1, 2) for s in both
+    ]
+    for row in found["memory"]:
+        assert row["state_bytes"] == row["layers"] * row["heads"] * row["rank"] ** 2 * 4
+        assert 0 < row["added_per_layer"]["kernels"] <= row["added_per_layer"]["primitives"]
+    forms = usable_forms()
+    assert [(r["length"], r["form"]) for r in found["scan"]] == [
+        (n, f) for n in (5, 8) for f in forms
+    ]
+    recurrent = found["scan"][0]
+    assert recurrent["form"] == "recurrent"
+    assert recurrent["forward_backward"]["speedup_over_recurrent"]["median"] == 1
+    assert (tmp_path / "new" / "bench.svg").read_text().startswith("<?xml")
+
+
+def test_tables_on_stdout_progress_on_stderr() -> None:
+    done = call(*SMALL, "--strategies", "MSW", "--scan-lengths", "8", "--batch-sizes", "1")
+    assert done.exit_code == 0, done.output
+    for said in (
+        "tiny, 2 layers, float32, random weights, untrained adapter",
+        f"mlx {mx.__version__}",
+        "Prefill",
+        "Decode",
+        "2×4×8×8",
+        "recurrent",
+    ):
+        assert said in done.stdout
+    assert done.stdout.count("MSW") == 3
+    assert "Prefill of 9 tokens, batch 1 …" in done.stderr
+    assert "Prefill of" not in call(*SMALL, "--only", "memory", "--quiet").stderr
+
+
+def test_only_the_parts_that_are_asked_for() -> None:
+    found = measured(*SMALL, "--only", "memory")
+    assert [len(found[part]) for part in ("prefill", "decode", "memory", "scan")] == [0, 0, 1, 0]
+
+
+def test_quantized_random_weights() -> None:
+    found = measured(*SMALL, "--bits", "4", "--dtype", "bfloat16", "--only", "decode")
+    assert (found["model"]["bits"], found["model"]["dtype"]) == (4, "bfloat16")
+    assert len(found["decode"]) == 2
+
+
+def test_a_real_model_and_adapter(qwen3_tiny: Path) -> None:
+    small = (*QUICK, "--only", "prefill,memory", "--prompt-lengths", "5", "--batch-sizes", "1")
+    found = measured("--model", qwen3_tiny, "--adapter", ADAPTER, *small)
+    assert found["model"]["adapter"] == str(ADAPTER)
+    assert found["model"]["random_weights"] is False
+    assert [row["strategy"] for row in found["prefill"]] == ["TSW"]
+    without = measured("--model", qwen3_tiny, *small, "--strategies", "MSW")
+    assert without["model"] == found["model"] | {"adapter": None}
+    assert [row["heads"] for row in without["memory"]] == [4]
+
+
+def test_options_from_a_file(tmp_path: Path) -> None:
+    config = tmp_path / "bench.yaml"
+    config.write_text("shape: tiny\nlayers: 1\nonly: scan\nscan-lengths: 6\nrounds: 1\n")
+    assert [row["length"] for row in measured("--config", config)["scan"]] == [6, 6]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--prompt-lengths", "12,x"), "--prompt-lengths: '12,x' is not a list of positive"),
+        (("--depths", "0"), "--depths: '0' is not a list of positive numbers, like 128,512."),
+        (("--batch-sizes", ""), "--batch-sizes: '' is not"),
+        (("--only", "prefill,speed,x"), "--only: 'speed', 'x': expected some of prefill, decode"),
+        (("--strategies", "tsw"), "--strategies: 'tsw': expected some of TSW, MSW, SSW."),
+        (("--shape", "gpt"), "--shape: 'gpt': expected some of qwen3-0.6b"),
+        (("--shape", "tiny", "--layers", "5"), "--layers: 5 asked for, but tiny has 4."),
+        (("--bits", "7"), "7 is not one of 2, 3, 4, 5, 6, 8."),
+        (("--rounds", "0"), "'--rounds'"),
+        (("--model", "m", "--shape", "tiny"), "only without --model and --adapter."),
+        (("--model", "m", "--bits", "4"), "only without --model and --adapter."),
+        (("--adapter", "a", "--strategies", "TSW"), "--strategies: an --adapter has its own"),
+        (("--plot", "bench.xyz"), "--plot: 'bench.xyz' does not end as a picture's name"),
+        (("--plot", "a.png", "--only", "memory"), "--plot: there is nothing to draw of memory"),
+    ],
+)
+def test_wrong_use_exits_2_before_anything_runs(args: tuple[str, ...], said: str) -> None:
+    done = call(*args)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
+
+
+def test_a_missing_model_exits_1(tmp_path: Path) -> None:
+    done = call("--model", tmp_path / "nothing", "--only", "memory")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "No folder" in done.stderr

@@ -1,0 +1,131 @@
+"""How much graph a memory adds to one decoded token: bounds that keep it from creeping up."""
+
+import io
+from collections import Counter
+from types import SimpleNamespace
+
+import mlx.core as mx
+import pytest
+from mlx import nn
+from mlx_lm.models.cache import make_prompt_cache
+from tiny import tiny_model
+
+import deltamem_mlx as dm
+from deltamem_mlx.bench.models import twin
+from deltamem_mlx.bench.primitives import added_per_layer, count_primitives
+
+QO = {"delta_heads": ("q", "o")}
+
+
+def added(
+    config: dict[str, object],
+    dtype: mx.Dtype = mx.float32,
+    batch_size: int = 1,
+    arch: str = "qwen3",
+) -> dict[str, float]:
+    plain = tiny_model(arch)
+    plain.set_dtype(dtype)
+    return added_per_layer(plain, attached(plain, config), batch_size)
+
+
+def attached(plain: nn.Module, config: dict[str, object]) -> nn.Module:
+    patched = dm.attach(twin(plain), dm.DeltaMemConfig(**QO | config), seed=0)
+    patched.eval()
+    return patched
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fuses() -> None:
+    x = mx.zeros(1)
+    mx.eval(x)
+    graph = io.StringIO()
+    mx.export_to_dot(graph, mx.compile(lambda x: mx.exp(x) + 1)(x))
+    if "Compiled" not in graph.getvalue():
+        pytest.skip("MLX cannot compile here: no C++ compiler")
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "llama"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"num_state_heads": 4},
+        {"memory_write_granularity": "message_mean"},
+        {"couple_lambda": False},
+        {"rankwise_gates": False},
+        {"state_update_mode": "lambda_outside"},
+        {"trainable_delta_scale": True},
+    ],
+    ids=["tsw", "msw", "ssw", "uncoupled", "scalar-gates", "lambda-outside", "trained-scale"],
+)
+def test_a_patched_layer_adds_at_most_12_primitives(config: dict[str, object], arch: str) -> None:
+    assert added(config, arch=arch)["primitives"] <= 12
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "batch_size", "primitives", "kernels"),
+    [
+        ({}, mx.float32, 1, 12, 10),
+        # In a batch, products with a shared weight put views around it: no kernels.
+        ({}, mx.float32, 8, 16, 10),
+        # The hidden state to float32, and the reads back.
+        ({}, mx.bfloat16, 1, 14, 12),
+        # One product for each further correction.
+        ({"delta_heads": ("q", "k", "v", "o")}, mx.float32, 1, 14, 12),
+    ],
+    ids=["float32", "batch-8", "bfloat16", "qkvo"],
+)
+def test_bounds(
+    config: dict[str, object], dtype: mx.Dtype, batch_size: int, primitives: int, kernels: int
+) -> None:
+    found = added(config, dtype, batch_size)
+    assert found["primitives"] <= primitives
+    assert found["kernels"] <= kernels
+
+
+def test_one_layer_of_two_counts_as_one() -> None:
+    plain = tiny_model()
+    one = attached(plain, {"target_layers": (1,)})
+    assert added_per_layer(plain, one) == added_per_layer(plain, attached(plain, {}))
+
+
+def test_the_count_is_that_of_one_step_whatever_came_before() -> None:
+    model = attached(tiny_model(), {})
+    counts = []
+    for tokens in (1, 40):
+        cache = make_prompt_cache(model)
+        for _ in range(3):  # nothing evaluated in between
+            logits = model(mx.zeros((1, tokens), mx.int32), cache=cache)
+        mx.eval(logits)
+        counts.append(count_primitives(model, cache))
+    assert counts[0] == counts[1]
+
+
+def test_decoding_does_not_grow_the_graph() -> None:
+    """What a step leaves pending when only its logits are asked for, the next one computes."""
+    model = attached(tiny_model(), {})
+    cache = make_prompt_cache(model)
+    pending = []
+    for _ in range(6):
+        mx.eval(model(mx.zeros((1, 1), mx.int32), cache=cache))
+        pending.append(primitives_of(*(entry.memory.matrix for entry in cache)))
+    assert pending[2] == pending[5]
+
+
+def primitives_of(*arrays: mx.array) -> int:
+    graph = io.StringIO()
+    mx.export_to_dot(graph, *arrays)
+    return graph.getvalue().count("shape=rectangle")
+
+
+def test_a_fused_function_counts_once() -> None:
+    class Model(nn.Module):
+        def __call__(self, tokens: mx.array, cache: list) -> mx.array:
+            return mx.compile(lambda x: mx.exp(x) * x + 1)(mx.take(cache[0].state[0], tokens))
+
+    count = count_primitives(Model(), [SimpleNamespace(state=[mx.ones((1, 3))])])
+    fused, other = Counter(), Counter()
+    for name, n in count.items():
+        (fused if name.startswith("Compiled") else other)[name] = n
+    assert fused.total() == 1
+    assert other.keys().isdisjoint({"Exp", "Multiply", "Add"})
