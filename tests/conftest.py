@@ -24,6 +24,12 @@ MODELS = Path(os.environ.get("DELTAMEM_MODELS", ROOT / ".models"))
 RunCli = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture(autouse=True)
+def progress_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that ran in this process with --quiet does not silence later ones."""
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+
+
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
     """A Hub of one's own on 127.0.0.1."""

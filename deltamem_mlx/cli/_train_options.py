@@ -207,6 +207,14 @@ StateOnly = Annotated[
 NoMemory = Annotated[
     float, _option("--no-memory-prob", panel=EPISODES, help="How often the memory is left empty.")
 ]
+WriteVisible = Annotated[
+    bool,
+    _option(
+        "--write-visible",
+        panel=EPISODES,
+        help="Write what is visible and learned, too, as a chat does while it answers.",
+    ),
+]
 Sparsity = Annotated[
     float,
     _option("--write-sparsity", panel=EPISODES, help="Weight of the term that closes write gates."),

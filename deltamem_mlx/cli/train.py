@@ -55,6 +55,7 @@ def train(
     assistant_loss_mode: t.LossMode = "final_assistant_only",
     state_only_prob: t.StateOnly = 0.2,
     no_memory_prob: t.NoMemory = 0.0,
+    write_visible: t.WriteVisible = False,
     write_sparsity: t.Sparsity = 0.01,
     write_target: t.WriteTarget = 0.05,
     chat_template_config: ChatTemplateConfig = None,

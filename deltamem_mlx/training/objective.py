@@ -66,10 +66,11 @@ class Objective:
 
     Args:
         model (nn.Module): A model with an adapter.
+        write_visible (bool): Leave writes on in the read pass, as they are while a chat decodes.
     """
 
-    def __init__(self, model: nn.Module):
-        self.model = model
+    def __init__(self, model: nn.Module, write_visible: bool = False):
+        self.model, self.write_visible = model, write_visible
         self.passes = Passes(model)
         self.heads = find_heads(model)
         self.granularity = config_of(model).memory_write_granularity
@@ -111,7 +112,8 @@ class Objective:
         if written and foreign:
             for memory in written.values():
                 memory.state = mx.roll(memory.state, 1, axis=0)
-        memories = self.passes.reading(inputs["read_mask"], written)
+        memories = self.passes.reading(inputs["read_mask"], written, writes=self.write_visible)
+        before = {i: memory.state for i, memory in memories.items()}
         caches = self.passes.caches(memories)
         logits = labelled_logits(
             self.model, self.heads, inputs["read_tokens"], caches, inputs["rows"]
@@ -127,7 +129,7 @@ class Objective:
             written=inputs["write_mask"].sum().astype(mx.float32) if written else mx.array(0.0),
             read_beta=mx.stack([memories[i].beta for i in layers]),
             write_beta=mx.stack([written[i].beta for i in layers]) if written else none,
-            state_norm=_norms([memories[i].state for i in layers], wrote) if written else none,
+            state_norm=_norms([before[i] for i in layers], wrote) if written else none,
         )
 
 

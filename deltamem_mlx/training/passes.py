@@ -133,11 +133,14 @@ class Passes:
         return memories
 
     def reading(
-        self, mask: mx.array, written: dict[int, PassMemory] | None
+        self, mask: mx.array, written: dict[int, PassMemory] | None, *, writes: bool = False
     ) -> dict[int, PassMemory]:
-        """Memories that are only read; without a write pass before, they are empty."""
+        """Memories for the read pass; without a write pass before, they are empty.
+
+        With ``writes`` its tokens are written one by one, whatever the adapter's granularity.
+        """
         states = {layer: memory.state for layer, memory in (written or {}).items()}
-        return {layer: PassMemory(mask, states.get(layer), writes=False) for layer in self.paths}
+        return {layer: PassMemory(mask, states.get(layer), writes=writes) for layer in self.paths}
 
 
 def at(caches: Sequence, path: Sequence[int]) -> object:

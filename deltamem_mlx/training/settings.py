@@ -21,6 +21,8 @@ class TrainSettings:
         seed (int): Order of the data and context dropout follow from it.
         state_only_prob, no_memory_prob (float): Context dropout: how often only the last message
           is visible, and how often nothing was written.
+        write_visible (bool): Write in the read pass, too: the visible messages and the replies, as
+          decoding does. Off is the paper's objective.
         write_sparsity, write_target (float): Weight of the write sparsity term, and the mean write
           gate it pulls to.
         steps_per_report, steps_per_eval, save_every (int): Iterations between reports,
@@ -44,6 +46,7 @@ class TrainSettings:
     seed: int = 0
     state_only_prob: float = 0.2
     no_memory_prob: float = 0.0
+    write_visible: bool = False
     write_sparsity: float = 0.01
     write_target: float = 0.05
     steps_per_report: int = 10

@@ -82,7 +82,7 @@ class Trainer:
         self.model, self.train, self.valid = model, train, valid
         self.settings, self.folder = settings, Path(folder)
         self.group = mx.distributed.init()
-        self.updater = Updater(Objective(model), settings, self.group)
+        self.updater = Updater(Objective(model, settings.write_visible), settings, self.group)
         self.identity = identity_of(model, settings, train, self.group.size())
         self.progress, self.resumed = begin(self.updater, self.folder, self.identity, resume)
         self._stream = self._batches()
