@@ -13,7 +13,7 @@ from .adapter_files import AdapterFiles, read_adapter, write_adapter
 from .attention import adapter_shapes
 from .config import HEADS, DeltaMemConfig
 from .hub import ADAPTER_FILES, MODEL_FILES, resolve
-from .patch import attach, attachment, config_of, is_attached, memory_layers
+from .patch import attach, attachment, config_of, is_attached, memory_layers, set_base_model
 from .sites import choose_sites
 
 
@@ -109,7 +109,7 @@ def base_model_of(model: nn.Module) -> dict[str, object]:
         "name": attachment(model).base_model,
         "model_type": getattr(model, "model_type", None),
         "num_layers": len(model.layers),
-        "hidden_size": first._memory_projections.dims,
+        "hidden_size": first.memory_projections.dims,
     }
 
 
@@ -140,9 +140,7 @@ def _load_files(
         prefix = _prefix(layer)
         for key in attention.adapter_keys():
             attention[key] = tensors[prefix + key]
-    model._memory_attached = replace(
-        model._memory_attached, base_model=base_model or adapter.base_model.get("name")
-    )
+    set_base_model(model, base_model or adapter.base_model.get("name"))
     for attention in layers.values():
         attention.pack()
     return model

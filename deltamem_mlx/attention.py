@@ -100,6 +100,7 @@ class DeltaMemAttention(nn.Module):
     section 3).
     """
 
+    base_class: type[nn.Module]
     cache_index: int  # of ``cache`` among the positional arguments after x
     x_name: str
 
@@ -167,6 +168,26 @@ class DeltaMemAttention(nn.Module):
         }
         return [key for key in PARAMETERS if key in self and key not in inactive]
 
+    @property
+    def memory_layer(self) -> int:
+        """Index of the layer in ``model.layers``."""
+        return self._memory_layer
+
+    @property
+    def memory_config(self) -> DeltaMemConfig:
+        """The adapter's settings."""
+        return self._memory_config
+
+    @property
+    def memory_projections(self) -> Projections:
+        """Where the attention keeps its projections."""
+        return self._memory_projections
+
+    @property
+    def memory_spec(self) -> ScanSpec:
+        """How projections become queries, keys, values and gates."""
+        return self._memory_spec
+
     def remove_memory(self) -> None:
         """Drop all that ``add_memory`` created."""
         for key in PARAMETERS:
@@ -226,7 +247,7 @@ class DeltaMemAttention(nn.Module):
         """Pack the weights now, so that several threads may call the layer."""
         scales = [v for name, v in tree_flatten(self) if name.endswith(("weight", "scales"))]
         dtypes = [v.dtype for v in scales if mx.issubdtype(v.dtype, mx.floating)]
-        packed = self._packed(dtypes[0])
+        packed = self._packed(dtypes[0] if dtypes else mx.bfloat16)
         mx.eval(packed.inward, packed.bias, packed.outward)
 
     def _packed(self, dtype: mx.Dtype) -> Packed:
@@ -291,5 +312,5 @@ def _view(module: nn.Module) -> nn.Module:
 def memory_class(base: type[nn.Module]) -> type[DeltaMemAttention]:
     """Subclass of ``base``, an mlx-lm attention class, that keeps a memory."""
     names = list(inspect.signature(base.__call__).parameters)[1:]
-    attributes = {"cache_index": names.index("cache"), "x_name": names[0]}
+    attributes = {"base_class": base, "cache_index": names.index("cache"), "x_name": names[0]}
     return type(f"DeltaMem{base.__name__}", (DeltaMemAttention, base), attributes)

@@ -1,30 +1,36 @@
 """Attach a memory to a loaded mlx-lm model, and take it away again."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
+from . import builtin
 from .attention import DeltaMemAttention, memory_class
 from .cache import DeltaMemCache
 from .config import DeltaMemConfig
-from .sites import Path, choose_sites
+from .sites import CachePath, choose_sites
+
+BUILTIN = "builtin"
 
 
 @dataclass(frozen=True)
 class Attached:
     """What ``detach`` needs to give the original model back."""
 
-    paths: dict[Path, DeltaMemAttention]
+    paths: dict[CachePath, DeltaMemAttention]
     trainable: dict[str, set[str]]
     base_model: str | None = None
 
 
 class DeltaMemModel(nn.Module):
     """Mixin over an mlx-lm model: its prompt cache holds a memory per patched layer."""
+
+    base_class: type[nn.Module]
 
     def make_cache(self, max_kv_size: int | None = None) -> list:
         """A prompt cache whose patched layers have a memory beside their KV cache.
@@ -34,7 +40,7 @@ class DeltaMemModel(nn.Module):
         """
         caller = sys._getframe(1)
         if max_kv_size is None and caller.f_code is make_prompt_cache.__code__:
-            max_kv_size = caller.f_locals["max_kv_size"]
+            max_kv_size = caller.f_locals.get("max_kv_size")
         caches = list(_base_caches(self, super(), max_kv_size))
         for path, attention in self._memory_attached.paths.items():
             kv = _at(caches, path)
@@ -95,9 +101,9 @@ def detach(model: nn.Module) -> nn.Module:
     attached = attachment(model)
     for attention in attached.paths.values():
         attention.remove_memory()
-        attention.__class__ = type(attention).__mro__[2]
+        attention.__class__ = type(attention).base_class
     del model._memory_attached
-    model.__class__ = type(model).__mro__[2]
+    model.__class__ = type(model).base_class
     for name, module in model.named_modules():
         module._no_grad = set(attached.trainable[name])
     return model
@@ -119,29 +125,40 @@ def attachment(model: nn.Module) -> Attached:
     return model._memory_attached
 
 
+def set_base_model(model: nn.Module, source: str | None) -> None:
+    """Keep which model this is, for what is saved from it.
+
+    A local folder is known by its name alone: a path would tell about the machine.
+    """
+    if source is not None and Path(source).expanduser().is_dir():
+        folder = Path(source).expanduser().resolve()
+        source = BUILTIN if folder == Path(builtin.__file__).parent / "base" else folder.name
+    model._memory_attached = replace(attachment(model), base_model=source)
+
+
 def memory_layers(model: nn.Module) -> dict[int, DeltaMemAttention]:
     """Layer index → the attention that keeps a memory, in order of the layers."""
-    found = {a._memory_layer: a for a in attachment(model).paths.values()}
+    found = {a.memory_layer: a for a in attachment(model).paths.values()}
     return dict(sorted(found.items()))
 
 
 def config_of(model: nn.Module) -> DeltaMemConfig:
     """The settings of the model's adapter."""
-    return next(iter(memory_layers(model).values()))._memory_config
+    return next(iter(memory_layers(model).values())).memory_config
 
 
 @lru_cache
 def _model_class(base: type[nn.Module]) -> type[DeltaMemModel]:
-    return type(f"DeltaMem{base.__name__}", (DeltaMemModel, base), {})
+    return type(f"DeltaMem{base.__name__}", (DeltaMemModel, base), {"base_class": base})
 
 
-def _at(caches: list, path: Path) -> object:
+def _at(caches: list, path: CachePath) -> object:
     for i in path:
         caches = (caches.caches if isinstance(caches, CacheList) else caches)[i]
     return caches
 
 
-def _replaced(caches: list, path: Path, new: object) -> list:
+def _replaced(caches: list, path: CachePath, new: object) -> list:
     i, *rest = path
     caches = list(caches)
     caches[i] = CacheList(*_replaced(caches[i].caches, tuple(rest), new)) if rest else new

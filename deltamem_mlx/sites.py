@@ -12,7 +12,7 @@ from mlx_lm.models.cache import CacheList, make_prompt_cache
 from .config import DeltaMemConfig
 from .projections import OUTPUT, PACKED, SEPARATE, Projections, candidates, find_projections
 
-Path = tuple[int, ...]
+CachePath = tuple[int, ...]
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Site:
     name: str
     attention: nn.Module
     projections: Projections
-    cache_path: Path
+    cache_path: CachePath
 
 
 def choose_sites(model: nn.Module, config: DeltaMemConfig) -> list[Site]:
@@ -154,7 +154,7 @@ def _parameters(cls: type) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(cls.__call__).parameters)
 
 
-def _walk(caches: list, path: Path = ()) -> Iterator[tuple[Path, object]]:
+def _walk(caches: list, path: CachePath = ()) -> Iterator[tuple[CachePath, object]]:
     for i, cache in enumerate(caches):
         yield (*path, i), cache
         if isinstance(cache, CacheList):

@@ -13,6 +13,8 @@ from mlx_lm.models.cache import make_prompt_cache
 
 import deltamem_mlx as dm  #
 
+if len(sys.argv) not in (3, 4):
+    sys.exit(__doc__)
 model, tokenizer = dm.load(sys.argv[1], sys.argv[2])  #
 file = Path(sys.argv[3] if len(sys.argv) > 3 else "memory.safetensors")
 cache = dm.load_memory(file, model) if file.exists() else make_prompt_cache(model)  #

@@ -10,6 +10,8 @@ from mlx_lm.models.cache import make_prompt_cache
 
 import deltamem_mlx as dm
 
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
 model, tokenizer = dm.load(sys.argv[1], sys.argv[2])
 cache = make_prompt_cache(model)  # the conversation: KV cache and memory
 

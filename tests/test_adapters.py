@@ -8,12 +8,14 @@ import zipfile
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from golden import GOLDEN, base_model
 from mlx.utils import tree_flatten
 from mlx_lm import load as mlx_lm_load
 from mlx_lm.models.cache import make_prompt_cache
+from tiny import tiny_model
 
 import deltamem_mlx as dm
 from deltamem_mlx.adapters import fingerprint
@@ -245,6 +247,26 @@ def test_new_weights_act_at_once(published: Path) -> None:
     assert not mx.array_equal(before, after)
     attention.delta_q_proj = attention.delta_q_proj / 2
     assert mx.array_equal(before, model(TOKENS))
+
+
+def test_a_base_without_floating_weights_in_its_attention(tmp_path: Path) -> None:
+    """mxfp4 has scales of bytes, and a llama attention no norms."""
+    model = tiny_model("llama").apply(lambda x: x.astype(mx.bfloat16))
+    nn.quantize(model, group_size=32, bits=4, mode="mxfp4")
+    dm.attach(model, dm.DeltaMemConfig(output_init="random"), seed=0)
+    dm.save_adapter(model, tmp_path)
+    expected = model(TOKENS)
+    assert mx.array_equal(dm.load_adapter(dm.detach(model), tmp_path)(TOKENS), expected)
+
+
+def test_a_local_base_is_known_by_its_name(
+    qwen3_tiny: Path, published: Path, tmp_path: Path
+) -> None:
+    """What is saved tells nothing of the machine's folders."""
+    model, _ = dm.load(str(qwen3_tiny), str(published))
+    dm.save_adapter(model, tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+    assert config["base_model"]["name"] == "qwen3-tiny"
 
 
 def test_fingerprints(published: Path) -> None:

@@ -102,7 +102,7 @@ def test_text(pair: Path) -> None:
         line = next(line for line in lines if name in line)
         assert line.split()[-6:] == ["0", "%"] * 3
     assert "deltamem-mlx chat --model" in lines[-1]
-    assert done.stderr.strip().endswith(" s")
+    assert done.stderr.strip().endswith(" s.")
     assert call("--quiet").stderr == ""
 
 

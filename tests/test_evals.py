@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import deltamem_mlx as dm
+from deltamem_mlx.evals import demo
+from deltamem_mlx.evals.builtin_data import builtin_episodes, builtin_story
 from deltamem_mlx.evals.episodes import (
     KINDS,
     Cell,
@@ -152,6 +154,23 @@ def test_cells_are_in_order_and_limited() -> None:
         ["c"],
     ]
     assert digest(made) != digest(made[1:])
+
+
+def test_shipped_episodes_and_story() -> None:
+    cells = in_cells(builtin_episodes())
+    assert set(demo.CELLS) < set(cells)
+    assert {cell.facts for cell in cells if cell.kind == "told"} == {1, 2, 4, 8, 16}
+    assert {cell.kind for cell in cells} == set(KINDS)
+    for cell, episodes in cells.items():
+        assert len(episodes) >= 64, cell
+        for episode in episodes[:20]:
+            said = " ".join(m["content"] for m in episode.tell if m["role"] == "user")
+            assert contains(said, episode.answer) is (cell.kind != "never")
+    story = builtin_story()
+    ours, theirs = (" ".join(m["content"] for m in told) for told in (story.tell, story.other))
+    for _, answer in story.questions:
+        assert contains(ours, answer)
+        assert not contains(theirs, answer)
 
 
 # --- made-up facts

@@ -46,12 +46,14 @@ def refuse_without_memory(flags: Mapping[str, object]) -> None:
 
 
 def _base_of(adapter: str) -> str:
+    from deltamem_mlx import builtin
     from deltamem_mlx.adapter_files import read_adapter
     from deltamem_mlx.hub import ADAPTER_FILES, resolve
+    from deltamem_mlx.patch import BUILTIN
 
     name = read_adapter(resolve(adapter, allow_patterns=ADAPTER_FILES)).base_model.get("name")
     if not isinstance(name, str) or not name:
         raise UsageError(
             f"The adapter {adapter!r} does not say which model it is for. Give --model."
         )
-    return name
+    return str(builtin.base_folder()) if name == BUILTIN else name

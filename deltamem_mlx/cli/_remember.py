@@ -1,6 +1,7 @@
 """Files that are told to the memory: text, or messages as JSON."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,11 @@ EXPECTED = (
     'a .json file; {"messages": [...]} stands for its messages.'
 )
 MOST = 10
+BLANK_LINES = re.compile(r"\n\s*\n")
 
 
 def read_messages(path: Path) -> list[Message]:
-    """The messages in a file: those of a .json or .jsonl, or any other file's text as one.
+    """The messages in a file: those of a .json or .jsonl, or a text's paragraphs, one each.
 
     Raises FileNotFoundError; ValueError for a file that is empty, not UTF-8, or holds something
     that is no message: every such place is named by file, line and field.
@@ -28,7 +30,8 @@ def read_messages(path: Path) -> list[Message]:
     if not text.strip():
         raise ValueError(f"{path} is empty; expected something to remember.")
     if path.suffix not in (".json", ".jsonl"):
-        return [{"role": "user", "content": text.strip()}]
+        paragraphs = (part.strip() for part in BLANK_LINES.split(text))
+        return [{"role": "user", "content": part} for part in paragraphs if part]
     messages: list[Message] = []
     problems: list[str] = []
     for where, value in _values(path, text, problems):

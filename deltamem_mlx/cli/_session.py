@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltamem_mlx.cli import _options as o
+from deltamem_mlx.cli import _output
 from deltamem_mlx.cli._errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def open_session(
 
     if memory is not None and memory.exists():
         return MemorySession.restore(memory, model, tokenizer, **settings)
+    if memory is not None:
+        _output.note(f"No memory file {memory} yet: the memory is empty.")
     return MemorySession(model, tokenizer, **settings)
 
 

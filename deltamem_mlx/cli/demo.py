@@ -77,7 +77,7 @@ def show(
         )
         return
     _show_scores(cells)
-    _output.note(f"{seconds:.0f} s")
+    _output.note(f"Took {seconds:.0f} s.")
 
 
 def _show_story(story: "Story", told: "Told") -> None:

@@ -39,7 +39,8 @@ Remember = Annotated[
     typer.Option(
         "--remember",
         metavar="FILE",
-        help="Write a file into the memory first: text, or .json/.jsonl of messages. Repeatable.",
+        help="Write a file into the memory first: text, a message a paragraph, or .json/.jsonl of "
+        "messages. Repeatable.",
         rich_help_panel=o.MEMORY,
     ),
 ]

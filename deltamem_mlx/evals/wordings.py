@@ -45,8 +45,8 @@ RELATIONS = (
         ("Actually, {s} moved to {v}.", "News: {s} has just relocated to {v}."),
         (
             "Which city is {s}'s home?",
-            "Where would I have to travel to visit {s} at home?",
-            "In what city can {s}'s place be found?",
+            "Where does {s} live now?",
+            "In what city would I find {s} at home?",
         ),
     ),
     Relation(
@@ -80,8 +80,8 @@ RELATIONS = (
         ),
         (
             "What is the name of {s}'s dog?",
-            "How would you call {s}'s dog over?",
-            "Which name did {s} give to the dog?",
+            "What is {s}'s dog called?",
+            "What did {s} name the dog?",
         ),
     ),
     Relation(
@@ -97,9 +97,9 @@ RELATIONS = (
         ),
         ("Actually, {s} switched to the {v}.", "{s} gave that up and took up the {v} instead."),
         (
-            "Which musical instrument is {s}'s?",
+            "Which musical instrument does {s} play?",
             "What instrument would {s} bring to a concert?",
-            "If {s} joined a band, what would be the instrument?",
+            "What instrument can {s} play?",
         ),
     ),
     Relation(
@@ -117,7 +117,7 @@ RELATIONS = (
         (
             "What is {s}'s favorite food?",
             "Which dish should I cook for {s}?",
-            "What would {s} most like to have for dinner?",
+            "What does {s} like to eat most?",
         ),
     ),
     Relation(
@@ -136,9 +136,9 @@ RELATIONS = (
             "The new test says {s} reacts to {v} instead.",
         ),
         (
-            "What is {s} unable to tolerate?",
-            "What could make {s} ill?",
-            "What must be kept away from {s}?",
+            "What is {s} allergic to?",
+            "Which allergy does {s} have?",
+            "What must {s} avoid because of an allergy?",
         ),
     ),
     Relation(
@@ -157,9 +157,9 @@ RELATIONS = (
             "{s} sold that one and the car is {v} now.",
         ),
         (
-            "What color is {s}'s vehicle?",
-            "I am looking for {s}'s vehicle. What color does it have?",
-            "In which color is {s}'s vehicle painted?",
+            "What color is {s}'s car?",
+            "I am looking for {s}'s car. What color does it have?",
+            "Which color did {s} choose for the car?",
         ),
     ),
     Relation(
@@ -178,9 +178,9 @@ RELATIONS = (
             "I got that wrong, {s} has a birthday in {v}.",
         ),
         (
-            "When should I send {s} a birthday present? Name the month.",
-            "Which month holds {s}'s big day?",
-            "In what month would we throw a party for {s}?",
+            "In which month is {s}'s birthday?",
+            "When does {s} have a birthday?",
+            "In what month should I send {s} a birthday card?",
         ),
     ),
     Relation(
@@ -197,7 +197,7 @@ RELATIONS = (
         ("Actually, {s} dropped that for {v}.", "{s} has a new passion now: {v}."),
         (
             "What is {s}'s hobby?",
-            "How does {s} like to relax?",
+            "What does {s} like to do in free time?",
             "Which pastime does {s} enjoy?",
         ),
     ),

@@ -88,7 +88,7 @@ class Passes:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.paths = {a._memory_layer: path for path, a in attachment(model).paths.items()}
+        self.paths = {a.memory_layer: path for path, a in attachment(model).paths.items()}
         self._keeps_context = False
         self._keeps_context = not self._runs_without_context()
 

@@ -63,9 +63,9 @@ def _memory(
     rows = max(1, settings.batch_size // world_size)
     write = min(report.longest_write, report.settings.max_write_length)
     read = min(report.longest_read, report.settings.max_length)
-    dims, spec = attention._memory_projections.dims, attention._memory_spec
-    q_width = attention._memory_projections.width("q")
-    block = model.layers[attention._memory_layer]
+    dims, spec = attention.memory_projections.dims, attention.memory_spec
+    q_width = attention.memory_projections.width("q")
+    block = model.layers[attention.memory_layer]
     inner = max(_widths(block), default=4 * dims)
     size = 4 if _dtype(model) == mx.float32 else 2
     kept = size * (5 * dims + 3 * q_width + 3 * inner) + 4 * 10 * spec.packed_width

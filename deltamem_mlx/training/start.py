@@ -1,7 +1,7 @@
 """What a run starts from: a fresh adapter, or the weights of another run."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,7 +11,7 @@ from ..adapter_files import AdapterFiles, read_adapter
 from ..adapters import _load_files
 from ..config import DeltaMemConfig
 from ..hub import ADAPTER_FILES, resolve
-from ..patch import attach
+from ..patch import attach, set_base_model
 
 
 def fresh_adapter(
@@ -19,7 +19,7 @@ def fresh_adapter(
 ) -> nn.Module:
     """Attach a new adapter that knows the name of its model."""
     attach(model, config, seed=seed)
-    model._memory_attached = replace(model._memory_attached, base_model=base_model)
+    set_base_model(model, base_model)
     return model
 
 
