@@ -139,6 +139,10 @@ def test_built_in_pair_is_the_default(
     found = measured(*SHORT, "--kind", "told", "--condition", "none")
     assert (found["model"], found["adapter"], found["data"]) == ("builtin",) * 3
     assert found["questions"] == 2
+    own = ("--model", tmp_path / "base", "--adapter", tmp_path / "adapter", "--kind", "told")
+    assert measured(*own, *SHORT, "--condition", "none")["data"] == "builtin", "another adapter"
+    own = ("--model", tmp_path / "base", "--adapter", tmp_path / "adapter", "--kind", "told")
+    assert measured(*own, *SHORT, "--condition", "none")["data"] == "builtin", "another adapter"
     assert len(read_episodes(tmp_path / EPISODES)) > 2
     (tmp_path / EPISODES).unlink()
     done = call("recall")

@@ -109,9 +109,10 @@ def recall(
     if not has_memory(model, adapter):
         refuse_without_memory({"--model": model})
     began = time.perf_counter()
-    from deltamem_mlx.adapters import fingerprint
+    from deltamem_mlx import patch
+    from deltamem_mlx.adapters import base_model_of, fingerprint
     from deltamem_mlx.evals.builtin_data import load_builtin
-    from deltamem_mlx.evals.episodes import digest, in_cells
+    from deltamem_mlx.evals.episodes import KINDS, digest, in_cells
     from deltamem_mlx.evals.journal import QUESTIONS, Journal
     from deltamem_mlx.evals.recall import CONDITIONS
     from deltamem_mlx.evals.recall import recall as answer_all
@@ -119,12 +120,13 @@ def recall(
     from deltamem_mlx.evals.scores import scores
 
     conditions = _chosen("--condition", condition, CONDITIONS)
-    data = data or (BUILTIN if model is None and adapter is None else FACTS)
-    cells = in_cells(_episodes(data, kind or [], facts or [], limit, seed), limit)
+    kinds = _chosen("--kind", kind, KINDS)
     if model is None and adapter is None:
         loaded, tokenizer = load_builtin()
     else:
         loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
+    data = data or (BUILTIN if base_model_of(loaded)["name"] == patch.BUILTIN else FACTS)
+    cells = in_cells(_episodes(data, kinds, facts or [], limit, seed), limit)
     settings = {
         "task": "recall",
         "model": model or BUILTIN,
@@ -169,10 +171,9 @@ def _episodes(
     data: str, kinds: Sequence[str], facts: Sequence[int], limit: int, seed: int
 ) -> list["Episode"]:
     from deltamem_mlx.evals.builtin_data import builtin_episodes
-    from deltamem_mlx.evals.episodes import KINDS, read_episodes
+    from deltamem_mlx.evals.episodes import read_episodes
     from deltamem_mlx.evals.facts import CELLS, fact_episodes
 
-    kinds = _chosen("--kind", kinds, KINDS)
     if data == FACTS:
         cells = [c for c in CELLS if c.kind in kinds and (not facts or c.facts in facts)]
         episodes = list(fact_episodes(limit, seed=seed, cells=cells))
