@@ -63,7 +63,7 @@ def save_memory(path: str | Path, cache: list, model: nn.Module, *, note: str = 
     memory = MemoryFile(
         states=states,
         adapter=fingerprint(model),
-        base_model=base_model_of(model),
+        base_model=_without_folders(base_model_of(model)),
         tokens_written=list(first.written),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         note=note,
@@ -139,6 +139,13 @@ def read_memory(path: str | Path) -> MemoryFile:
         raise ValueError(f"{path} was altered or damaged: its checksum does not match.")
     _check_finite(path, states)
     return memory
+
+
+def _without_folders(base_model: dict[str, object]) -> dict[str, object]:
+    """The same with a local model's name for its path, which would tell about the machine."""
+    name = base_model["name"]
+    local = isinstance(name, str) and Path(name).is_dir()
+    return base_model | {"name": Path(name).resolve().name} if local else base_model
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:

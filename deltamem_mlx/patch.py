@@ -126,13 +126,9 @@ def attachment(model: nn.Module) -> Attached:
 
 
 def set_base_model(model: nn.Module, source: str | None) -> None:
-    """Keep which model this is, for what is saved from it.
-
-    A local folder is known by its name alone: a path would tell about the machine.
-    """
-    if source is not None and Path(source).expanduser().is_dir():
-        folder = Path(source).expanduser().resolve()
-        source = BUILTIN if folder == Path(builtin.__file__).parent / "base" else folder.name
+    """Keep which model this is, as mlx-lm would be given it, for what is saved from it."""
+    if source is not None and Path(source).resolve() == Path(builtin.__file__).parent / "base":
+        source = BUILTIN
     model._memory_attached = replace(attachment(model), base_model=source)
 
 

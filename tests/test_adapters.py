@@ -19,6 +19,7 @@ from tiny import tiny_model
 
 import deltamem_mlx as dm
 from deltamem_mlx.adapters import fingerprint
+from deltamem_mlx.memory_file import read_memory
 
 LONG = GOLDEN / "tsw_qo_long" / "adapter"
 TOKENS = mx.array([[5, 9, 33, 80, 12, 7, 44, 8]])
@@ -251,7 +252,7 @@ def test_new_weights_act_at_once(published: Path) -> None:
 
 def test_a_base_without_floating_weights_in_its_attention(tmp_path: Path) -> None:
     """mxfp4 has scales of bytes, and a llama attention no norms."""
-    model = tiny_model("llama").apply(lambda x: x.astype(mx.bfloat16))
+    model = tiny_model("llama", intermediate_size=64).apply(lambda x: x.astype(mx.bfloat16))
     nn.quantize(model, group_size=32, bits=4, mode="mxfp4")
     dm.attach(model, dm.DeltaMemConfig(output_init="random"), seed=0)
     dm.save_adapter(model, tmp_path)
@@ -259,14 +260,14 @@ def test_a_base_without_floating_weights_in_its_attention(tmp_path: Path) -> Non
     assert mx.array_equal(dm.load_adapter(dm.detach(model), tmp_path)(TOKENS), expected)
 
 
-def test_a_local_base_is_known_by_its_name(
-    qwen3_tiny: Path, published: Path, tmp_path: Path
-) -> None:
-    """What is saved tells nothing of the machine's folders."""
+def test_how_a_local_base_is_named(qwen3_tiny: Path, published: Path, tmp_path: Path) -> None:
+    """An adapter names the folder, as mlx-lm's do; a memory file tells nothing of the machine."""
     model, _ = dm.load(str(qwen3_tiny), str(published))
     dm.save_adapter(model, tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
-    assert config["base_model"]["name"] == "qwen3-tiny"
+    assert config["base_model"]["name"] == str(qwen3_tiny)
+    dm.save_memory(tmp_path / "m.safetensors", make_prompt_cache(model), model)
+    assert read_memory(tmp_path / "m.safetensors").base_model["name"] == "qwen3-tiny"
 
 
 def test_fingerprints(published: Path) -> None:

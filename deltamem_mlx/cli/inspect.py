@@ -221,7 +221,8 @@ def _show_trace(
     if path.suffix in (".json", ".jsonl"):
         script = messages_script(tokenizer, messages, settings)
     else:
-        script = text_script(tokenizer, str(messages[0]["content"]), settings)
+        text = "\n\n".join(str(message["content"]) for message in messages)
+        script = text_script(tokenizer, text, settings)
     state = None if memory is None else _fitting(memory, loaded)
     found = trace(loaded, script, state=state, every_token=by_token, max_kv_size=max_kv_size)
     if found.granularity != "token":
