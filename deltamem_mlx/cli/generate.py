@@ -130,6 +130,8 @@ def generate(
     from mlx_lm.sample_utils import make_sampler
 
     loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
+    if model is None and adapter is None:
+        _output.note("The built-in pair answers. A real model: --model MODEL --adapter ADAPTER")
     if seed is not None:
         mx.random.seed(seed)
     generation = {
