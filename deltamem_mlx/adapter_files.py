@@ -10,6 +10,7 @@ import numpy as np
 from ._version import __version__
 from .config import DeltaMemConfig, read_json
 from .files import write_atomically, write_text
+from .listing import first_few
 
 FORMS = ("mlx-lm", "published")
 FINE_TUNE_TYPE = "delta_mem"
@@ -65,10 +66,26 @@ def read_adapter(folder: str | Path) -> AdapterFiles:
         if isinstance(values.get("base_model"), dict):
             base_model = values["base_model"]
     config = _read_config(folder)
-    for weights in (MLX_LM[1], PUBLISHED[1], PYTORCH[1]):
-        if (folder / weights).is_file():
-            tensors = _finite(folder / weights, _read_weights(folder / weights))
-            return AdapterFiles(folder, config, tensors, base_model)
+    weights = folder / _weights_in(folder)
+    tensors = _finite(weights, _read_weights(weights))
+    return AdapterFiles(folder, config, tensors, base_model)
+
+
+def files_of(folder: str | Path) -> tuple[str, ...]:
+    """Names of the files that ``read_adapter`` reads in ``folder``, the weights last.
+
+    Raises:
+        FileNotFoundError: If there are no weights.
+    """
+    folder = Path(folder)
+    configs = [name for name in (MLX_LM[0], PUBLISHED[0]) if (folder / name).is_file()]
+    return (*configs, _weights_in(folder))
+
+
+def _weights_in(folder: Path) -> str:
+    for name in (MLX_LM[1], PUBLISHED[1], PYTORCH[1]):
+        if (folder / name).is_file():
+            return name
     raise FileNotFoundError(
         f"{folder} holds a δ-mem config but no weights: expected {MLX_LM[1]}, {PUBLISHED[1]} or "
         f"{PYTORCH[1]}."
@@ -158,5 +175,6 @@ def _finite(path: Path, tensors: dict[str, mx.array]) -> dict[str, mx.array]:
     mx.eval(tensors)
     bad = [name for name, x in tensors.items() if not mx.isfinite(x).all().item()]
     if bad:
-        raise ValueError(f"{path} holds NaN or infinite values in:\n  " + "\n  ".join(bad))
+        lines = "\n  ".join(first_few(bad))
+        raise ValueError(f"{path} holds NaN or infinite values in:\n  {lines}")
     return tensors

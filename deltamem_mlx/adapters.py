@@ -13,7 +13,8 @@ from .adapter_files import AdapterFiles, read_adapter, write_adapter
 from .attention import adapter_shapes
 from .config import HEADS, DeltaMemConfig
 from .hub import ADAPTER_FILES, MODEL_FILES, resolve
-from .patch import attach, attachment, config_of, is_attached, memory_layers, set_base_model
+from .listing import first_few
+from .patch import attach, attachment, config_of, memory_layers, refuse_attached, set_base_model
 from .sites import choose_sites
 
 
@@ -60,7 +61,8 @@ def load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
 
     Raises:
         FileNotFoundError: If there is no such folder or repository, or a file is missing.
-        ValueError: If the adapter is damaged or does not fit the model; all is listed.
+        ValueError: If the adapter is damaged or does not fit the model; of every kind of misfit the
+          first few are listed.
     """
     return _load_files(model, read_adapter(resolve(adapter, allow_patterns=ADAPTER_FILES)))
 
@@ -80,8 +82,13 @@ def save_adapter(model: nn.Module, folder: str | Path, *, form: str = "mlx-lm") 
     write_adapter(adapter_of(model, Path(folder)), folder, form)
 
 
-def convert_adapter(source: str | Path, folder: str | Path, *, form: str = "mlx-lm") -> None:
+def convert_adapter(
+    source: str | Path, folder: str | Path, *, form: str = "mlx-lm"
+) -> AdapterFiles:
     """Write the adapter in ``source``, of any form, to ``folder`` in another.
+
+    Returns:
+        AdapterFiles: What was read. Its ``base_model`` has no place in the published form.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: As for ``load_adapter``.
@@ -89,6 +96,7 @@ def convert_adapter(source: str | Path, folder: str | Path, *, form: str = "mlx-
     adapter = read_adapter(resolve(source, allow_patterns=ADAPTER_FILES))
     used = {n: t for n, t in adapter.tensors.items() if not _is_inactive(n, adapter.config)}
     write_adapter(replace(adapter, tensors=used), folder, form)
+    return adapter
 
 
 def adapter_of(model: nn.Module, folder: Path = Path()) -> AdapterFiles:
@@ -131,8 +139,7 @@ def fingerprint_of(adapter: AdapterFiles) -> str:
 def _load_files(
     model: nn.Module, adapter: AdapterFiles, base_model: str | None = None
 ) -> nn.Module:
-    if is_attached(model):
-        raise ValueError("The model has a δ-mem adapter already: call dm.detach(model) first.")
+    refuse_attached(model)
     tensors = _fitting(model, adapter)
     attach(model, adapter.config)
     layers = memory_layers(model)
@@ -158,20 +165,22 @@ def _fitting(model: nn.Module, adapter: AdapterFiles) -> dict[str, mx.array]:
         for name, shape in adapter_shapes(site.projections, adapter.config).items()
     }
     given = {n: list(t.shape) for n, t in adapter.tensors.items()}
-    problems = [
+    shapes = [
         f"{name}: adapter {given[name]}, model {shape}"
         for name, shape in expected.items()
         if name in given and given[name] != shape
     ]
     needed = {n for n in expected if not _is_inactive(n, adapter.config)}
-    problems += [f"{name}: missing in the adapter" for name in sorted(needed - given.keys())]
+    missing = [f"{name}: missing in the adapter" for name in sorted(needed - given.keys())]
+    surplus = []
     layers = len(model.layers)
     for name in sorted(given.keys() - expected.keys()):
         parts = name.split(".")
         beyond = len(parts) > 2 and parts[2].isdigit() and int(parts[2]) >= layers
         reason = f"the model has {layers} layers" if beyond else "not used by this model and config"
-        problems.append(f"{name}: {reason}")
-    if problems:
+        surplus.append(f"{name}: {reason}")
+    if shapes or missing or surplus:
+        problems = [line for kind in (shapes, missing, surplus) for line in first_few(kind)]
         raise ValueError(_misfit(adapter, problems))
     return adapter.tensors
 

@@ -63,15 +63,24 @@ def save_memory(path: str | Path, cache: list, model: nn.Module, *, note: str = 
     memory = MemoryFile(
         states=states,
         adapter=fingerprint(model),
-        base_model=_without_folders(base_model_of(model)),
+        base_model=described(model),
         tokens_written=list(first.written),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         note=note,
     )
-    _check_finite(Path(path), states)
+    write_memory(path, memory)
+
+
+def write_memory(path: str | Path, memory: MemoryFile) -> None:
+    """Write a memory file atomically, readable by its owner only.
+
+    Raises:
+        ValueError: If the memory holds NaN.
+    """
+    _check_finite(Path(path), memory.states)
     metadata = {"format": FORMAT, "version": str(VERSION), "memory": _metadata(memory)}
-    metadata["checksum"] = _checksum(metadata["memory"], states)
-    tensors = {f"state.{i}": state for i, state in states.items()}
+    metadata["checksum"] = _checksum(metadata["memory"], memory.states)
+    tensors = {f"state.{i}": state for i, state in memory.states.items()}
     write_atomically(path, lambda p: save_file(tensors, p, metadata=metadata), mode=0o600)
 
 
@@ -94,11 +103,12 @@ def restore_memory(path: str | Path, memory: MemoryFile, cache: list, model: nn.
     Raises:
         ValueError: If it was written under another adapter or shape.
     """
-    if memory.adapter != fingerprint(model):
+    loaded = fingerprint(model)
+    if memory.adapter != loaded:
         name = memory.base_model.get("name") or "an unnamed model"
         raise ValueError(
             f"{path} was written under another adapter (fingerprint {memory.adapter[:12]}, for "
-            f"{name}; this one is {fingerprint(model)[:12]}). Load the adapter it was saved with."
+            f"{name}; this one is {loaded[:12]}). Load the adapter it was saved with."
         )
     try:
         set_memory_state(cache, {i: mx.array(state) for i, state in memory.states.items()})
@@ -141,8 +151,9 @@ def read_memory(path: str | Path) -> MemoryFile:
     return memory
 
 
-def _without_folders(base_model: dict[str, object]) -> dict[str, object]:
-    """The same with a local model's name for its path, which would tell about the machine."""
+def described(model: nn.Module) -> dict[str, object]:
+    """What a memory file says of the model: a local one by name, its path would tell too much."""
+    base_model = base_model_of(model)
     name = base_model["name"]
     local = isinstance(name, str) and Path(name).is_dir()
     return base_model | {"name": Path(name).resolve().name} if local else base_model

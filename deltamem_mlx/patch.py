@@ -74,8 +74,7 @@ def attach(model: nn.Module, config: DeltaMemConfig, *, seed: int | None = None)
     Raises:
         ValueError: If the model has an adapter already, or no attention that can keep a memory.
     """
-    if is_attached(model):
-        raise ValueError("The model has a δ-mem adapter already: call dm.detach(model) first.")
+    refuse_attached(model)
     sites = choose_sites(model, config)
     for module in model.modules():  # not every mlx-lm model calls the constructor that sets it
         vars(module).setdefault("_no_grad", set())
@@ -112,6 +111,12 @@ def detach(model: nn.Module) -> nn.Module:
 def is_attached(model: nn.Module) -> bool:
     """Whether the model has a δ-mem adapter."""
     return isinstance(model, DeltaMemModel)
+
+
+def refuse_attached(model: nn.Module) -> None:
+    """Raise ValueError if the model has an adapter already."""
+    if is_attached(model):
+        raise ValueError("The model has a δ-mem adapter already: call dm.detach(model) first.")
 
 
 def attachment(model: nn.Module) -> Attached:

@@ -2,7 +2,8 @@
 
 It knows what `snapshot_download` and `hf_hub_download` ask for: repository info, the file tree, and
 the files with their ETag and commit, at any revision, for models and datasets. Unknown repositories
-and revisions, gated repositories and a broken service answer as the Hub does.
+and revisions, gated repositories and a broken service answer as the Hub does. Uploads are in
+`hub_writes`.
 
     with HubServer() as hub:
         hub.add("user/adapter", folder)
@@ -12,12 +13,15 @@ and revisions, gated repositories and a broken service answer as the Hub does.
 import hashlib
 import json
 import re
+import tempfile
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
+
+from hub_writes import Writes
 
 API = re.compile(
     r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)"
@@ -30,9 +34,10 @@ FILE = re.compile(
 
 @dataclass
 class Repo:
-    """A repository: revision -> folder, and whether one has to ask for access."""
+    """A repository: revision -> folder, and who may see it."""
 
     gated: bool = False
+    private: bool = False
     folders: dict[str, Path] = field(default_factory=dict)
 
 
@@ -40,12 +45,18 @@ class HubServer:
     """The server; a context manager that runs it in a thread.
 
     - requests: (method, path) of every request so far.
+    - tokens: login -> the user whose repositories it may write.
+    - messages: of the commits so far.
     - fail_with: an HTTP status that every request is answered with, when set.
     """
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.requests: list[tuple[str, str]] = []
+        self.tokens: dict[str, str] = {}
+        self.messages: list[str] = []
+        self.blobs: dict[str, bytes] = {}
+        self._storage = tempfile.TemporaryDirectory()
         self.fail_with: int | None = None
         handler = type("Handler", (_Handler,), {"hub": self})
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -63,6 +74,11 @@ class HubServer:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
+        self._storage.cleanup()
+
+    def new_folder(self) -> Path:
+        """An empty folder that lives as long as the server."""
+        return Path(tempfile.mkdtemp(dir=self._storage.name))
 
     def add(
         self,
@@ -79,9 +95,11 @@ class HubServer:
         repo.folders[revision] = folder
         return commit_of(folder)
 
-    def env(self, home: Path, *, offline: bool = False) -> dict[str, str]:
+    def env(self, home: Path, *, offline: bool = False, token: str = "") -> dict[str, str]:
         """Environment variables for a process that is to use this server and a cache of its own."""
         return {
+            "HF_TOKEN": token,
+            "HF_HUB_DISABLE_XET": "1",  # uploads by LFS, which is all that this server knows
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
             "HF_HUB_OFFLINE": "1" if offline else "0",
@@ -104,7 +122,7 @@ def commit_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Writes, BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
 
@@ -157,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "modelId": repo_id,
                 "sha": commit_of(folder),
                 "siblings": [{"rfilename": name} for name in files],
-                "private": False,
+                "private": self.hub.repos[kind, repo_id].private,
                 "gated": "manual" if gated else False,
                 "disabled": False,
                 "tags": [],
@@ -185,8 +203,8 @@ class _Handler(BaseHTTPRequestHandler):
             kind="application/octet-stream",
         )
 
-    def _json(self, value: object) -> None:
-        self._send(200, json.dumps(value).encode(), {})
+    def _json(self, value: object, status: int = 200) -> None:
+        self._send(status, json.dumps(value).encode(), {})
 
     def _error(self, status: int, code: str, message: str) -> None:
         headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})

@@ -197,6 +197,16 @@ def test_an_adapter_for_another_model(published: Path) -> None:
     assert "Load the model it was trained on" in message
 
 
+def test_a_long_list_of_misfits_is_cut(published: Path) -> None:
+    """Of every kind the first few, and how many more: a real adapter has hundreds of tensors."""
+    extra = {f"model.layers.{i}.self_attn.beta_bias": np.zeros(8, np.float32) for i in range(3, 40)}
+    lines = refused(rewrite(published, extra), "models/smollm3-tiny").splitlines()
+    assert len(lines) < 16
+    [beyond] = [i for i, line in enumerate(lines) if "model.layers.10.self_attn" in line]
+    assert lines[beyond].endswith("beta_bias: the model has 4 layers")
+    assert lines[-2].strip() == "and 32 more"
+
+
 def test_target_layers_beyond_the_model(published: Path) -> None:
     file = published / "delta_mem_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"target_layers": [40]}))
@@ -230,6 +240,23 @@ def test_a_second_adapter_needs_a_detach(published: Path) -> None:
     dm.load_adapter(dm.detach(model), published)
     with pytest.raises(ValueError, match="no δ-mem adapter"):
         dm.detach(dm.detach(model))
+
+
+def test_attaching_twice_is_refused_in_the_same_words(published: Path) -> None:
+    model = dm.load_adapter(base_model("models/qwen3-tiny"), published)
+    said = []
+    for again in (
+        lambda: dm.load_adapter(model, published),
+        lambda: dm.attach(model, dm.DeltaMemConfig()),
+    ):
+        with pytest.raises(ValueError) as error:
+            again()
+        said.append(str(error.value))
+    assert (
+        said[0]
+        == said[1]
+        == ("The model has a δ-mem adapter already: call dm.detach(model) first.")
+    )
 
 
 def test_an_unknown_form(published: Path, tmp_path: Path) -> None:

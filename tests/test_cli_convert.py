@@ -40,6 +40,20 @@ def test_there_and_back_keeps_every_bit(tmp_path: Path) -> None:
     assert configs[0] == configs[1]
 
 
+def test_a_name_that_the_published_form_cannot_keep_is_said(tmp_path: Path) -> None:
+    call(ADAPTER, tmp_path / "a")
+    config = tmp_path / "a" / "adapter_config.json"
+    values = json.loads(config.read_text())
+    assert "Base" not in call(tmp_path / "a", tmp_path / "b", "--form", "published").stderr
+    config.write_text(json.dumps(values | {"base_model": {"name": "user/Base"}}))
+    assert "user/Base" in call(tmp_path / "a", tmp_path / "c", "--form", "published").stderr
+    kept = call(tmp_path / "a", tmp_path / "d")
+    assert kept.stderr == ""
+    assert json.loads((tmp_path / "d" / config.name).read_text())["base_model"] == {
+        "name": "user/Base"
+    }
+
+
 def test_pytorch_form(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     source = tmp_path / "source"

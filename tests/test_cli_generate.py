@@ -280,6 +280,8 @@ def test_wrong_use_exits_with_2(qwen3_tiny: Path, adapter: Path, tmp_path: Path)
     assert "folder" in refused(2, *pair, "--prompt", "Who?", "--memory", tmp_path / "d.safetensors")
     both = ("--kv-bits", "8", "--max-kv-size", "64")
     assert "one of them" in refused(2, *pair, "--prompt", "Who?", *both)
+    remembered = refused(2, *pair, "--prompt", "Who?", "--remember", tmp_path / "me.safetensors")
+    assert f"--memory {tmp_path / 'me.safetensors'}" in remembered
     assert "JSON" in refused(2, *pair, "--prompt", "Who?", "--chat-template-config", "{")
     assert "object" in refused(2, *pair, "--prompt", "Who?", "--chat-template-config", "[]")
 

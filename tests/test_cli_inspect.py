@@ -217,6 +217,8 @@ def test_a_probe_of_a_session_folder(pair: list[str], memory: Path, tmp_path: Pa
         (["MEMORY", "MEMORY", "MEMORY"], "extra argument"),
         (["MEMORY", "--answer", "x", "--phrasing", "y"], "--phrasing, --answer: only"),
         (["MEMORY", "--by", "token"], "--by: only"),
+        (["TALK"], "is a text; expected an adapter or a memory file"),
+        (["MEMORY", "TALK"], "is a text; expected"),
         (["--trace", "TALK", "--by", "word"], "word"),
         (["MEMORY", "--plot", "it.jpg.txt"], "expected one of"),
         (["ADAPTER", "MEMORY"], "not of a saved session"),

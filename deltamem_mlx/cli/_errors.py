@@ -15,18 +15,26 @@ from deltamem_mlx.cli import _output
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
-# "Used wrongly", for commands to raise. Typer exports only the class below it.
-UsageError = typer.BadParameter.__base__
-
 # Modules that only some uses need -> the extra of this package that brings them.
-EXTRAS = {"torch": "torch", "matplotlib": "plot"}
+EXTRAS = {
+    **{"torch": "torch", "matplotlib": "plot"},
+    **dict.fromkeys(("lm_eval", "pyarrow", "snowballstemmer"), "eval"),
+}
 
 READ_FILES = {".safetensors", ".npz", ".pt", ".gguf", ".json", ".jsonl", ".txt"}
 
 
+class UsageError(typer.BadParameter):
+    """A command was used wrongly: for commands to raise, said as it is."""
+
+    def format_message(self) -> str:
+        """The message as it is."""
+        return self.message
+
+
 def report(error: Exception) -> int:
     """Says what went wrong, with the traceback if `--debug`, and returns the exit code."""
-    if isinstance(error, UsageError):
+    if isinstance(error, typer.TyperException) and error.exit_code == MISUSED:
         _output.fail(_usage(error))
         return MISUSED
     if _output.settings.debug:
@@ -70,12 +78,11 @@ def sentence(error: Exception) -> str:
     return f"{said}. Run again with --debug for the traceback."
 
 
-def _usage(error: typer.BadParameter) -> str:
-    """The parser's message and where to read more."""
+def _usage(error: typer.TyperException) -> str:
+    """The message, and where to read more if Typer knows the command."""
     text = error.format_message().strip()
-    if error.ctx is not None:
-        text += f"\nTry: {error.ctx.command_path} --help"
-    return text
+    context = getattr(error, "ctx", None)
+    return text if context is None else f"{text}\nTry: {context.command_path} --help"
 
 
 def _translated(error: Exception) -> Exception:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from deltamem_mlx.listing import first_few
 from deltamem_mlx.messages import Message, kind_of, message_problems
 
 EXPECTED = (
@@ -39,9 +40,8 @@ def read_messages(path: Path) -> list[Message]:
         problems += [f"{where}{p.field.removeprefix('messages[0]')}: {p.what}" for p in found]
         messages.append(value)
     if problems:
-        more = f"\n  and {len(problems) - MOST} more" if len(problems) > MOST else ""
-        lines = "\n  ".join(problems[:MOST])
-        raise ValueError(f"{path} cannot be remembered:\n  {lines}{more}\n{EXPECTED}")
+        lines = "\n  ".join(first_few(problems, MOST))
+        raise ValueError(f"{path} cannot be remembered:\n  {lines}\n{EXPECTED}")
     return [dict(message) for message in messages]
 
 

@@ -70,7 +70,10 @@ def convert(
             f"{str(folder)!r} holds an adapter already ({', '.join(there)}). Give another folder, "
             "or --overwrite."
         )
-    convert_adapter(source, folder, form=form.value)
+    adapter = convert_adapter(source, folder, form=form.value)
+    base = adapter.base_model.get("name")
+    if form is Form.PUBLISHED and base:
+        _output.note(f"The published form does not say which model it is for. This one: {base}.")
     files = MLX_LM if form is Form.MLX_LM else PUBLISHED
     if json:
         _output.result_json({"folder": str(folder), "form": form.value, "files": list(files)})

@@ -190,6 +190,12 @@ def _prompt(prompt: str | None) -> str:
 def _notes(paths: list[Path]) -> list[tuple[Path, list]]:
     from deltamem_mlx.cli._remember import read_messages
 
+    for path in paths:
+        if path.suffix == ".safetensors":
+            raise UsageError(
+                f"--remember: {str(path)!r} is no text. To go on with the memory in a file: "
+                f"--memory {path}"
+            )
     return [(path, read_messages(path)) for path in paths]
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from deltamem_mlx.inspection.memory_contents import MemoryContents
 
+TEXTS = (".txt", ".md", ".json", ".jsonl")
+
 
 @command(
     "deltamem-mlx inspect adapters/qwen3-4b",
@@ -130,6 +132,11 @@ def _memory(name: str, conversation: int) -> "MemoryContents":
     path = Path(name).expanduser()
     if path.is_dir() and not is_session(path):
         raise UsageError(f"{name!r} is a folder, but not of a saved session. Give a memory file.")
+    if path.is_file() and path.suffix in TEXTS:
+        raise UsageError(
+            f"{name!r} is a text; expected an adapter or a memory file. To see what a text does to "
+            f"a memory: --trace {name}"
+        )
     return inspect_memory(path, conversation)
 
 

@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "generate": "deltamem_mlx.cli.generate:generate",
     "chat": "deltamem_mlx.cli.chat:chat",
     "convert": "deltamem_mlx.cli.convert:convert",
+    "upload": "deltamem_mlx.cli.upload:upload",
     "train": "deltamem_mlx.cli.train:train",
     "inspect": "deltamem_mlx.cli.inspect:inspect",
     "bench": "deltamem_mlx.cli.bench:bench",

@@ -10,6 +10,7 @@ from ..adapter_files import AdapterFiles, read_adapter
 from ..adapters import fingerprint_of
 from ..config import HEADS, DeltaMemConfig
 from ..hub import ADAPTER_FILES, resolve
+from ..listing import first_few
 from .measures import half_life
 
 _AT_INIT = ("output_init", "online_gain", "beta_bias_init")
@@ -68,7 +69,7 @@ def inspect_adapter(adapter: str | Path) -> AdapterContents:
 
     Raises:
         FileNotFoundError: If there is no such folder or repository, or a file is missing.
-        ValueError: If the adapter is damaged; all is listed.
+        ValueError: If the adapter is damaged.
     """
     files = _acting(read_adapter(resolve(adapter, allow_patterns=ADAPTER_FILES)))
     by_layer = _by_layer(files)
@@ -129,7 +130,7 @@ def _check_names(adapter: AdapterFiles, by_layer: dict[int, dict[str, np.ndarray
         for name in sorted(needed - tensors.keys())
     ]
     if problems or not by_layer:
-        lines = "\n  ".join(problems or ["all of them"])
+        lines = "\n  ".join(first_few(problems) or ["all of them"])
         raise ValueError(f"{adapter.folder}: tensors that its config needs are missing:\n  {lines}")
 
 
