@@ -83,6 +83,11 @@ class Conversation:
             "template_kwargs": template_kwargs,
         }
 
+    @property
+    def rendered_with(self) -> Mapping[str, object]:
+        """The settings of the chat template."""
+        return self._rendering["template_kwargs"]
+
     def fork(self) -> "Conversation":
         """An independent copy."""
         new = copy.copy(self)
@@ -129,6 +134,17 @@ class Conversation:
 
     def _open(self, new: list[Message], *, reply: bool, room: int, step_size: int) -> Turn:
         """Work out the new tokens, and make the context what they are to follow."""
+        turn = self.plan(new, reply=reply, room=room)
+        if not self.context.tokens:
+            # It has been written, if it was to be.
+            self.context.feed(turn.seen, step_size=step_size, write=False)
+        return turn
+
+    def plan(self, new: list[Message], *, reply: bool, room: int) -> Turn:
+        """The new tokens, after forgetting the context if ``room`` more would not fit into it.
+
+        Where the context is empty then, what the turn has ``seen`` is to be fed first, unwritten.
+        """
         turn = self._turn_of(new, reply)
         length = len(self.context.tokens) or turn.start
         if self.said.visible and self.max_context is not None:
@@ -139,9 +155,6 @@ class Conversation:
                 self.context.forget()
                 self.said = self.said._replace(visible=kept)
                 turn = self._turn_of(new, reply)
-        if not self.context.tokens:
-            # It has been written, if it was to be.
-            self.context.feed(turn.seen, step_size=step_size, write=False)
         return turn
 
     def _turn_of(self, new: list[Message], reply: bool) -> Turn:
@@ -157,20 +170,30 @@ class Conversation:
 
     def _close(self, new: list[Message], turn: Turn, reply: Reply, step_size: int) -> None:
         """Feed what the template puts after the reply."""
-        new = [*new, {"role": "assistant", "content": reply.text}]
-        spans = spans_with(
-            self.tokenizer,
-            self.said.visible,
-            [*self.said.pending, *new],
-            known=self._known_spans(),
-            **self._rendering,
-        )
-        end = end_of_turn(turn, spans, reply.tokens, self.tokenizer.eos_token_ids)
+        said, spans, end = self.ending(new, turn, reply.text, reply.tokens)
         # Empty after an interrupt that a full sliding window could not go back from.
         if self.context.tokens:
             self.context.feed(reply.rest_of(end), step_size=step_size)
         self.context.settle()
-        self._commit(new, spans)
+        self.commit_turn(said, spans)
+
+    def ending(
+        self, new: list[Message], turn: Turn, text: str, tokens: list[int]
+    ) -> tuple[list[Message], Spans, Spans]:
+        """What a turn said, with the reply; the spans of it all; those that follow the reply."""
+        said = [*new, {"role": "assistant", "content": text}]
+        spans = spans_with(
+            self.tokenizer,
+            self.said.visible,
+            [*self.said.pending, *said],
+            known=self._known_spans(),
+            **self._rendering,
+        )
+        return said, spans, end_of_turn(turn, spans, tokens, self.tokenizer.eos_token_ids)
+
+    def commit_turn(self, said: list[Message], spans: Spans) -> None:
+        """Keep what `ending` gave, once all of it has been fed."""
+        self._commit(said, spans)
         self.said = self.said._replace(turns=self.said.turns + 1)
 
     def _commit(self, new: list[Message], spans: Spans) -> None:

@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "inspect": "deltamem_mlx.cli.inspect:inspect",
     "bench": "deltamem_mlx.cli.bench:bench",
     "eval": "deltamem_mlx.cli.eval:app",
+    "serve": "deltamem_mlx.cli.serve:serve",
 }
 
 

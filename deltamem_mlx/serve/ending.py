@@ -1,0 +1,89 @@
+"""The template's end of turn, fed as part of the batch that decodes the reply.
+
+After a reply a memory is fed what the template puts there: an end token and, often, a newline. A
+call of its own would cost each turn a pass through the model; here they are the tokens that are
+decoded next, whatever the model would have said.
+"""
+
+from collections.abc import Callable
+
+import mlx.core as mx
+from mlx_lm.generate import StopSequences
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ..turns import end_of_turn, spans_with, turn_of
+
+Sampler = Callable[[mx.array], mx.array]
+
+
+class Ending:
+    """Sampler and stop sequences of one answer that ends with ``end``.
+
+    Args:
+        sampler (Callable): Of the answer.
+        stops (StopSequences): Of the answer; one that ``end`` does not begin with ends it at once.
+        max_tokens (int): After so many tokens ``end`` follows.
+        end (list[int]): Begins with the model's end token.
+
+    Attributes:
+        reason (str): Why the answer ended: ``stop`` or ``length``; None: it has not.
+        fed (int): How many tokens of ``end`` have been fed.
+    """
+
+    def __init__(self, sampler: Sampler, stops: StopSequences, max_tokens: int, end: list[int]):
+        self._sampler, self._stops = sampler, stops.matcher()
+        self._max_tokens, self._end = max_tokens, end
+        self._sampled, self._count = 0, 0
+        # Of ``end``, how much was sampled: an array, for waiting for it would stall the batch.
+        self._begun = mx.array([0])
+        self.reason: str | None = None
+        self.fed = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether all of ``end`` was fed."""
+        return self.fed == len(self._end)
+
+    def sample(self, logprobs: mx.array) -> mx.array:
+        """The next token [1], from logprobs [1, V]."""
+        free, end = self._sampler(logprobs), mx.array(self._end)
+        begun = self._begun
+        forced = end[mx.minimum(begun, len(self._end) - 1)].astype(free.dtype)
+        over = self._sampled >= self._max_tokens  # the first of ``end``, if it has not begun
+        token = forced if over else mx.where(begun > 0, forced, free)
+        self._sampled += 1
+        self._begun = mx.where((begun > 0) | (token == end[0]), begun + 1, 0)
+        return token
+
+    def matcher(self) -> "Ending":
+        """Itself: it is of one answer."""
+        return self
+
+    def advance(self, token: int) -> bool:
+        """Take note of a token that was fed; returns whether it was the last."""
+        self._count += 1
+        if self.fed or token == self._end[0]:
+            self.fed += 1
+            self.reason = self.reason or "stop"
+            return self.closed
+        if self._stops.advance(token):
+            self.reason = "stop"
+            return True
+        if self._count >= self._max_tokens:
+            self.reason = "length"
+        return False
+
+
+def usual_end(tokenizer: TokenizerWrapper, template_kwargs: dict[str, object]) -> list[int]:
+    """What the template puts after a reply, if that begins with an end token; else nothing."""
+    said = [{"role": "user", "content": "hi"}]
+    reply = [{"role": "assistant", "content": "hi"}]
+    rendering = {"sentences": False, "template_kwargs": template_kwargs}
+    try:
+        turn = turn_of(tokenizer, [], said, reply=True, **rendering)
+        spans = spans_with(tokenizer, [], [*said, *reply], **rendering)
+    except (ValueError, TypeError):
+        return []
+    fed = tokenizer.encode("hi", add_special_tokens=False)
+    end = end_of_turn(turn, spans, fed, tokenizer.eos_token_ids).token_ids
+    return end if end and end[0] in tokenizer.eos_token_ids else []

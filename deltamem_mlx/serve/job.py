@@ -1,0 +1,148 @@
+"""A request on its way through the generation thread, and the steps that it is made of."""
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from queue import Queue
+from threading import Event
+from typing import TYPE_CHECKING, NamedTuple
+
+from mlx_lm.server import CompletionRequest, GenerationArguments, GenerationContext, Response
+
+from ..messages import Message
+from .bodies import MemoryOptions
+from .ending import Ending
+
+if TYPE_CHECKING:
+    from .memories import Memory
+    from .turn import Outcome
+
+
+@dataclass
+class Feed:
+    """A step: run tokens through the model, giving nothing out.
+
+    Attributes:
+        cache (list): The prompt cache to feed; the batch works on a copy.
+        before (list[int]): The tokens in its context.
+        tokens (list[int]): What to feed, at least one.
+    """
+
+    cache: list | None
+    before: list[int]
+    tokens: list[int]
+
+
+@dataclass
+class Answer(Feed):
+    """A step: feed a prompt and answer it.
+
+    Attributes:
+        initial_state (str): Of mlx-lm's text state machine: ``normal`` or ``reasoning``.
+        segments (list): The tokens again, cut where mlx-lm's prompt cache wants a copy.
+        segment_types (list[str]): What each of them is.
+        end (list[int]): Fed after the reply, as `Ending` does.
+    """
+
+    initial_state: str = "normal"
+    segments: list[list[int]] = field(default_factory=list)
+    segment_types: list[str] = field(default_factory=list)
+    end: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What a step gives back.
+
+    Attributes:
+        cache (list): The prompt cache afterwards.
+        tokens (list[int]): All tokens in its context.
+        reply (list[int]): What was generated, without an end token.
+        text (str): The reply as the model wrote it.
+        message (Message): The reply as the client sees it.
+        ended (bool): The model generated an end token. It has been fed.
+        closed (bool): What follows the reply has been fed.
+    """
+
+    cache: list
+    tokens: list[int]
+    reply: list[int] = field(default_factory=list)
+    text: str = ""
+    message: Message = field(default_factory=dict)
+    ended: bool = False
+    closed: bool = False
+
+
+Steps = Generator[Feed, Fed, "Outcome | None"]
+
+
+class Done(NamedTuple):
+    """The end of an answer: mlx-lm's last response, not given out before what it says is kept."""
+
+    last: Response
+
+
+@dataclass
+class ServedRequest(CompletionRequest):
+    """mlx-lm's request with the memory it is for.
+
+    Attributes:
+        options (MemoryOptions): What it asks of a memory.
+        memory (Memory): That memory, held by this request.
+        alive (Callable): Whether the client is still there.
+        job (Job): Set when the request is accepted.
+    """
+
+    options: MemoryOptions | None = None
+    memory: "Memory | None" = None
+    alive: Callable[[], bool] = lambda: True
+    job: "Job | None" = None
+
+
+@dataclass
+class Job:
+    """A request in the generation thread. The request's own thread reads ``queue``.
+
+    Attributes:
+        cancelled (Event): Set by the request's thread: the client has gone.
+        settled (Event): Set by the generation thread, which has no more to do with the job then.
+        outcome (Outcome): What the turn came to, for the request's thread to keep.
+        kept (Outcome): The same once it is kept.
+        began, first (float): When it came, and when its first token did.
+    """
+
+    request: ServedRequest
+    args: GenerationArguments
+    queue: Queue = field(default_factory=Queue)
+    cancelled: Event = field(default_factory=Event)
+    settled: Event = field(default_factory=Event)
+    outcome: "Outcome | None" = None
+    kept: "Outcome | None" = None
+    ctx: GenerationContext | None = None
+    steps: Steps | None = None
+    step: Feed | None = None
+    detokenizer: object = None
+    ending: Ending | None = None
+    reply: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    last: Response | None = None
+    began: float = field(default_factory=time.perf_counter)
+    first: float | None = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self.cancelled.is_set()
+
+    def fail(self, error: Exception) -> None:
+        """End it with an error."""
+        self.queue.put(error)
+        self.settled.set()
+
+    def finish(self, outcome: "Outcome | None") -> None:
+        """End it with an answer."""
+        if self.gone and outcome is not None and not outcome.keep_partial:
+            outcome = None
+        self.outcome = outcome
+        self.queue.put(Done(self.last))
+        self.settled.set()

@@ -1,0 +1,340 @@
+"""The memories of a server: which there are, who has one in hand, in RAM and on disk.
+
+A file holds one memory; its name is a hash of the key. What a turn came to is on disk before the
+client is told that it is over.
+"""
+
+import hashlib
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..conversation import Conversation
+from ..memory_file import MemoryFile, read_memory, write_memory
+from .errors import ApiError
+from .history import History
+from .turn import Outcome, Pair
+
+SUFFIX = ".safetensors"
+
+
+@dataclass
+class Memory:
+    """One memory. Whoever holds ``lock`` may change it.
+
+    Attributes:
+        id (str): SHA-256 of its key, in hex.
+        key (str): The key.
+        saved (MemoryFile): As after the last turn; None: empty.
+        history (History): What it was fed.
+        talk (Conversation): With its context; None where that was dropped from RAM.
+        users (int): Requests that have it in hand, or wait for it.
+    """
+
+    id: str
+    key: str
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    saved: MemoryFile | None = None
+    history: History = field(default_factory=History.fresh)
+    talk: Conversation | None = None
+    users: int = 0
+    used: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in RAM, the context included."""
+        return self.memory_bytes + self.context_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the memory itself."""
+        return sum(s.nbytes for s in self.saved.states.values()) if self.saved else 0
+
+    @property
+    def context_bytes(self) -> int:
+        """Bytes of the context."""
+        return sum(c.nbytes for c in self.talk.context.cache) if self.talk else 0
+
+    def take(self, saved: MemoryFile | None, talk: Conversation | None = None) -> None:
+        """Become what ``saved`` is."""
+        self.saved, self.talk = saved, talk
+        self.history = History.from_note(saved.note) if saved else History.fresh()
+
+    def stats(self) -> dict[str, object]:
+        """Numbers about it; no text."""
+        return {
+            "object": "memory",
+            "session": self.key,
+            "id": self.id,
+            "turns": self.history.turns,
+            "messages": len(self.history.messages),
+            "tokens_written": self.saved.tokens_written[0] if self.saved else 0,
+            "bytes": self.memory_bytes,
+            "context_tokens": len(self.talk.context.tokens) if self.talk else 0,
+            "context_bytes": self.context_bytes,
+            "updated": self.saved.created if self.saved else None,
+        }
+
+
+class Memories:
+    """All memories, the least recently used of them on disk only.
+
+    Without a folder they are in RAM only, and beyond the budget the least recently used is gone.
+
+    Args:
+        pair (Pair): The model.
+        folder (Path): Where their files lie.
+        budget (int): Bytes in RAM; contexts are dropped first.
+        wait (float): Seconds to wait for a memory that is in use.
+    """
+
+    def __init__(
+        self, pair: Pair, folder: Path | None, budget: int, wait: float, shapes: dict[int, tuple]
+    ):
+        self.pair, self.folder, self.budget, self.wait = pair, folder, budget, wait
+        self._shapes = shapes
+        self._all: dict[str, Memory] = {}  # by id, the least recently used first
+        self._mutex = threading.Lock()
+        self.evicted = {"context": 0, "memory": 0}
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for left in folder.glob(f".*{SUFFIX}"):  # by a process that was killed while writing
+                left.unlink(missing_ok=True)
+
+    @contextmanager
+    def hold(self, key: str, *, load: bool = True) -> Iterator[Memory]:
+        """The memory of a key, for this thread alone.
+
+        Raises:
+            ApiError: If another request has it for too long, or its file cannot be used.
+        """
+        memory = self._pin(key)
+        try:
+            if not memory.lock.acquire(timeout=self.wait):
+                raise ApiError(
+                    409,
+                    f"Another request has been using this memory for {self.wait:g} s. A memory "
+                    "answers one request at a time: try again.",
+                    code="memory_busy",
+                    retry_after=1,
+                )
+            try:
+                if load and memory.saved is None:
+                    memory.take(self._read(memory))
+                yield memory
+            finally:
+                memory.lock.release()
+        finally:
+            self._unpin(memory)
+
+    def commit(self, memory: Memory, outcome: Outcome) -> None:
+        """Keep what a turn came to, on disk first.
+
+        Raises:
+            ApiError: If it cannot be written; all is as it was before then.
+        """
+        self._write(memory, outcome.saved)
+        memory.take(outcome.saved, outcome.talk)
+        self._trim()
+
+    def look(self, key: str) -> Memory:
+        """A memory as it was after its last turn, without waiting for the present one.
+
+        Raises:
+            ApiError: If there is none.
+        """
+        with self._mutex:
+            found = self._all.get(_id(key))
+        if found is None or found.saved is None:
+            with self.hold(key) as found:
+                pass
+        if found.saved is None:
+            raise ApiError(404, "There is no memory of this key.", code="memory_not_found")
+        return found
+
+    def listed(self) -> list[dict[str, object]]:
+        """All of them; of those on disk only, no more than the id and size of the file."""
+        with self._mutex:
+            found = {m.id: m.stats() for m in self._all.values() if m.saved is not None}
+        for path in sorted(self.folder.glob(f"*{SUFFIX}")) if self.folder else []:
+            if path.stem not in found and not path.name.startswith("."):
+                found[path.stem] = {"object": "memory", "session": None, "id": path.stem}
+        return list(found.values())
+
+    def delete(self, key: str) -> None:
+        """Forget one, its file too.
+
+        Raises:
+            ApiError: If there is none, or it is in use for too long.
+        """
+        with self.hold(key, load=False) as memory:
+            path = self._path(memory)
+            if memory.saved is None and not (path and path.exists()):
+                raise ApiError(404, "There is no memory of this key.", code="memory_not_found")
+            self._drop(memory)
+
+    def delete_all(self) -> int:
+        """Forget all; returns how many there were.
+
+        Raises:
+            ApiError: If one is in use for too long; those before it are gone then.
+        """
+        with self._mutex:
+            keys = [memory.key for memory in self._all.values() if memory.saved is not None]
+        for key in keys:
+            with self.hold(key, load=False) as memory:
+                self._drop(memory)
+        left = [*self.folder.glob(f"*{SUFFIX}")] if self.folder else []
+        for path in left:
+            path.unlink(missing_ok=True)
+        return len(keys) + len(left)
+
+    def fork(self, key: str, to: str) -> Memory:
+        """Copy a memory to a key that has none; its context stays behind.
+
+        Raises:
+            ApiError: If there is nothing to copy, or something where it is to go.
+        """
+        saved = self.look(key).saved
+        with self.hold(to) as memory:
+            if memory.saved is not None:
+                raise ApiError(409, "There is a memory of that key already.", code="memory_exists")
+            self._keep(memory, saved)
+            return memory
+
+    def export(self, key: str) -> bytes:
+        """The file of a memory.
+
+        Raises:
+            ApiError: If there is none.
+        """
+        saved = self.look(key).saved
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"memory{SUFFIX}"
+            write_memory(path, saved)
+            return path.read_bytes()
+
+    def put(self, key: str, file: bytes) -> tuple[Memory, bool]:
+        """Replace a memory by the one in a file; also returns whether there was none before.
+
+        Raises:
+            ApiError: If it is no memory of this model and adapter.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"memory{SUFFIX}"
+            path.write_bytes(file)
+            try:
+                saved = self._checked(read_memory(path))
+            except ValueError as error:
+                what = str(error).replace(str(path), "The file")
+                raise ApiError(400, what, code="bad_memory_file") from None
+        with self.hold(key, load=False) as memory:
+            on_disk = self._path(memory)
+            new = memory.saved is None and not (on_disk and on_disk.exists())
+            self._keep(memory, saved)
+            return memory, new
+
+    def totals(self) -> dict[str, int]:
+        """How many are in RAM, and how large they are."""
+        with self._mutex:
+            found = [m for m in self._all.values() if m.saved is not None]
+            return {
+                "memories": len(found),
+                "contexts": sum(m.talk is not None for m in found),
+                "bytes": sum(m.nbytes for m in found),
+            }
+
+    def _keep(self, memory: Memory, saved: MemoryFile) -> None:
+        self._write(memory, saved)
+        memory.take(saved)
+        self._trim()
+
+    def _drop(self, memory: Memory) -> None:
+        path = self._path(memory)
+        if path is not None:
+            path.unlink(missing_ok=True)
+        memory.take(None)
+
+    def _pin(self, key: str) -> Memory:
+        name = _id(key)
+        with self._mutex:
+            memory = self._all.pop(name, None) or Memory(name, key)
+            self._all[name] = memory
+            memory.users += 1
+            memory.used = time.time()
+            return memory
+
+    def _unpin(self, memory: Memory) -> None:
+        with self._mutex:
+            memory.users -= 1
+            if memory.users == 0 and memory.saved is None:
+                del self._all[memory.id]
+
+    def _trim(self) -> None:
+        """Contexts go first, then whole memories, the least recently used before others."""
+        with self._mutex:
+            idle = [m for m in self._all.values() if not m.users]
+            total = sum(m.nbytes for m in self._all.values())
+            for memory in idle:
+                if total <= self.budget:
+                    return
+                if memory.talk is not None:
+                    total -= memory.context_bytes
+                    memory.talk = None
+                    self.evicted["context"] += 1
+            for memory in idle:
+                if total <= self.budget:
+                    return
+                total -= memory.nbytes
+                del self._all[memory.id]
+                self.evicted["memory"] += 1
+
+    def _path(self, memory: Memory) -> Path | None:
+        return None if self.folder is None else self.folder / f"{memory.id}{SUFFIX}"
+
+    def _read(self, memory: Memory) -> MemoryFile | None:
+        path = self._path(memory)
+        if path is None or not path.exists():
+            return None
+        try:
+            return self._checked(read_memory(path))
+        except (ValueError, OSError) as error:
+            what = str(error).replace(str(path), "Its file")
+            raise ApiError(
+                409,
+                f"This memory cannot be used: {what} Delete it, or begin anew with memory.reset.",
+                code="memory_unusable",
+            ) from None
+
+    def _checked(self, saved: MemoryFile) -> MemoryFile:
+        if saved.adapter != self.pair.adapter:
+            raise ValueError(
+                f"The memory was written under another adapter (fingerprint {saved.adapter[:12]}; "
+                f"this server has {self.pair.adapter[:12]})."
+            )
+        shapes = {i: tuple(state.shape) for i, state in saved.states.items()}
+        written = saved.tokens_written
+        if shapes != self._shapes or len(written) != 1 or not isinstance(written[0], int):
+            raise ValueError("The memory is not one conversation's of this model.")
+        return replace(saved, base_model=self.pair.described)
+
+    def _write(self, memory: Memory, saved: MemoryFile) -> None:
+        path = self._path(memory)
+        if path is None:
+            return
+        try:
+            write_memory(path, saved)
+        except (OSError, ValueError) as error:
+            raise ApiError(
+                500,
+                f"The memory could not be saved ({type(error).__name__}), and is as it was before.",
+                code="not_saved",
+            ) from error
+
+
+def _id(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

@@ -1,0 +1,104 @@
+"""How a server is run: limits, defaults and where memories are kept."""
+
+import socket
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Settings of a server; sizes in bytes, times in seconds.
+
+    Attributes:
+        host, port: Where to listen; port 0 picks a free one.
+        api_key (str): Expected as ``Authorization: Bearer``; None: anyone who can connect.
+        insecure (bool): Let others than this machine connect without a key.
+        allowed_origins (tuple[str, ...]): Web pages whose scripts may call; ``*``: all.
+        memory_dir (Path): Where memory files lie; None: in RAM only.
+        memory_bytes (int): RAM for memories and their contexts.
+        max_context (int): Tokens in the context of one memory; then the oldest turns leave it.
+        wait (float): How long a request waits for another of the same memory.
+        max_queue (int): Requests waiting or running; more are refused.
+        max_connections (int): Open connections; more are closed.
+        max_body_bytes (int): Largest request body.
+        max_prompt_tokens, max_tokens_limit (int): Largest prompt, longest answer.
+        request_timeout (float): Time for a client to send its request, or to take what is sent.
+        grace (float): Time for running answers at shutdown.
+        max_tokens, temp, top_p, top_k, min_p: Defaults of requests.
+        chat_template_args (dict): Defaults of the chat template's settings.
+        decode_concurrency, prompt_concurrency, prefill_step_size: Of mlx-lm's batching.
+        prompt_cache_size, prompt_cache_bytes: Of mlx-lm's cache for requests without a memory.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_key: str | None = None
+    insecure: bool = False
+    allowed_origins: tuple[str, ...] = ()
+    memory_dir: Path | None = None
+    memory_bytes: int = 1 << 30
+    max_context: int | None = 8192
+    wait: float = 30.0
+    max_queue: int = 256
+    max_connections: int = 512
+    max_body_bytes: int = 4 << 20
+    max_prompt_tokens: int = 32768
+    max_tokens_limit: int = 8192
+    request_timeout: float = 30.0
+    grace: float = 10.0
+    max_tokens: int = 512
+    temp: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    chat_template_args: dict[str, object] = field(default_factory=dict)
+    decode_concurrency: int = 32
+    prompt_concurrency: int = 8
+    prefill_step_size: int = 2048
+    prompt_cache_size: int = 10
+    prompt_cache_bytes: int | None = None
+
+    def for_mlx_lm(self, model: str) -> Namespace:
+        """The same as mlx-lm's server has its command line."""
+        return Namespace(
+            model=model,
+            adapter_path=None,
+            draft_model=None,
+            num_draft_tokens=0,
+            trust_remote_code=False,
+            chat_template="",
+            use_default_chat_template=False,
+            pipeline=False,
+            kv_bits=None,
+            allowed_origins=list(self.allowed_origins),
+            **{name: getattr(self, name) for name in _SAME},
+        )
+
+
+_SAME = (
+    "max_tokens",
+    "temp",
+    "top_p",
+    "top_k",
+    "min_p",
+    "chat_template_args",
+    "decode_concurrency",
+    "prompt_concurrency",
+    "prefill_step_size",
+    "prompt_cache_size",
+    "prompt_cache_bytes",
+)
+_LOOPBACK = ("127.", "::1")
+
+
+def check_exposure(settings: ServeSettings) -> None:
+    """Raises ValueError if others than this machine could connect without a key."""
+    if settings.api_key or settings.insecure:
+        return
+    found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+    if not all(address[0].startswith(_LOOPBACK) for *_, address in found):
+        raise ValueError(
+            f"--host {settings.host}: others than this machine could connect. Set --api-key or "
+            "DELTAMEM_API_KEY, or accept that with --insecure."
+        )

@@ -1,0 +1,248 @@
+"""What one request adds to a memory: which messages are new, and what is fed in which order."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.server import process_message_content
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ..conversation import Conversation, Said
+from ..ingest import Ingest, span_ids
+from ..memory import memories, memory_state, set_memory_state
+from ..memory_file import MemoryFile
+from ..messages import Message
+from ..spans import Spans
+from ..turns import as_messages, leading_system, turn_of
+from .bodies import MemoryOptions
+from .errors import ApiError
+from .history import History
+from .job import Answer, Fed, Feed, Steps
+from .settings import ServeSettings
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a turn came to.
+
+    Attributes:
+        talk (Conversation): With its context.
+        saved (MemoryFile): The memory, as its file is to hold it.
+        history (History): What it was fed.
+        written (int): Tokens written by this turn.
+        known (int): Messages of the request that had been fed before.
+        keep_partial (bool): Keep it even if the client has gone.
+    """
+
+    talk: Conversation
+    saved: MemoryFile
+    history: History
+    written: int
+    known: int
+    keep_partial: bool
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The model that a server runs, and what a memory file says of it.
+
+    Attributes:
+        granularity (str): ``memory_write_granularity`` of the adapter.
+        end (list[int]): What is fed after a reply while decoding; empty: by itself, as spans.
+    """
+
+    model: nn.Module
+    tokenizer: TokenizerWrapper
+    adapter: str
+    described: dict[str, object]
+    granularity: str
+    end: list[int]
+
+
+@dataclass
+class Turn:
+    """One message to one memory.
+
+    Args:
+        pair (Pair): The model.
+        settings (ServeSettings): Of the server.
+        options (MemoryOptions): What the request asks of the memory.
+        saved (MemoryFile): The memory as it is; None: empty.
+        talk (Conversation): Its context, if that is in RAM. Not changed.
+        history (History): What it was fed.
+        messages (list[Message]): Of the request, as it came.
+        template_kwargs (dict): For the chat template.
+        room (int): Tokens that the answer may take.
+    """
+
+    pair: Pair
+    settings: ServeSettings
+    options: MemoryOptions
+    saved: MemoryFile | None
+    talk: Conversation | None
+    history: History
+    messages: list[Message]
+    template_kwargs: dict[str, object]
+    room: int
+
+    def steps(self) -> Steps:
+        """The steps of the turn. Nothing that was there before is changed by them.
+
+        Raises:
+            ApiError, ValueError, TypeError: If the messages cannot be used.
+        """
+        process_message_content(self.messages)
+        lead = leading_system(self.messages)
+        rest = self.messages[len(lead) :]
+        known = self.history.new_part(rest)
+        new = as_messages(rest[known:]) if rest[known:] else []
+        if not new or new[-1]["role"] == "assistant":
+            raise ApiError(
+                400,
+                "There is no new message to answer: the memory was fed all of these.",
+                param="messages",
+                code="nothing_new",
+            )
+        talk = self._open(lead)
+        before = _written(talk)
+        yield from self._remember(talk)
+        if self.options.context == "drop":
+            talk.forget()
+        turn = talk.plan(new, reply=True, room=self.room)
+        if not talk.context.tokens:
+            yield from self._feed(talk, turn.seen, write=False)
+        self._check_length(len(talk.context.tokens) + len(turn.new.token_ids))
+        fed = yield Answer(
+            self._marked(talk.context.cache, turn.new, write=not self.options.read_only),
+            talk.context.tokens,
+            turn.new.token_ids,
+            initial_state=initial_state(self.pair.tokenizer, turn.new.token_ids),
+            end=self.pair.end,
+        )
+        self._take(talk, fed)
+        said, spans, end = talk.ending(new, turn, fed.text, fed.reply)
+        if fed.closed:
+            end = end.tail(len(end.token_ids))
+        elif fed.ended and end.token_ids[:1] == fed.tokens[-1:]:
+            end = end.tail(1)
+        yield from self._feed(talk, end, write=not self.options.read_only)
+        talk.commit_turn(said, spans)
+        history = self.history.after_turn(lead, [*new, fed.message])
+        return self._outcome(talk, history, _written(talk) - before, known)
+
+    def _open(self, lead: list[Message]) -> Conversation:
+        """A conversation of this turn's own, going on from the memory and its context."""
+        lead = lead or (leading_system(self.talk.said.visible) if self.talk else [])
+        same = self.history.of(lead) == self.history.system
+        if self.talk and same and self.talk.rendered_with == self.template_kwargs:
+            return self.talk.fork()
+        # A new system prompt, or other tools: what is in the context was rendered with the old.
+        cache = make_prompt_cache(self.pair.model)
+        if self.saved is not None:
+            set_memory_state(cache, {i: mx.array(s) for i, s in self.saved.states.items()})
+            for memory in memories(cache).values():
+                memory.written = list(self.saved.tokens_written)
+        talk = Conversation(
+            self.pair.model,
+            self.pair.tokenizer,
+            cache,
+            lead,
+            max_context=self.settings.max_context,
+            template_kwargs=self.template_kwargs,
+        )
+        if not same:
+            talk.said = Said([], [], list(lead))  # to be written with this turn
+        return talk
+
+    def _remember(self, talk: Conversation) -> Generator[Feed, Fed, None]:
+        """Write texts in a context of their own, which nobody sees afterwards."""
+        if not self.options.remember:
+            return
+        spans = turn_of(
+            self.pair.tokenizer,
+            [],
+            [{"role": "user", "content": text} for text in self.options.remember],
+            reply=False,
+            sentences=self.pair.granularity == "sentence_mean",
+            template_kwargs={},
+        ).spans
+        self._check_length(len(spans.token_ids))
+        aside = make_prompt_cache(self.pair.model)
+        _copy_memory(talk.context.cache, aside)
+        fed = yield Feed(self._marked(aside, spans, write=True), [], spans.token_ids)
+        _copy_memory(fed.cache, talk.context.cache)
+
+    def _feed(self, talk: Conversation, spans: Spans, *, write: bool) -> Generator[Feed, Fed, None]:
+        if spans.token_ids:
+            cache = self._marked(talk.context.cache, spans, write=write)
+            self._take(talk, (yield Feed(cache, talk.context.tokens, spans.token_ids)))
+
+    def _take(self, talk: Conversation, fed: Fed) -> None:
+        for memory in memories(fed.cache).values():
+            memory.read_only, memory.ingest = [False], None
+        talk.context.cache, talk.context.tokens = fed.cache, list(fed.tokens)
+
+    def _marked(self, cache: list, spans: Spans, *, write: bool) -> list:
+        """The cache, with how the coming tokens are to be written."""
+        mark(cache, spans, self.pair.granularity, write=write)
+        return cache
+
+    def _check_length(self, tokens: int) -> None:
+        check_length(tokens, self.settings)
+
+    def _outcome(self, talk: Conversation, history: History, written: int, known: int) -> Outcome:
+        states = {i: np.array(state) for i, state in memory_state(talk.context.cache).items()}
+        saved = MemoryFile(
+            states=states,
+            adapter=self.pair.adapter,
+            base_model=self.pair.described,
+            tokens_written=[_written(talk)],
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            note=history.to_note(),
+        )
+        return Outcome(talk, saved, history, written, known, self.options.keep_partial)
+
+
+def mark(cache: list, spans: Spans, granularity: str, *, write: bool) -> None:
+    """Say how the coming tokens of a prompt cache are to be written, or that they are not."""
+    sentences = None if spans.sentence_ids is None else [spans.sentence_ids]
+    ids = span_ids([spans.message_ids], sentences, granularity)
+    spanned = write and ids is not None and bool((ids >= 0).any())  # token by token otherwise
+    for memory in memories(cache).values():
+        memory.read_only = [not write]
+        memory.ingest = Ingest.from_ids(ids) if spanned else None
+
+
+def initial_state(tokenizer: TokenizerWrapper, prompt: list[int]) -> str:
+    """Whether a reply to this prompt begins with reasoning."""
+    state = "normal"
+    if tokenizer.has_thinking and (
+        tokenizer.rfind_think_start(prompt) > tokenizer.rfind_think_end(prompt)
+    ):
+        state = "reasoning"
+    return tokenizer.response_initial_state or state
+
+
+def check_length(tokens: int, settings: ServeSettings) -> None:
+    """Raises ApiError if a prompt is longer than the server lets it be."""
+    if tokens > settings.max_prompt_tokens:
+        raise ApiError(
+            400,
+            f"The prompt has {tokens} tokens; the server takes {settings.max_prompt_tokens}.",
+            code="context_length_exceeded",
+            param="messages",
+        )
+
+
+def _written(talk: Conversation) -> int:
+    return next(iter(memories(talk.context.cache).values())).written[0]
+
+
+def _copy_memory(source: list, target: list) -> None:
+    into = memories(target)
+    for i, memory in memories(source).items():
+        into[i].matrix, into[i].written = memory.matrix, list(memory.written)

@@ -1,0 +1,76 @@
+"""Talking to a server in tests: requests with the standard library, and what comes back."""
+
+import http.client
+import json
+from typing import NamedTuple
+from urllib.parse import quote, urlsplit
+
+SESSION = "X-Delta-Mem-Session"
+
+
+class Reply(NamedTuple):
+    """A response: status, headers in lower case, body."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.body)
+
+    @property
+    def text(self) -> str:
+        """What the assistant said."""
+        return self.json["choices"][0]["message"]["content"]
+
+    @property
+    def memory(self) -> dict:
+        """The memory's part of the usage."""
+        return self.json["usage"]["memory"]
+
+    @property
+    def code(self) -> str | None:
+        """The code of an error in OpenAI's form."""
+        error = self.json["error"]
+        assert set(error) == {"message", "type", "param", "code"} and error["message"]
+        return error["code"]
+
+
+class Client:
+    """Requests to one server, each on a connection of its own."""
+
+    def __init__(self, url: str, **headers: str):
+        self.host, self.port = urlsplit(url).hostname, urlsplit(url).port
+        self.headers = headers
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        headers: dict[str, str] | None = None,
+        timeout: float = 60,
+    ) -> Reply:
+        """Send ``body`` as it is if it is bytes, else as JSON."""
+        raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
+        try:
+            connection.request(method, path, raw, self.headers | (headers or {}))
+            response = connection.getresponse()
+            names = {name.lower(): value for name, value in response.getheaders()}
+            return Reply(response.status, names, response.read())
+        finally:
+            connection.close()
+
+    def chat(self, said: object, session: str | None = None, **body: object) -> Reply:
+        """Ask with a text or messages; ``memory={...}`` and other fields of the body as given."""
+        messages = [{"role": "user", "content": said}] if isinstance(said, str) else said
+        if session is not None:
+            body["memory"] = {"session": session} | body.get("memory", {})
+        body = {"messages": messages, "max_tokens": 24} | body
+        return self.request("POST", "/v1/chat/completions", body)
+
+    def memory(self, method: str, key: str, rest: str = "", body: object = None) -> Reply:
+        """A request to ``/v1/memories/{key}``."""
+        return self.request(method, f"/v1/memories/{quote(key, safe='')}{rest}", body)
