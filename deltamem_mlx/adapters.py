@@ -83,9 +83,19 @@ def save_adapter(model: nn.Module, folder: str | Path, *, form: str = "mlx-lm") 
 
 
 def convert_adapter(
-    source: str | Path, folder: str | Path, *, form: str = "mlx-lm"
+    source: str | Path,
+    folder: str | Path,
+    *,
+    form: str = "mlx-lm",
+    dtype: mx.Dtype | None = None,
 ) -> AdapterFiles:
     """Write the adapter in ``source``, of any form, to ``folder`` in another.
+
+    Args:
+        source (str or Path): A local folder or a Hub repository.
+        folder (str or Path): Where to write it.
+        form (str): ``mlx-lm`` or ``published``.
+        dtype (mx.Dtype): ``mx.float32`` or ``mx.float16``, for all tensors. Default: as they are.
 
     Returns:
         AdapterFiles: What was read. Its ``base_model`` has no place in the published form.
@@ -95,6 +105,8 @@ def convert_adapter(
     """
     adapter = read_adapter(resolve(source, allow_patterns=ADAPTER_FILES))
     used = {n: t for n, t in adapter.tensors.items() if not _is_inactive(n, adapter.config)}
+    if dtype is not None:
+        used = {name: tensor.astype(dtype) for name, tensor in used.items()}
     write_adapter(replace(adapter, tensors=used), folder, form)
     return adapter
 
@@ -146,7 +158,8 @@ def _load_files(
     for layer, attention in layers.items():
         prefix = _prefix(layer)
         for key in attention.adapter_keys():
-            attention[key] = tensors[prefix + key]
+            # Whatever the file holds: training updates these.
+            attention[key] = tensors[prefix + key].astype(mx.float32)
     set_base_model(model, base_model or adapter.base_model.get("name"))
     for attention in layers.values():
         attention.pack()

@@ -8,6 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import FIXTURES, RunCli
+from golden import base_model
+from mlx.utils import tree_flatten
 from typer.testing import CliRunner, Result
 
 import deltamem_mlx as dm
@@ -52,6 +54,21 @@ def test_a_name_that_the_published_form_cannot_keep_is_said(tmp_path: Path) -> N
     assert json.loads((tmp_path / "d" / config.name).read_text())["base_model"] == {
         "name": "user/Base"
     }
+
+
+@pytest.mark.parametrize("form", ["mlx-lm", "published"])
+def test_numbers_can_be_rounded_to_half_the_size(tmp_path: Path, form: str) -> None:
+    call(ADAPTER, tmp_path / "a")
+    assert call(tmp_path / "a", tmp_path / "b", "--form", form, "--dtype", "float16").exit_code == 0
+    name = {"mlx-lm": "adapters.safetensors", "published": "delta_mem_adapter_mlx.npz"}[form]
+    before = tensors(tmp_path / "a" / "adapters.safetensors")
+    after = tensors(tmp_path / "b" / name)
+    assert {x.dtype for x in after.values()} == {np.dtype(np.float16)}
+    assert all(np.array_equal(after[n], before[n].astype(np.float16)) for n in before)
+    assert call(tmp_path / "b", tmp_path / "c", "--dtype", "bfloat16").exit_code == 2
+    model = dm.load_adapter(base_model("models/qwen3-tiny"), tmp_path / "b")
+    trained = dict(tree_flatten(model.trainable_parameters()))
+    assert trained and {x.dtype for x in trained.values()} == {mx.float32}
 
 
 def test_pytorch_form(tmp_path: Path) -> None:

@@ -19,6 +19,13 @@ class Form(StrEnum):
     PUBLISHED = "published"
 
 
+class NumberType(StrEnum):
+    """What the numbers of an adapter may be stored as in every form."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+
 Source = Annotated[
     str,
     typer.Argument(
@@ -38,6 +45,12 @@ To = Annotated[
         "adapters on the Hub.",
     ),
 ]
+Dtype = Annotated[
+    NumberType | None,
+    typer.Option(
+        "--dtype", help="Round the numbers to this, or widen them.", show_default="as they are"
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an adapter that is in the folder already.")
 ]
@@ -46,19 +59,23 @@ Overwrite = Annotated[
 @command(
     "deltamem-mlx convert declare-lab/delta-mem_qwen3_4b-instruct adapters/qwen3-4b",
     "deltamem-mlx convert adapters/qwen3-4b published/qwen3-4b --form published",
+    "deltamem-mlx convert adapters/mine adapters/mine-small --dtype float16",
 )
 def convert(
     source: Source,
     folder: Target,
     form: To = Form.MLX_LM,
+    dtype: Dtype = None,
     overwrite: Overwrite = False,
     json: o.Json = False,
 ) -> None:
     """Write an adapter in another form.
 
     Reads mlx-lm's form, the published .npz, and the authors' PyTorch form (that one needs
-    pip install 'deltamem-mlx[torch]'). The numbers stay as they are.
+    pip install 'deltamem-mlx[torch]'). The numbers stay as they are, unless --dtype is given.
     """
+    import mlx.core as mx
+
     from deltamem_mlx.adapter_files import MLX_LM, PUBLISHED
     from deltamem_mlx.adapters import convert_adapter
 
@@ -70,7 +87,9 @@ def convert(
             f"{str(folder)!r} holds an adapter already ({', '.join(there)}). Give another folder, "
             "or --overwrite."
         )
-    adapter = convert_adapter(source, folder, form=form.value)
+    adapter = convert_adapter(
+        source, folder, form=form.value, dtype=dtype and getattr(mx, dtype.value)
+    )
     base = adapter.base_model.get("name")
     if form is Form.PUBLISHED and base:
         _output.note(f"The published form does not say which model it is for. This one: {base}.")
