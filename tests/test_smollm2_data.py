@@ -1,0 +1,82 @@
+"""The training conversations of the SmolLM2 adapter: nothing that `eval recall` asks is in them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deltamem_mlx.evals.facts import fact_episodes
+from deltamem_mlx.evals.wordings import PEOPLE
+from deltamem_mlx.evals.wordings import RELATIONS as ASKED
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "smollm2_adapter"
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch):
+    """The example's modules; the names are not left behind for other tests."""
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    names = ("words", "relations", "make_data")
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import make_data
+
+    yield make_data
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_no_name_value_or_wording_is_one_of_the_evaluation(example):
+    wordings = {
+        text.lower() for r in ASKED for text in (*r.tells, *r.changes, *r.asks) if "{" in text
+    }
+    trained = {text.lower() for r in example.RELATIONS for text in (*r.tells, *r.changes, *r.asks)}
+    values = {value.lower() for r in ASKED for value in r.values}
+    used = {value.lower() for r in example.RELATIONS for value in r.values}
+    months = {month.lower() for month in example.words.MONTHS}
+    assert not trained & wordings
+    assert used & values <= months, "only the months: there are no others"
+    assert not set(example.words.NAMES) & set(PEOPLE)
+
+
+def test_no_message_of_the_evaluation_is_trained_on(example):
+    make = example.Generator(0)
+    trained = {
+        message["content"]
+        for _ in range(500)
+        for message in make.conversation((3, 5), 3, 0.5, 0.5, 0)
+        if message["role"] == "user"
+    }
+    episodes = list(fact_episodes(20))
+    assert not trained & {m["content"] for e in episodes for m in e.tell if m["role"] == "user"}
+    assert not trained & {e.question for e in episodes}
+
+
+def test_a_conversation_ends_with_its_questions_and_what_was_told_last(example):
+    make = example.Generator(3)
+    for _ in range(200):
+        messages = make.conversation((2, 4), 2, 1.0, 0.0, 2)
+        assert [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2)
+        told = " ".join(m["content"] for m in messages[:-4] if m["role"] == "user")
+        for question, answer in zip(messages[-4::2], messages[-3::2], strict=True):
+            assert question["content"] not in told
+            values = [v for r in example.RELATIONS for v in r.values if v in answer["content"]]
+            assert any(value in told for value in values)
+
+
+def test_the_same_seed_writes_the_same_files(tmp_path):
+    command = [sys.executable, str(EXAMPLE / "make_data.py"), "--count", "20", "--asked", "2"]
+    for name in ("a", "b"):
+        subprocess.run([*command, "--facts", "2", "3", "--out", tmp_path / name], check=True)
+    for file in ("train.jsonl", "valid.jsonl"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    rows = [json.loads(line) for line in (tmp_path / "a" / "train.jsonl").open()]
+    assert len(rows) == 20 and all(len(row["messages"]) >= 6 for row in rows)
+
+
+def test_more_questions_than_facts_are_refused(tmp_path):
+    command = [sys.executable, str(EXAMPLE / "make_data.py"), "--asked", "3", "--facts", "2", "3"]
+    ran = subprocess.run([*command, "--out", tmp_path], capture_output=True, text=True)
+    assert ran.returncode == 2 and "--asked is 3" in ran.stderr
