@@ -2,12 +2,15 @@
 
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
+
+from deltamem_mlx.cli import _output
 
 NAMES = {"heldout_word": "new words", "heldout_wording": "new wordings"}
 
@@ -25,46 +28,121 @@ def as_text(renderable: RenderableType) -> str:
 
 def table(*columns: str, left: int = 1) -> Table:
     """An empty table: the first ``left`` columns are text, the others numbers."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
     for number, name in enumerate(columns):
         made.add_column(name, justify="left" if number < left else "right")
     return made
 
 
-def score_table(cells: Sequence[Mapping], conditions: Sequence[str]) -> Table:
-    """The lines that `evals.scores` gives, in per cent."""
-    gains = any("gain" in cell for cell in cells)
-    newest = any(_newest(cell) for cell in cells)
-    made = table(
-        *("kind", "facts", "distractors", "questions", *conditions),
-        *(["memory − none"] if gains else []),
-        *(["newest of answered"] if newest else []),
+def score_tables(models: Sequence[Mapping], conditions: Sequence[str]) -> list[Table]:
+    """The lines that `evals.scores` gives, in per cent: the shares, and what follows from them.
+
+    Args:
+        models (Sequence[Mapping]): Results, each with ``model`` and ``cells``.
+        conditions (Sequence[str]): In the order of the columns.
+    """
+    lines = [(result, cell) for result in models for cell in result["cells"]]
+    named = ["model"] if len(models) > 1 else []
+    shares = table(
+        *(*named, "kind", "facts", "distractors", "questions", *conditions), left=1 + len(named)
     )
-    for cell in cells:
-        row = [NAMES.get(cell["kind"], cell["kind"]), *map(str, _numbers(cell))]
-        row += [_share(cell["conditions"].get(name), name) for name in conditions]
-        row += [_gain(cell.get("gain"))] if gains else []
-        row += [_newest(cell)] if newest else []
-        made.add_row(*row)
-    return made
+    for result, cell in lines:
+        row = [_share(cell["conditions"].get(name), name) for name in conditions]
+        shares.add_row(*_names(result, named), *_cell(cell), str(cell["questions"]), *row)
+    if not any("gain" in cell or _newest(cell) for _, cell in lines):
+        return [shares]
+    gains = table(
+        *(*named, "kind", "facts", "distractors", "memory − none", "newest of answered"),
+        left=1 + len(named),
+    )
+    for result, cell in lines:
+        row = [_difference(cell.get("gain"), 0), _newest(cell)]
+        gains.add_row(*_names(result, named), *_cell(cell), *row)
+    return [shares, gains]
 
 
-def _numbers(cell: Mapping) -> tuple[int, int, int]:
-    return cell["facts"], cell["distractors"], cell["questions"]
+def group_tables(
+    models: Sequence[Mapping], conditions: Sequence[str]
+) -> Iterator[tuple[str, Table]]:
+    """Yields (title, table) for each metric of the lines that `evals.group_scores` gives.
+
+    Args:
+        models (Sequence[Mapping]): Results, each with ``model`` and ``groups``.
+        conditions (Sequence[str]): In the order of the columns.
+    """
+    named = ["model"] if len(models) > 1 else []
+    others = [name for name in conditions if name != "none"] if "none" in conditions else []
+    for metric in dict.fromkeys(line["metric"] for line in models[0]["groups"]):
+        made = table(
+            *(*named, "questions on", "n", *conditions, *(f"{name} − none" for name in others)),
+            left=1 + len(named),
+        )
+        groups = dict.fromkeys(x["group"] for m in models for x in m["groups"])
+        for group in groups:
+            for result in models:
+                for line in result["groups"]:
+                    if (line["metric"], line["group"]) == (metric, group):
+                        made.add_row(
+                            *_names(result, named),
+                            group,
+                            str(line["questions"]),
+                            *(_mean(line["scores"][name], name) for name in conditions),
+                            *(_difference(line["differences"][name], 1) for name in others),
+                        )
+        yield metric, made
+
+
+def show_groups(
+    result: Mapping,
+    conditions: Sequence[str],
+    says: Mapping[str, str],
+    sentences: Sequence[str] = (),
+) -> None:
+    """Writes the tables of a result with ``groups``, and what its columns mean.
+
+    Args:
+        result (Mapping): Of one model, or of several under ``models``.
+        conditions (Sequence[str]): In the order of the columns.
+        says (Mapping[str, str]): What each condition is.
+        sentences (Sequence[str]): More to say below.
+    """
+    for title, made in group_tables(result.get("models", [result]), conditions):
+        _output.result(f"{title}\n\n{as_text(made)}\n")
+    _output.result("Times 100. Differences with paired bootstrap intervals of 95 %.")
+    for name, meaning in says.items():
+        _output.result(f"  {name}: {meaning}")
+    for sentence in sentences:
+        _output.result(f"  {sentence}")
+
+
+def _names(result: Mapping, named: Sequence[str]) -> list[str]:
+    return [Path(result["model"]).name] if named else []
+
+
+def _cell(cell: Mapping) -> tuple[str, ...]:
+    return NAMES.get(cell["kind"], cell["kind"]), str(cell["facts"]), str(cell["distractors"])
 
 
 def _share(score: Mapping[str, float] | None, name: str) -> str:
     if score is None:
         return "–"
     share, low, high = (f"{100 * score[key]:.0f}" for key in ("accuracy", "low", "high"))
-    style = "bold green" if name in ("memory", "reloaded") else "bold"
-    return f"[{style}]{share}[/] [dim]{low}–{high}[/]"
+    return f"[{_style(name)}]{share}[/] [dim]{low}–{high}[/]"
 
 
-def _gain(gain: Mapping[str, float] | None) -> str:
-    if gain is None:
+def _mean(score: float, name: str) -> str:
+    return f"[{_style(name)}]{100 * score:.1f}[/]"
+
+
+def _style(condition: str) -> str:
+    return "bold green" if condition in ("memory", "reloaded") else "bold"
+
+
+def _difference(found: Mapping[str, float] | None, digits: int) -> str:
+    if found is None:
         return "–"
-    value, low, high = (f"{100 * gain[key]:+.0f}" for key in ("difference", "low", "high"))
+    keys = ("difference", "low", "high")
+    value, low, high = (f"{100 * found[key]:+.{digits}f}" for key in keys)
     return f"[bold]{value}[/] [dim]{low} to {high}[/]"
 
 

@@ -3,6 +3,10 @@
 import typer
 
 from deltamem_mlx.cli import _output
+from deltamem_mlx.cli.eval_hotpotqa import hotpotqa
+from deltamem_mlx.cli.eval_lm import lm
+from deltamem_mlx.cli.eval_locomo import locomo
+from deltamem_mlx.cli.eval_memoryagentbench import memoryagentbench
 from deltamem_mlx.cli.eval_recall import recall
 
 app = typer.Typer()
@@ -16,3 +20,7 @@ def _root(ctx: typer.Context) -> None:
 
 
 app.command("recall")(recall)
+app.command("locomo")(locomo)
+app.command("hotpotqa")(hotpotqa)
+app.command("memoryagentbench")(memoryagentbench)
+app.command("lm")(lm)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,13 +11,14 @@ from deltamem_mlx.cli import _options as o
 from deltamem_mlx.cli import _output
 from deltamem_mlx.cli._command import command
 from deltamem_mlx.cli._errors import UsageError
-from deltamem_mlx.cli._load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.cli._eval_models import BUILTIN, Place, Result, measured, places
+from deltamem_mlx.cli._eval_options import AlsoModel, Out
 from deltamem_mlx.cli._progress import answering
 
 if TYPE_CHECKING:
     from deltamem_mlx.evals.episodes import Episode
 
-BUILTIN, FACTS = "builtin", "facts"
+FACTS = "facts"
 
 Data = Annotated[
     str | None,
@@ -61,16 +62,6 @@ WriteQuestions = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Conversations at once.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of made-up episodes and of the bootstrap.")]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="FOLDER",
-        help="Keep every answer in questions.jsonl there, and the table in result.json. What is "
-        "there already is not computed again.",
-        show_default=False,
-    ),
-]
 
 
 @command(
@@ -81,6 +72,7 @@ Out = Annotated[
 def recall(
     model: o.Model = None,
     adapter: o.Adapter = None,
+    also_model: AlsoModel = None,
     data: Data = None,
     kind: Kind = None,
     facts: Facts = None,
@@ -106,77 +98,104 @@ def recall(
     (the newest value counts, and the old one spoils the answer), and of facts never told (saying
     so counts).
     """
-    if not has_memory(model, adapter):
-        refuse_without_memory({"--model": model})
     began = time.perf_counter()
+    from deltamem_mlx.evals.episodes import KINDS
+    from deltamem_mlx.evals.journal import QUESTIONS
+    from deltamem_mlx.evals.recall import CONDITIONS
+
+    conditions = _chosen("--condition", condition, CONDITIONS)
+    choices = _Choices(
+        data=data,
+        kinds=_chosen("--kind", kind, KINDS),
+        facts=facts or [],
+        limit=limit,
+        conditions=conditions,
+        write_questions=write_questions,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+    )
+    chosen = places(model, adapter, also_model, out)
+    result = measured(chosen, out, lambda place: _measure(place, choices))
+    _show(result, conditions, as_json=json)
+    seconds = time.perf_counter() - began
+    questions = sum(r["questions"] for r in result.get("models", [result]) if "questions" in r)
+    questions = questions or result["questions"] * len(chosen)
+    _output.note(f"{questions} questions, {questions * len(conditions)} answers, {seconds:.0f} s.")
+    if out is not None:
+        where = out if len(chosen) > 1 else out / QUESTIONS
+        _output.note(f"Every answer is in {where}.")
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """The options that decide the answers, the models apart."""
+
+    data: str | None
+    kinds: Sequence[str]
+    facts: Sequence[int]
+    limit: int
+    conditions: Sequence[str]
+    write_questions: bool
+    max_tokens: int
+    batch_size: int
+    seed: int
+    trust_remote_code: bool
+
+
+def _measure(place: Place, choices: _Choices) -> Result:
     from deltamem_mlx import patch
     from deltamem_mlx.adapters import base_model_of, fingerprint
-    from deltamem_mlx.evals.builtin_data import load_builtin
-    from deltamem_mlx.evals.episodes import KINDS, digest, in_cells
-    from deltamem_mlx.evals.journal import QUESTIONS, Journal
-    from deltamem_mlx.evals.recall import CONDITIONS
+    from deltamem_mlx.evals.episodes import digest, in_cells
+    from deltamem_mlx.evals.journal import Journal
     from deltamem_mlx.evals.recall import recall as answer_all
     from deltamem_mlx.evals.runner import Runner
     from deltamem_mlx.evals.scores import scores
 
-    conditions = _chosen("--condition", condition, CONDITIONS)
-    kinds = _chosen("--kind", kind, KINDS)
-    if model is None and adapter is None:
-        loaded, tokenizer = load_builtin()
-    else:
-        loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
-    data = data or (BUILTIN if base_model_of(loaded)["name"] == patch.BUILTIN else FACTS)
-    cells = in_cells(_episodes(data, kinds, facts or [], limit, seed), limit)
+    loaded, tokenizer = place.load(trust_remote_code=choices.trust_remote_code)
+    builtin = base_model_of(loaded)["name"] == patch.BUILTIN
+    data = choices.data or (BUILTIN if builtin else FACTS)
+    cells = in_cells(_episodes(data, choices), choices.limit)
     settings = {
         "task": "recall",
-        "model": model or BUILTIN,
-        "adapter": adapter or BUILTIN,
+        **place.names,
         "fingerprint": fingerprint(loaded),
         "data": data,
         "episodes": digest(episode for cell in cells.values() for episode in cell),
-        "conditions": conditions,
-        "write_questions": write_questions,
-        "max_tokens": max_tokens,
-        "batch_size": batch_size,
-        "seed": seed,
+        "conditions": choices.conditions,
+        "write_questions": choices.write_questions,
+        "max_tokens": choices.max_tokens,
+        "batch_size": choices.batch_size,
+        "seed": choices.seed,
     }
-    journal = Journal(out, settings)
+    journal = Journal(place.out, settings)
     runner = Runner(
         loaded,
         tokenizer,
-        batch_size=batch_size,
-        max_tokens=max_tokens,
-        write_questions=write_questions,
+        batch_size=choices.batch_size,
+        max_tokens=choices.max_tokens,
+        write_questions=choices.write_questions,
     )
-    total = len(conditions) * sum(map(len, cells.values()))
-    try:
-        with answering(total) as on_answers:
-            rows = answer_all(
-                runner, cells, conditions=conditions, journal=journal, on_answers=on_answers
-            )
-    except KeyboardInterrupt:
-        if out is not None:
-            _output.note(f"The answers so far are in {out}: the same command goes on with them.")
-        raise
-    result = settings | {"questions": len(rows), "cells": scores(rows, seed=seed)}
+    total = len(choices.conditions) * sum(map(len, cells.values()))
+    with answering(total) as tell:
+        rows = answer_all(
+            runner, cells, conditions=choices.conditions, journal=journal, on_answers=tell
+        )
+    result = settings | {"questions": len(rows), "cells": scores(rows, seed=choices.seed)}
     journal.finish(result)
-    _show(result, conditions, as_json=json)
-    seconds = time.perf_counter() - began
-    _output.note(f"{len(rows)} questions, {total} answers, {seconds:.0f} s.")
-    if out is not None:
-        _output.note(f"Every answer is in {out / QUESTIONS}.")
+    return result
 
 
-def _episodes(
-    data: str, kinds: Sequence[str], facts: Sequence[int], limit: int, seed: int
-) -> list["Episode"]:
+def _episodes(data: str, choices: _Choices) -> list["Episode"]:
     from deltamem_mlx.evals.builtin_data import builtin_episodes
     from deltamem_mlx.evals.episodes import read_episodes
     from deltamem_mlx.evals.facts import CELLS, fact_episodes
 
+    kinds, facts = choices.kinds, choices.facts
     if data == FACTS:
         cells = [c for c in CELLS if c.kind in kinds and (not facts or c.facts in facts)]
-        episodes = list(fact_episodes(limit, seed=seed, cells=cells))
+        episodes = list(fact_episodes(choices.limit, seed=choices.seed, cells=cells))
     else:
         episodes = builtin_episodes() if data == BUILTIN else read_episodes(data)
     found = [e for e in episodes if e.kind in kinds and (not facts or e.facts in facts)]
@@ -199,10 +218,11 @@ def _show(result: dict[str, object], conditions: Sequence[str], *, as_json: bool
     if as_json:
         _output.result_json(result)
         return
-    from deltamem_mlx.cli._scores import as_text, score_table
+    from deltamem_mlx.cli._scores import as_text, score_tables
     from deltamem_mlx.evals.recall import CONDITIONS
 
-    _output.result(as_text(score_table(result["cells"], conditions)))
-    _output.result("\nCorrect answers in per cent, with 95 % intervals.")
+    for table in score_tables(result.get("models", [result]), conditions):
+        _output.result(as_text(table) + "\n")
+    _output.result("Correct answers in per cent, with 95 % intervals.")
     for name in conditions:
         _output.result(f"  {name}: {CONDITIONS[name]}")

@@ -25,7 +25,7 @@ class Journal:
         settings (Mapping[str, object]): JSON values that decide the answers.
 
     Attributes:
-        rows (dict[int, Row]): Number of the question → its row, what was there before included.
+        rows (dict[int | str, Row]): ``id`` of an answer → its row, what was there before included.
 
     Raises:
         ValueError: If the folder holds a run with other settings; all differences are listed.
@@ -33,7 +33,7 @@ class Journal:
 
     def __init__(self, folder: Path | None, settings: Mapping[str, object]):
         self.folder = folder
-        self.rows: dict[int, Row] = {}
+        self.rows: dict[int | str, Row] = {}
         if folder is None:
             return
         if (folder / RUN).exists():
@@ -57,9 +57,12 @@ class Journal:
     def finish(self, result: Mapping[str, object]) -> None:
         """Write the result beside the answers."""
         if self.folder is not None:
-            write_text(
-                self.folder / RESULT, json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-            )
+            write_result(self.folder, result)
+
+
+def write_result(folder: Path, result: Mapping[str, object]) -> None:
+    """Write a result as a folder's ``result.json``."""
+    write_text(folder / RESULT, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
 def _check_same(folder: Path, before: Mapping[str, object], now: Mapping[str, object]) -> None:
@@ -77,7 +80,7 @@ def _check_same(folder: Path, before: Mapping[str, object], now: Mapping[str, ob
         )
 
 
-def _read_rows(path: Path) -> dict[int, Row]:
+def _read_rows(path: Path) -> dict[int | str, Row]:
     """The rows in a file, from which half a line at the end (of a killed run) is cut off."""
     if not path.exists():
         return {}

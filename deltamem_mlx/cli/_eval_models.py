@@ -1,0 +1,117 @@
+"""The models of `eval`: one, or with `--also-model` several under the same adapter."""
+
+import gc
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltamem_mlx.cli import _output
+from deltamem_mlx.cli._errors import UsageError
+from deltamem_mlx.cli._load import has_memory, load_pair, refuse_without_memory
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+BUILTIN = "builtin"
+
+Result = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One model of an evaluation.
+
+    Args:
+        model, adapter (str): As given; None: the built-in one.
+        out (Path): Where its answers are kept.
+    """
+
+    model: str | None
+    adapter: str | None
+    out: Path | None
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the settings of a run say of it."""
+        return {"model": self.model or BUILTIN, "adapter": self.adapter or BUILTIN}
+
+    def load(self, *, trust_remote_code: bool) -> tuple["nn.Module", "TokenizerWrapper"]:
+        """Model and tokenizer."""
+        from deltamem_mlx.evals.builtin_data import load_builtin
+
+        if self.model is None and self.adapter is None:
+            return load_builtin()
+        return load_pair(self.model, self.adapter, trust_remote_code=trust_remote_code)
+
+
+def places(
+    model: str | None, adapter: str | None, also: Sequence[str] | None, out: Path | None
+) -> list[Place]:
+    """The models to measure, each with a folder of its own below ``out`` if there are several.
+
+    Raises:
+        UsageError: If there is no adapter, or a model is given twice.
+    """
+    if not has_memory(model, adapter):
+        refuse_without_memory({"--model": model})
+    if not also:
+        return [Place(model, adapter, out)]
+    if adapter is None:
+        from deltamem_mlx import builtin
+
+        model, adapter = str(builtin.base_folder()), str(builtin.adapter_folder())
+    models = [model, *also]
+    twice = {name for name in models if models.count(name) > 1}
+    if twice:
+        raise UsageError(f"--also-model: {', '.join(map(str, sorted(twice)))} is given twice.")
+    folders = [None if out is None else out / _folder(i, m) for i, m in enumerate(models)]
+    return [Place(m, adapter, folder) for m, folder in zip(models, folders, strict=True)]
+
+
+def measured(
+    chosen: Sequence[Place], out: Path | None, measure: Callable[[Place], Result]
+) -> Result:
+    """The result of one model, or of several under ``models`` with what they share above."""
+    results = []
+    with kept(out):
+        for place in chosen:
+            results.append(measure(place))
+            gc.collect()  # a model's weights, before the next are loaded
+    if len(results) == 1:
+        return results[0]
+    first = results[0]
+    shared = {
+        name: value
+        for name, value in first.items()
+        if name not in ("model", *TABLES) and all(r.get(name) == value for r in results)
+    }
+    own = [{k: v for k, v in result.items() if k not in shared} for result in results]
+    result = shared | {"models": own}
+    if out is not None:
+        from deltamem_mlx.evals.journal import write_result
+
+        write_result(out, result)
+    return result
+
+
+TABLES = ("groups", "cells")
+
+
+@contextmanager
+def kept(out: Path | None) -> Iterator[None]:
+    """Says, if this is interrupted, where the answers so far are."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if out is not None:
+            _output.note(f"The answers so far are in {out}: the same command goes on with them.")
+        raise
+
+
+def _folder(number: int, model: str | None) -> str:
+    name = re.sub(r"[^\w.-]+", "-", Path(model or BUILTIN).name)
+    return f"{number}-{name}"

@@ -1,0 +1,69 @@
+"""The options that the tasks of `eval` share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltamem_mlx.cli import _options as o
+
+AlsoModel = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--also-model",
+        metavar="FOLDER|REPO",
+        help="Measure the same adapter on this model, too: another quantization of --model. "
+        "Repeatable.",
+        rich_help_panel=o.MODEL,
+    ),
+]
+NoContext = Annotated[
+    bool,
+    typer.Option(
+        "--no-context",
+        help="What is asked about goes through the memory only, then the question alone.",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit",
+        min=1,
+        help="So many questions, drawn by --seed. A larger limit keeps those of a smaller one.",
+        show_default="all",
+    ),
+]
+Condition = Annotated[
+    list[str] | None,
+    typer.Option("--condition", help="Only memory, none or shuffled. Repeatable."),
+]
+MaxContext = Annotated[
+    int | None,
+    typer.Option(
+        "--max-context",
+        min=64,
+        metavar="TOKENS",
+        help="The context window: what is asked about, the question and the answer.",
+        show_default="the model's",
+        rich_help_panel=o.CONTEXT,
+    ),
+]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        help="Questions at once. Each needs room for a context of its own.",
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of --limit and of the bootstrap.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FOLDER",
+        help="Keep every answer in questions.jsonl there, and the table in result.json. What is "
+        "there already is not computed again.",
+        show_default=False,
+    ),
+]

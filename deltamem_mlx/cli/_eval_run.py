@@ -1,0 +1,161 @@
+"""Runs a benchmark for a command of `eval`, and shows its table."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltamem_mlx.cli import _output
+from deltamem_mlx.cli._errors import UsageError
+from deltamem_mlx.cli._eval_models import Place, Result, measured, places
+from deltamem_mlx.cli._progress import answering
+from deltamem_mlx.cli._session import template_kwargs
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+    from deltamem_mlx.evals.benchmark import Material, Task
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The options that every benchmark takes; see ``_eval_options``."""
+
+    model: str | None
+    adapter: str | None
+    also_model: Sequence[str] | None
+    no_context: bool
+    limit: int | None
+    condition: Sequence[str] | None
+    max_context: int | None
+    batch_size: int
+    seed: int
+    out: Path | None
+    chat_template_config: str | None
+    trust_remote_code: bool
+    json: bool
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is asked.
+
+    Args:
+        name (str): As given.
+        materials (Sequence[Material]): With the questions to ask.
+        strangers (Mapping[str, Material]): Whose memory is put in the place of whose.
+        options (Mapping[str, object]): Of the task, for the settings of the run.
+    """
+
+    name: str
+    materials: Sequence["Material"]
+    strangers: Mapping[str, "Material"]
+    options: Mapping[str, object]
+
+
+def run_benchmark(task: "Task", data: Data, choices: Choices) -> None:
+    """Ask, keep, print."""
+    began = time.perf_counter()
+    chosen = places(choices.model, choices.adapter, choices.also_model, choices.out)
+    conditions = _possible(chosen_conditions(choices.condition), data)
+    result = measured(
+        chosen, choices.out, lambda place: _measure(task, data, choices, conditions, place)
+    )
+    if choices.json:
+        _output.result_json(result)
+    else:
+        from deltamem_mlx.cli._scores import show_groups
+        from deltamem_mlx.evals.asking import NO_CONTEXT, WITH_CONTEXT
+
+        says = NO_CONTEXT if choices.no_context else WITH_CONTEXT
+        shown = {name: says[name] for name in conditions}
+        show_groups(result, conditions, shown, task.differences)
+    questions = sum(len(m.questions) for m in data.materials)
+    answers = questions * len(conditions) * len(chosen)
+    seconds = time.perf_counter() - began
+    _output.note(f"{questions} questions, {answers} answers, {seconds:.0f} s.")
+    if choices.out is not None:
+        _output.note(f"Every answer is in {choices.out}.")
+
+
+def chosen_conditions(given: Sequence[str] | None) -> list[str]:
+    """What `--condition` chose, in the order of what there is; all of that if it was not given.
+
+    Raises:
+        UsageError: If there is no such condition.
+    """
+    from deltamem_mlx.evals.asking import NO_CONTEXT
+
+    unknown = [name for name in given or [] if name not in NO_CONTEXT]
+    if unknown:
+        raise UsageError(
+            f"--condition: {', '.join(map(repr, unknown))}; expected one of "
+            f"{', '.join(NO_CONTEXT)}."
+        )
+    return [name for name in NO_CONTEXT if not given or name in given]
+
+
+def _possible(conditions: list[str], data: Data) -> list[str]:
+    """The conditions without shuffled, if there is nothing else to remember."""
+    if "shuffled" not in conditions or data.strangers:
+        return conditions
+    if conditions == ["shuffled"]:
+        raise UsageError("--condition: 'shuffled' needs data with two materials or more.")
+    _output.warn("No shuffled memory: the data has nothing else to remember.")
+    return [name for name in conditions if name != "shuffled"]
+
+
+def _measure(
+    task: "Task", data: Data, choices: Choices, conditions: Sequence[str], place: Place
+) -> Result:
+    from deltamem_mlx.adapters import fingerprint
+    from deltamem_mlx.evals.asking import Examination, digest
+    from deltamem_mlx.evals.journal import Journal
+    from deltamem_mlx.evals.reader import Reader
+    from deltamem_mlx.evals.tables import group_scores
+
+    kwargs = template_kwargs(choices.chat_template_config)
+    model, tokenizer = place.load(trust_remote_code=choices.trust_remote_code)
+    window = None if choices.no_context else _window(model, choices.max_context)
+    settings = {
+        "task": task.name,
+        **place.names,
+        "fingerprint": fingerprint(model),
+        "data": data.name,
+        "questions_digest": digest(data.materials),
+        **data.options,
+        "no_context": choices.no_context,
+        "max_context": window,
+        "conditions": list(conditions),
+        "limit": choices.limit,
+        "batch_size": choices.batch_size,
+        "seed": choices.seed,
+        "chat_template_config": kwargs,
+    }
+    journal = Journal(place.out, settings)
+    reader = Reader(model, tokenizer, batch_size=choices.batch_size, template_kwargs=kwargs)
+    examination = Examination(
+        reader,
+        task,
+        data.materials,
+        strangers=data.strangers,
+        window=window,
+        folder=place.out,
+    )
+    questions = sum(len(m.questions) for m in data.materials)
+    with answering(len(conditions) * questions) as tell:
+        rows = examination.ask(conditions, journal, tell)
+    groups = group_scores(rows, last=task.last_groups, seed=choices.seed)
+    result = settings | {"questions": questions, "groups": groups}
+    journal.finish(result)
+    return result
+
+
+def _window(model: "nn.Module", given: int | None) -> int:
+    from deltamem_mlx.evals.window import context_window
+
+    found = given or context_window(model)
+    if found is None:
+        raise UsageError("The model does not say how long its context is. Give --max-context.")
+    return found

@@ -1,0 +1,70 @@
+"""`deltamem-mlx eval hotpotqa`: questions over ten paragraphs."""
+
+from typing import Annotated
+
+import typer
+
+from deltamem_mlx.cli import _eval_options as e
+from deltamem_mlx.cli import _options as o
+from deltamem_mlx.cli._command import command
+from deltamem_mlx.cli._eval_run import Choices, Data, run_benchmark
+from deltamem_mlx.cli._session import ChatTemplateConfig
+
+HUB = "hotpotqa/hotpot_qa"
+
+Path = Annotated[
+    str,
+    typer.Argument(metavar="[PATH]", help="A .json, .jsonl or .parquet file, or a Hub dataset."),
+]
+
+
+@command(
+    "deltamem-mlx eval hotpotqa --model MODEL --adapter ADAPTER --limit 500 --out results",
+    "deltamem-mlx eval hotpotqa hotpot_dev_distractor_v1.json --adapter ADAPTER --no-context",
+)
+def hotpotqa(
+    path: Path = HUB,
+    model: o.Model = None,
+    adapter: o.Adapter = None,
+    also_model: e.AlsoModel = None,
+    no_context: e.NoContext = False,
+    limit: e.Limit = None,
+    condition: e.Condition = None,
+    max_context: e.MaxContext = None,
+    batch_size: e.BatchSize = 8,
+    seed: e.Seed = 0,
+    out: e.Out = None,
+    chat_template_config: ChatTemplateConfig = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    json: o.Json = False,
+) -> None:
+    """HotpotQA (distractor): questions over ten paragraphs, with the adapter and without.
+
+    The paragraphs are in the context, and the adapter's memory is written while they are read
+    (memory). The same prompts are answered by the plain model (none) and with the memory of
+    another question's paragraphs (shuffled). With --no-context the paragraphs go through the
+    memory only, and the question is asked alone.
+    """
+    from deltamem_mlx.evals.asking import strangers_of
+    from deltamem_mlx.evals.benchmark import limited
+    from deltamem_mlx.evals.hotpotqa import HotpotQA, load_hotpotqa
+
+    everything = load_hotpotqa(path)
+    materials = limited(everything, limit, seed)
+    data = Data(path, materials, strangers_of(materials, everything), {})
+    choices = Choices(
+        model=model,
+        adapter=adapter,
+        also_model=also_model,
+        no_context=no_context,
+        limit=limit,
+        condition=condition,
+        max_context=max_context,
+        batch_size=batch_size,
+        seed=seed,
+        out=out,
+        chat_template_config=chat_template_config,
+        trust_remote_code=trust_remote_code,
+        json=json,
+    )
+    run_benchmark(HotpotQA(), data, choices)

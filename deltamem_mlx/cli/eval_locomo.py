@@ -1,0 +1,83 @@
+"""`deltamem-mlx eval locomo`: questions about conversations that run over months."""
+
+from typing import Annotated
+
+import typer
+
+from deltamem_mlx.cli import _eval_options as e
+from deltamem_mlx.cli import _options as o
+from deltamem_mlx.cli._command import command
+from deltamem_mlx.cli._eval_run import Choices, Data, run_benchmark
+from deltamem_mlx.cli._session import ChatTemplateConfig
+
+Path = Annotated[
+    str,
+    typer.Argument(
+        metavar="PATH",
+        help="locomo10.json (github.com/snap-research/locomo), or a Hub dataset that holds it.",
+    ),
+]
+Conversations = Annotated[
+    int | None,
+    typer.Option("--conversations", min=1, help="Only the first so many.", show_default="all"),
+]
+
+
+@command(
+    "deltamem-mlx eval locomo locomo10.json --model MODEL --adapter ADAPTER --out results",
+    "deltamem-mlx eval locomo locomo10.json --adapter ADAPTER --conversations 2 --limit 100",
+    "deltamem-mlx eval locomo locomo10.json --adapter ADAPTER --no-context",
+    "deltamem-mlx eval locomo locomo10.json --model 8BIT --also-model 4BIT --adapter ADAPTER",
+)
+def locomo(
+    path: Path,
+    model: o.Model = None,
+    adapter: o.Adapter = None,
+    also_model: e.AlsoModel = None,
+    no_context: e.NoContext = False,
+    conversations: Conversations = None,
+    limit: e.Limit = None,
+    condition: e.Condition = None,
+    max_context: e.MaxContext = None,
+    batch_size: e.BatchSize = 8,
+    seed: e.Seed = 0,
+    out: e.Out = None,
+    chat_template_config: ChatTemplateConfig = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    json: o.Json = False,
+) -> None:
+    """LoCoMo: long conversations and questions about them, with the adapter and without.
+
+    The newest part of a conversation that fits is in the context, and the adapter's memory is
+    written while it is read (memory). The same prompts are answered by the plain model (none) and
+    with the memory of another conversation (shuffled). With --no-context the whole conversation
+    goes through the memory only, session by session, and the question is asked alone.
+
+    The data is CC BY-NC 4.0 and not part of this package. The table has the token F1 of Porter
+    stems, in category 5 (no true answer) the share that says so.
+    """
+    from deltamem_mlx.evals.asking import strangers_of
+    from deltamem_mlx.evals.benchmark import limited
+    from deltamem_mlx.evals.locomo import LoCoMo, load_locomo
+    from deltamem_mlx.evals.text_scores import stems
+
+    stems("")  # raises now, not after the first answers, if its library is missing
+    everything = load_locomo(path)
+    materials = limited(everything[:conversations], limit, seed)
+    data = Data(path, materials, strangers_of(materials, everything), {})
+    choices = Choices(
+        model=model,
+        adapter=adapter,
+        also_model=also_model,
+        no_context=no_context,
+        limit=limit,
+        condition=condition,
+        max_context=max_context,
+        batch_size=batch_size,
+        seed=seed,
+        out=out,
+        chat_template_config=chat_template_config,
+        trust_remote_code=trust_remote_code,
+        json=json,
+    )
+    run_benchmark(LoCoMo(), data, choices)

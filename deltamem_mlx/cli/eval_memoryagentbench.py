@@ -1,0 +1,83 @@
+"""`deltamem-mlx eval memoryagentbench`: questions on texts that are told chunk by chunk."""
+
+from typing import Annotated
+
+import typer
+
+from deltamem_mlx.cli import _eval_options as e
+from deltamem_mlx.cli import _options as o
+from deltamem_mlx.cli._command import command
+from deltamem_mlx.cli._eval_run import Choices, Data, run_benchmark
+from deltamem_mlx.cli._session import ChatTemplateConfig
+
+HUB = "ai-hyz/MemoryAgentBench"
+
+Path = Annotated[
+    str,
+    typer.Argument(metavar="[PATH]", help="A .parquet, .json or .jsonl file, or a Hub dataset."),
+]
+Source = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--source",
+        help="Only sources that begin so, such as factconsolidation or ruler_qa. Repeatable.",
+    ),
+]
+
+
+@command(
+    "deltamem-mlx eval memoryagentbench --model MODEL --adapter ADAPTER --source factconsolidation",
+    "deltamem-mlx eval memoryagentbench --adapter ADAPTER --limit 200 --no-context --out results",
+)
+def memoryagentbench(
+    path: Path = HUB,
+    model: o.Model = None,
+    adapter: o.Adapter = None,
+    also_model: e.AlsoModel = None,
+    source: Source = None,
+    no_context: e.NoContext = False,
+    limit: e.Limit = None,
+    condition: e.Condition = None,
+    max_context: e.MaxContext = None,
+    batch_size: e.BatchSize = 8,
+    seed: e.Seed = 0,
+    out: e.Out = None,
+    chat_template_config: ChatTemplateConfig = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    json: o.Json = False,
+) -> None:
+    """MemoryAgentBench: long texts told in chunks, with the adapter and without.
+
+    The newest part of a text that fits is in the context, and the adapter's memory is written
+    while it is read (memory). The same prompts are answered by the plain model (none) and with
+    the memory of another text (shuffled). With --no-context the whole text goes through the
+    memory only, chunk by chunk, and the question is asked alone.
+
+    The table has a line for each kind of source and each competence: accurate retrieval (AR),
+    test-time learning (TTL), long-range understanding (LRU), selective forgetting (SF). Movie
+    recommendations count where their entity2id.json is beside the data.
+    """
+    from deltamem_mlx.evals.asking import strangers_of
+    from deltamem_mlx.evals.benchmark import limited
+    from deltamem_mlx.evals.memoryagentbench import MemoryAgentBench, load_memoryagentbench
+
+    sources = sorted(source or [])
+    everything = load_memoryagentbench(path, sources)
+    materials = limited(everything, limit, seed)
+    data = Data(path, materials, strangers_of(materials, everything), {"sources": sources})
+    choices = Choices(
+        model=model,
+        adapter=adapter,
+        also_model=also_model,
+        no_context=no_context,
+        limit=limit,
+        condition=condition,
+        max_context=max_context,
+        batch_size=batch_size,
+        seed=seed,
+        out=out,
+        chat_template_config=chat_template_config,
+        trust_remote_code=trust_remote_code,
+        json=json,
+    )
+    run_benchmark(MemoryAgentBench(), data, choices)

@@ -1,0 +1,97 @@
+"""Benchmark data: a local file, a folder, or a dataset repository of the Hub."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ..hub import resolve
+
+Rows = list[Mapping[str, object]]
+
+
+def data_files(name: str, patterns: Sequence[str]) -> list[Path]:
+    """The files behind a name: the file itself, or those of a folder or dataset repository.
+
+    Args:
+        name (str): A file, a folder, or ``user/repo`` or ``user/repo@revision`` on the Hub.
+        patterns (Sequence[str]): Globs of the files that are wanted of a folder or repository.
+
+    Raises:
+        FileNotFoundError: If there is no such file, folder or repository, or none of the files.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [path]
+    if path.suffix in READERS:
+        raise FileNotFoundError(f"No file {name!r}. Check the path.")
+    folder = resolve(name, allow_patterns=patterns, repo_type="dataset")
+    found = sorted({file for pattern in patterns for file in folder.glob(pattern)})
+    if not found:
+        raise FileNotFoundError(
+            f"{name!r} has none of the files {', '.join(patterns)}. Name the file itself."
+        )
+    return found
+
+
+def read_rows(path: Path) -> Rows:
+    """The objects in a .json (a list), .jsonl or .parquet file.
+
+    Raises:
+        ValueError: If the file cannot be read, is of another kind, or holds other things.
+        ModuleNotFoundError: If a .parquet file is read without pyarrow (the ``eval`` extra).
+    """
+    read = READERS.get(path.suffix)
+    if read is None:
+        raise ValueError(f"{path} is no data file. Expected one ending in {', '.join(READERS)}.")
+    rows = read(path)
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path} holds no rows. Expected a list of objects.")
+    wrong = [i for i, row in enumerate(rows) if not isinstance(row, Mapping)]
+    if wrong:
+        raise ValueError(
+            f"{path}: row {wrong[0]} is {type(rows[wrong[0]]).__name__}, not an object."
+        )
+    return rows
+
+
+def _json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}. Fetch it again.") from error
+
+
+def _json_lines(path: Path) -> object:
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            if line.strip():
+                rows.append(json.loads(line))
+        except ValueError as error:
+            said = f"{path}:{number} is not valid JSON: {error}. Fetch it again."
+            raise ValueError(said) from error
+    return rows
+
+
+def _parquet(path: Path) -> object:
+    import pyarrow  # optional: the `eval` extra
+    from pyarrow import parquet
+
+    try:
+        # ParquetFile, not read_table: that would look for a dataset in the path's folders.
+        return parquet.ParquetFile(path).read().to_pylist()
+    except pyarrow.ArrowException as error:
+        said = str(error).partition("\n")[0]
+        raise ValueError(f"{path} cannot be read as parquet: {said} Fetch it again.") from error
+
+
+READERS = {".json": _json, ".jsonl": _json_lines, ".parquet": _parquet}
+
+
+def raise_schema(path: Path, problems: Iterable[str], expected: str) -> None:
+    """Raise one ValueError that lists problems with a file's rows, if there are any."""
+    problems = list(problems)
+    if problems:
+        shown = "\n  ".join(problems[:10])
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise ValueError(f"{path} has another schema:\n  {shown}{more}\n{expected}")
