@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from .cache import DeltaMemCache, MemoryCache
 from .config import HEADS, DeltaMemConfig
 from .layer import read_and_write
-from .ops import ScanSpec
+from .ops import ScanSpec, Step, step_for
 from .projections import Projections
 
 PARAMETERS = (
@@ -51,12 +51,14 @@ class Packed:
         inward (mx.array): float32 [1, D, P], all memory and gate projections side by side.
         bias (mx.array): float32 [1, 1, P].
         outward (dict[str, mx.array]): [1, r·H, out] per corrected projection, scale included.
+        step (Step): The decode step in the form that serves this device.
     """
 
     sources: tuple[mx.array, ...]
     inward: mx.array
     bias: mx.array
     outward: dict[str, mx.array]
+    step: Step
 
 
 class Corrected:
@@ -64,7 +66,7 @@ class Corrected:
 
     Args:
         projection (nn.Module): The base projection.
-        reads (mx.array): [B, T, r·H], in the dtype of ``weight``.
+        reads (mx.array): [1, B·T, r·H], in the dtype of ``weight``.
         weight (mx.array): [1, r·H, out].
         norm (tuple[mx.array, float]): Weight and epsilon of an RMS norm on the correction.
     """
@@ -80,12 +82,15 @@ class Corrected:
 
     def __call__(self, x: mx.array) -> mx.array:
         y = self.projection(x)
-        reads, weight = self.reads, self.weight
-        if y.ndim != reads.ndim:  # an attention that flattens its batch
-            reads, weight = reads.reshape(*y.shape[:-1], -1), weight[0]
+        if y.ndim == 3 and y.shape[0] == 1:
+            return self._corrected(y)
+        # One product for the batch: one for each conversation is several times slower.
+        return self._corrected(y.reshape(1, -1, y.shape[-1])).reshape(y.shape)
+
+    def _corrected(self, y: mx.array) -> mx.array:
         if self.norm is None:
-            return mx.addmm(y, reads.astype(y.dtype), weight.astype(y.dtype))
-        delta = mx.fast.rms_norm(reads @ weight, *self.norm)
+            return mx.addmm(y, self.reads.astype(y.dtype), self.weight.astype(y.dtype))
+        delta = mx.fast.rms_norm(self.reads @ self.weight, *self.norm)
         return y + delta.astype(y.dtype)
 
     def __getattr__(self, name: str) -> object:
@@ -122,6 +127,7 @@ class DeltaMemAttention(nn.Module):
             self[name] = self._initial(name, shape)
         # A module would take a tuple for parameters, so these go past its __setattr__.
         vars(self)["_memory_keys"] = tuple(self._acting_keys())
+        self._memory_sources = operator.itemgetter(*self._memory_keys)
         self._memory_output = dict(projections.names)["o"]
         inactive = [key for key in PARAMETERS if key in self and key not in self._memory_keys]
         self.freeze(recurse=False, keys=inactive)
@@ -199,16 +205,21 @@ class DeltaMemAttention(nn.Module):
     def __call__(self, *args: object, **kwargs: object) -> mx.array:
         cache, args, kwargs = self._take_cache(args, kwargs)
         x = args[0] if args else kwargs[self.x_name]
-        packed = self._packed(x.dtype)
-        projected = mx.addmm(packed.bias, x.astype(mx.float32), packed.inward)
+        packed, B = self._packed(x.dtype), x.shape[0]
+        # One product for the batch: one for each conversation is several times slower.
+        rows = x if B == 1 else x.reshape(1, -1, x.shape[-1])
+        projected = mx.addmm(packed.bias, rows.astype(mx.float32), packed.inward)
         memory = None if cache is None else cache.memory
-        reads = read_and_write(projected, memory, self._memory_spec)
+        reads = read_and_write(projected, B, memory, self._memory_spec, packed.step)
         cast = reads.astype(x.dtype)
         view, norm = _view(self), self._o_norm()
+        # Modules found in vars spare the base class a Python call for each that it looks up.
+        attributes = vars(view)
+        attributes.update(self)
         for name, weight in packed.outward.items():
             normed = norm if name == self._memory_output else None
             values = reads if normed else cast
-            setattr(view, name, Corrected(self[name], values, weight, normed))
+            attributes[name] = Corrected(self[name], values, weight, normed)
         return super(DeltaMemAttention, view).__call__(*args, **kwargs)
 
     def _take_cache(self, args: tuple, kwargs: dict) -> tuple[DeltaMemCache | None, tuple, dict]:
@@ -252,7 +263,7 @@ class DeltaMemAttention(nn.Module):
 
     def _packed(self, dtype: mx.Dtype) -> Packed:
         """The packed weights, made anew when a parameter was replaced or while training."""
-        sources = tuple([self[key] for key in self._memory_keys])
+        sources = self._memory_sources(self)
         packed = self._memory_packed
         if packed is not None and all(map(operator.is_, sources, packed.sources)):
             return packed
@@ -271,7 +282,7 @@ class DeltaMemAttention(nn.Module):
         spec = self._memory_spec
         inward = mx.contiguous(spec.pack(mx.concatenate(rows).astype(mx.float32)).T[None])
         bias = spec.pack(mx.concatenate(biases).astype(mx.float32))[None, None]
-        return Packed(sources, inward, bias, self._outward(dtype))
+        return Packed(sources, inward, bias, self._outward(dtype), step_for(spec))
 
     def _outward(self, dtype: mx.Dtype) -> dict[str, mx.array]:
         config, projections = self._memory_config, self._memory_projections

@@ -77,6 +77,17 @@ class MemoryCache(_BaseCache):
             return mx.zeros((batch_size, self.heads, self.rank, self.rank))
         return self.matrix
 
+    @property
+    def undisturbed(self) -> bool:
+        """Whether the coming tokens are all read and written one by one, with nobody watching."""
+        return (
+            self.ingest is None
+            and self.observer is None
+            and self.left_padding is None
+            and self.lengths is None
+            and not any(self.read_only)
+        )
+
     def real(self, n: int) -> np.ndarray | None:
         """Bool [B, n], false where one of the next ``n`` positions is padding; None: all real."""
         if self.left_padding is None and self.lengths is None:

@@ -1,13 +1,27 @@
 """One layer's memory over one call: the reads of its tokens, and the state they leave."""
 
+from typing import Protocol
+
 import mlx.core as mx
 import numpy as np
 
 from .cache import MemoryCache
-from .ops import ScanSpec, activate, delta_scan, delta_step
+from .ops import ScanSpec, Step, activate, delta_scan
 
 
-def read_and_write(projected: mx.array, memory: MemoryCache | None, spec: ScanSpec) -> mx.array:
+class OwnWay(Protocol):
+    """A memory with a way of its own to advance, such as a training pass brings."""
+
+    def read_and_write(self, projected: mx.array, spec: ScanSpec) -> mx.array:
+        """Reads [B, T, r·H] of projected tokens [B, T, P]."""
+
+
+Memory = MemoryCache | OwnWay
+
+
+def read_and_write(
+    rows: mx.array, batch_size: int, memory: Memory | None, spec: ScanSpec, step: Step
+) -> mx.array:
     """Advance ``memory`` over the tokens of a call and return what they read.
 
     A token reads the state that the tokens before it left, then writes. Padding does neither,
@@ -15,29 +29,42 @@ def read_and_write(projected: mx.array, memory: MemoryCache | None, spec: ScanSp
     state from before it (arXiv 2605.12357, section 3).
 
     Args:
-        projected (mx.array): float32 [B, T, P], the packed projections of the tokens.
-        memory (MemoryCache): The layer's memory, changed in place. ``None``: start from an empty
+        rows (mx.array): float32 [1, B·T, P], the packed projections of the tokens, one
+          conversation after the other.
+        batch_size (int): Conversations B.
+        memory (Memory): The layer's memory, changed in place. ``None``: start from an empty
           memory and keep nothing.
         spec (ScanSpec): How projections become queries, keys, values and gates.
+        step (Step): ``step_for(spec)``, for one token a conversation.
 
     Returns:
-        mx.array: float32 reads [B, T, r·H].
+        mx.array: float32 reads [1, B·T, r·H].
+
+    Raises:
+        ValueError: If the memory holds another number of conversations, or of another adapter.
     """
-    B, T, _ = projected.shape
+    _, n, width = rows.shape
+    own = isinstance(memory, MemoryCache)
+    if own and (memory.heads != spec.heads or memory.rank != spec.rank):
+        raise ValueError(
+            f"The memory of layer {memory.layer} has {memory.heads} states of rank {memory.rank}, "
+            f"the adapter {spec.heads} of rank {spec.rank}. Use a prompt cache of this adapter."
+        )
+    if own and n == batch_size and memory.undisturbed:
+        reads, state = step(memory.open(batch_size), rows)
+        memory.advance(state, 1, 1)
+        return reads
+    projected = rows.reshape(batch_size, n // batch_size, width)
     if memory is None:
-        state = mx.zeros((B, spec.heads, spec.rank, spec.rank))
-        return _flat(delta_scan(state, *activate(projected, spec))[0])
-    if hasattr(memory, "read_and_write"):  # a training pass brings its own, of arrays alone
-        return memory.read_and_write(projected, spec)
-    state = memory.open(B)
-    real = memory.real(T)
-    if memory.ingest is not None:
-        return _ingest(projected, memory, spec, state, real)
-    if memory.observer is not None or real is not None or any(memory.read_only) or T > 1:
-        return _scan(projected, memory, spec, state, real)
-    reads, state = delta_step(state, projected, spec)
-    memory.advance(state, 1, 1)
-    return reads
+        state = mx.zeros((batch_size, spec.heads, spec.rank, spec.rank))
+        reads = _flat(delta_scan(state, *activate(projected, spec))[0])
+    elif not own:
+        reads = memory.read_and_write(projected, spec)
+    else:
+        state = memory.open(batch_size)
+        advance = _scan if memory.ingest is None else _ingest
+        reads = advance(projected, memory, spec, state, memory.real(projected.shape[1]))
+    return reads.reshape(1, n, spec.read_width)
 
 
 def _scan(

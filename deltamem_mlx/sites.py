@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,6 +25,20 @@ class Site:
     attention: nn.Module
     projections: Projections
     cache_path: CachePath
+
+
+class Found(NamedTuple):
+    """Where a memory can be kept, and where not.
+
+    Args:
+        sites (list[Site]): The attentions that can keep one.
+        problems (list[str]): Why others cannot.
+        sharing (list[int]): Layers that use the keys and values of other layers.
+    """
+
+    sites: list[Site]
+    problems: list[str]
+    sharing: list[int]
 
 
 def choose_sites(model: nn.Module, config: DeltaMemConfig) -> list[Site]:
@@ -77,10 +92,8 @@ def _refusal(model: nn.Module, problems: list[str]) -> str:
     return f"Cannot attach a memory to {name!r}: " + "; ".join(dict.fromkeys(problems)) + "."
 
 
-def find_sites(model: nn.Module) -> tuple[list[Site], list[str], list[int]]:
+def find_sites(model: nn.Module) -> Found:
     """All attentions of the model that can keep a memory, and reasons why others cannot.
-
-    The last result are the layers that use the keys and values of other layers.
 
     Which cache an attention gets is not in its code but in its model's, so one token is run
     through the model, recording the calls and never evaluating the result.
@@ -110,7 +123,7 @@ def find_sites(model: nn.Module) -> tuple[list[Site], list[str], list[int]]:
             problems.append(f"layers {taken[path]} and {layer} share a KV cache")
         taken[path] = layer
         sites.append(Site(layer, name, attention, projections, path))
-    return sites, problems, sorted(set(sharing))
+    return Found(sites, problems, sorted(set(sharing)))
 
 
 def _only_asks(module: nn.Module) -> bool:

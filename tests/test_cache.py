@@ -346,6 +346,17 @@ def test_another_batch_size_is_refused(token_model: nn.Module) -> None:
         token_model(mx.array([[1], [2]]), cache=cache)
 
 
+def test_a_memory_of_another_adapter_is_refused(token_model: nn.Module) -> None:
+    cache = make_prompt_cache(token_model)
+    heads = cache[0].memory.heads
+    for tokens in ([[3]], [[3, 4, 5]]):
+        cache[0].memory.heads = heads + 1
+        with pytest.raises(ValueError, match=f"layer 0 has {heads + 1} states of rank"):
+            token_model(mx.array(tokens), cache=cache)
+    cache[0].memory.heads = heads
+    token_model(mx.array([[3]]), cache=cache)
+
+
 def test_write_spans_checks_its_ids() -> None:
     model = dm.load_adapter(
         base_model("models/qwen3-tiny"), GOLDEN / "ssw_sentence_spans" / "adapter"

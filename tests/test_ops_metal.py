@@ -201,9 +201,9 @@ def test_step_kernel_equals_activate_and_recurrent(
 ) -> None:
     projected = pack(spec, in_file_order(spec, T=1, B=B)).astype(dtype)
     state = scan_inputs(B, 1, spec.heads, spec.rank)["state"]
-    reads, new = metal.metal_step(state, projected, spec)
+    reads, new = metal.metal_step(spec)(state, projected.swapaxes(0, 1))
     expected_reads, expected = delta_scan(state, *activate(projected, spec), form="recurrent")
-    assert_close("reads", reads, expected_reads.flatten(2), 1e-5)
+    assert_close("reads", reads, expected_reads.flatten(2).swapaxes(0, 1), 1e-5)
     assert_close("state", new, expected, 1e-5)
 
 
@@ -211,18 +211,19 @@ def test_step_kernel_is_finite_on_zeros_and_large_values(emulated: None) -> None
     spec = ScanSpec(8, 1)
     for scale in (0.0, 300.0):
         projected = scale * pack(spec, in_file_order(spec, T=1, B=1))
-        found = metal.metal_step(mx.ones((1, 1, 8, 8)), projected, spec)
-        expected = ops.compiled_step(mx.ones((1, 1, 8, 8)), projected, spec)
+        found = metal.metal_step(spec)(mx.ones((1, 1, 8, 8)), projected)
+        expected = ops.compiled_step(spec)(mx.ones((1, 1, 8, 8)), projected)
         for name, *pair in zip(("reads", "state"), found, expected, strict=True):
             assert_close(name, *pair, 1e-5)
 
 
 def test_gradients_pass_through_the_step_kernel(emulated: None) -> None:
     spec = ScanSpec(4, 2)
-    arguments = scan_inputs(2, 1, 2, 4)["state"], pack(spec, in_file_order(spec, T=1))
+    projected = pack(spec, in_file_order(spec, T=1)).swapaxes(0, 1)
+    arguments = scan_inputs(2, 1, 2, 4)["state"], projected
 
     def loss(step: Callable[..., tuple[mx.array, mx.array]]) -> Callable[..., mx.array]:
-        return lambda *args: sum((x * mx.cos(x)).sum() for x in step(*args, spec))
+        return lambda *args: sum((x * mx.cos(x)).sum() for x in step(spec)(*args))
 
     expected = mx.grad(loss(ops.compiled_step), argnums=[0, 1])(*arguments)
     found = mx.grad(loss(metal.metal_step), argnums=[0, 1])(*arguments)
@@ -294,7 +295,7 @@ def test_step_on_a_gpu_equals_activate_and_recurrent(
 ) -> None:
     projected = pack(spec, in_file_order(spec, T=1, B=3)).astype(dtype)
     state = scan_inputs(3, 1, spec.heads, spec.rank)["state"]
-    reads, new = metal.metal_step(state, projected, spec)
+    reads, new = metal.metal_step(spec)(state, projected.swapaxes(0, 1))
     expected_reads, expected = delta_scan(state, *activate(projected, spec), form="recurrent")
-    assert_close("reads", reads, expected_reads.flatten(2), 1e-5)
+    assert_close("reads", reads, expected_reads.flatten(2).swapaxes(0, 1), 1e-5)
     assert_close("state", new, expected, 1e-5)

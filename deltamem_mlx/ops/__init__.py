@@ -11,9 +11,9 @@ from .chunk import chunk_scan
 from .metal import metal_scan, metal_step, why_not_metal
 from .recurrent import recurrent_scan
 from .spec import ScanSpec, activate
-from .step import compiled_step
+from .step import Step, compiled_step
 
-__all__ = ["FORMS", "ScanSpec", "activate", "delta_scan", "delta_step"]
+__all__ = ["FORMS", "ScanSpec", "Step", "activate", "delta_scan", "delta_step", "step_for"]
 
 FORMS = ("recurrent", "chunk", "metal")
 VARIABLE = "DELTAMEM_SCAN"
@@ -64,28 +64,37 @@ def delta_scan(
 
 
 def delta_step(state: mx.array, projected: mx.array, spec: ScanSpec) -> Pair:
-    """Return what one projected token reads, and the state it leaves: a scan over one token.
+    """Return what one projected token of each conversation reads, and the state it leaves.
 
     Args:
         state (mx.array): float32 [B, H, r, r], rows value, columns key.
-        projected (mx.array): [B, 1, packed_width], any float dtype, biases added.
+        projected (mx.array): [1, B, packed_width], any float dtype, biases added.
         spec (ScanSpec): The settings.
 
     Returns:
-        tuple[mx.array, mx.array]: float32 reads [B, 1, r·H] and state [B, H, r, r].
+        tuple[mx.array, mx.array]: float32 reads [1, B, r·H] and state [B, H, r, r].
 
     Raises:
         ValueError: If the shapes do not fit the spec, or ``DELTAMEM_SCAN`` names an unknown form.
         RuntimeError: If ``DELTAMEM_SCAN`` asks for the metal form and it cannot run here.
     """
     B, H, r = state.shape[0], spec.heads, spec.rank
-    if projected.shape != (B, 1, spec.packed_width) or state.shape != (B, H, r, r):
+    if projected.shape != (1, B, spec.packed_width) or state.shape != (B, H, r, r):
         raise ValueError(
             f"delta_step: projected is {list(projected.shape)} and state {list(state.shape)}, "
-            f"expected [B, 1, {spec.packed_width}] and [B, {H}, {r}, {r}] for {spec}."
+            f"expected [1, B, {spec.packed_width}] and [B, {H}, {r}, {r}] for {spec}."
         )
-    step = metal_step if _pick(None, 1, r) == "metal" else compiled_step
-    return step(state, projected, spec)
+    return step_for(spec)(state, projected)
+
+
+def step_for(spec: ScanSpec) -> Step:
+    """``delta_step`` in the form that serves this device, without its checks: for many calls.
+
+    Raises:
+        ValueError: If ``DELTAMEM_SCAN`` names an unknown form.
+        RuntimeError: If ``DELTAMEM_SCAN`` asks for the metal form and it cannot run here.
+    """
+    return (metal_step if _pick(None, 1, spec.rank) == "metal" else compiled_step)(spec)
 
 
 def _check_shapes(state: mx.array, inputs: dict[str, mx.array], mask: mx.array | None) -> None:

@@ -11,8 +11,9 @@ import mlx.core as mx
 Lanes = list[mx.array]
 
 # Few steps, unless a walked state would outgrow a CPU core's cache or the chain of chunks shows.
+# Of C steps each costs the same, and what a step walks shrinks with C: hence the square.
 SIZES = (4, 8, 16, 32)
-CACHED_FLOATS = 150_000
+FLOATS_PER_SQUARE = 12_000
 MOST_CHUNKS = 128
 LONG_CHAIN = 16  # chunks, from which on pairs of them are worth their products
 
@@ -59,7 +60,7 @@ def chunk_scan(
 
 def _chunk_size(T: int, lanes: int, r: int) -> int:
     floats = T * lanes * r * r * (r + 1)
-    fitting = (C for C in SIZES if floats <= C * CACHED_FLOATS and T <= C * MOST_CHUNKS)
+    fitting = (C for C in SIZES if floats <= C * C * FLOATS_PER_SQUARE and T <= C * MOST_CHUNKS)
     return next(fitting, SIZES[-1])
 
 

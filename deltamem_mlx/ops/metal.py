@@ -13,7 +13,7 @@ import mlx.core as mx
 from .chunk import chunk_scan
 from .recurrent import recurrent_scan
 from .spec import NORM_FLOOR, ScanSpec, activate
-from .step import compiled_step
+from .step import Step, compiled_step
 
 Pair = tuple[mx.array, mx.array]
 Kernel = Callable[..., list[mx.array]]
@@ -132,7 +132,7 @@ def _fault() -> str | None:
     inputs = activate(projected, spec)
     try:
         found = [*_launch_scan(None, state, *inputs), *_launch_step(spec, state, projected)]
-        expected = [*recurrent_scan(state, *inputs), *compiled_step(state, projected, spec)]
+        expected = [*recurrent_scan(state, *inputs), *compiled_step(spec)(state, projected)]
         same = [mx.allclose(x, y, atol=1e-4).item() for x, y in zip(found, expected, strict=True)]
     except Exception as error:
         return f"its kernels fail: {error}"
@@ -165,16 +165,11 @@ def metal_scan(
     return scan(state, q, k, v, keep, erase, write)
 
 
-def metal_step(state: mx.array, projected: mx.array, spec: ScanSpec) -> Pair:
-    """Return what ``compiled_step`` returns, from one launch: same arguments, same results."""
-    return _step(spec)(state, projected)
-
-
 @functools.cache
-def _step(spec: ScanSpec) -> Callable[..., Pair]:
-    return _differentiable(
-        lambda *inputs: _launch_step(spec, *inputs), lambda *inputs: compiled_step(*inputs, spec)
-    )
+def metal_step(spec: ScanSpec) -> Step:
+    """Return the function that does what ``compiled_step``'s does, from one launch."""
+    step = _differentiable(lambda *inputs: _launch_step(spec, *inputs), compiled_step(spec))
+    return lambda state, projected: step(state, projected)  # a model that holds it can be copied
 
 
 def _differentiable(
@@ -205,7 +200,7 @@ def _launch_step(spec: ScanSpec, state: mx.array, projected: mx.array) -> list[m
         ("NO_LAMBDA", spec.state_update_mode == "no_lambda"),
         ("LAMBDA_OUTSIDE", spec.state_update_mode == "lambda_outside"),
     ]
-    reads = (state.shape[0], 1, spec.read_width)
+    reads = (*projected.shape[:2], spec.read_width)
     return _launch(_kernels()[1], [state, projected], template, reads, state.shape)
 
 

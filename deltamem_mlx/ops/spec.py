@@ -1,8 +1,10 @@
-"""What a projected token means: the layout of its projections, and the activations on them."""
+"""What a projected token means: the layout of its projections, and what is made of them."""
 
 from dataclasses import dataclass
 
 import mlx.core as mx
+
+from .squash import sigmoid, tanh
 
 NORM_FLOOR = 1e-6
 
@@ -78,10 +80,14 @@ def activate(projected: mx.array, spec: ScanSpec) -> tuple[mx.array, ...]:
             "Project with weights that ScanSpec.pack has ordered."
         )
     y = projected.astype(mx.float32).reshape(B, T, spec.heads, spec.rank, spec.entries)
-    q, k, v, *gates = (y[..., i] for i in range(spec.entries - 1))
+    qk, v, gates, _ = mx.split(y, [2, 3, spec.entries - 1], axis=-1)
     if spec.normalize_qk:
-        q, k = _normalize(mx.tanh(q)), _normalize(mx.tanh(k))
-    keep, erase, write = coefficients([mx.sigmoid(gate) for gate in gates], spec)
+        qk = tanh(qk)
+    q, k, v = qk[..., 0], qk[..., 1], v[..., 0]
+    if spec.normalize_qk:
+        q, k = _normalize(q), _normalize(k)
+    gates = sigmoid(gates)
+    keep, erase, write = coefficients([gates[..., i] for i in range(spec.entries - 4)], spec)
     return q, k, v, mx.broadcast_to(keep, v.shape), erase, write
 
 

@@ -8,28 +8,29 @@ import mlx.core as mx
 from .spec import NORM_FLOOR, ScanSpec, coefficients
 
 Pair = tuple[mx.array, mx.array]
+Step = Callable[[mx.array, mx.array], Pair]
 
 
-def compiled_step(state: mx.array, projected: mx.array, spec: ScanSpec) -> Pair:
-    """Return what ``activate`` and the recurrent form return for one token.
+@functools.cache
+def compiled_step(spec: ScanSpec) -> Step:
+    """Return the function that does what ``activate`` and the recurrent form do for one token.
 
     One product serves the read and the prediction, and hands on the other columns that the update
     needs. Where MLX cannot compile (on a CPU without a C++ compiler) it runs the same operations
     one by one.
 
     Args:
-        state (mx.array): float32 [B, H, r, r].
-        projected (mx.array): [B, 1, packed_width], any float dtype, biases added.
         spec (ScanSpec): The settings.
 
     Returns:
-        tuple[mx.array, mx.array]: float32 reads [B, 1, M] and state [B, H, r, r].
+        Step: Of the states, float32 [B, H, r, r], and one projected token of each conversation,
+        [1, B, packed_width] of any float dtype, biases added: the reads, float32 [1, B, M], and
+        the states that follow.
     """
     squash, prepare, update = _parts(spec)
-    return update(state, *prepare(*squash(projected)))
+    return lambda state, projected: update(state, *prepare(*squash(projected)))
 
 
-@functools.cache
 def _parts(spec: ScanSpec) -> tuple[Callable[..., Pair], ...]:
     """Three functions, cut where a fused kernel has to hand on two results."""
     J = spec.entries
@@ -39,8 +40,10 @@ def _parts(spec: ScanSpec) -> tuple[Callable[..., Pair], ...]:
 
     def squash(projected: mx.array) -> Pair:
         y = projected.reshape(-1, spec.heads, spec.rank, J).astype(mx.float32)
-        qk = mx.tanh(y) if spec.normalize_qk else y
-        x = mx.where(is_qk, qk, mx.where(is_v, y, mx.sigmoid(y)))
+        # The sigmoid is half a tanh, which is slow: one for each column.
+        tanh = mx.tanh(mx.where(is_qk, y, 0.5 * y))
+        qk = tanh if spec.normalize_qk else y
+        x = mx.where(is_qk, qk, mx.where(is_v, y, 0.5 * tanh + 0.5))
         return x, mx.square(x)
 
     def prepare(x: mx.array, squares: mx.array) -> Pair:
@@ -55,6 +58,6 @@ def _parts(spec: ScanSpec) -> tuple[Callable[..., Pair], ...]:
         read, minus_predicted, v, *gates, k = columns
         keep, erase, write = coefficients(gates, spec)
         new = keep * state + (write * v + erase * minus_predicted) * k.swapaxes(-1, -2)
-        return read.reshape(-1, 1, spec.read_width), new
+        return read.reshape(1, -1, spec.read_width), new
 
     return mx.compile(squash), mx.compile(prepare), mx.compile(update)

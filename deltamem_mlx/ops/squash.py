@@ -1,0 +1,38 @@
+"""tanh and sigmoid for many values: on a CPU in MLX's vector operations, as its own are scalar."""
+
+import mlx.core as mx
+
+FEW = 4096  # values, up to which MLX's one operation beats these many
+SATURATED = 9.0  # from here on tanh is 1 in float32
+
+
+def tanh(x: mx.array) -> mx.array:
+    """Return tanh of float32 values, to 3e-7 of each (MLX's own is exact to 2e-7)."""
+    if x.size <= FEW or mx.default_device().type != mx.DeviceType.cpu:
+        return mx.tanh(x)
+    return _tanh(x)
+
+
+def sigmoid(x: mx.array) -> mx.array:
+    """Return the sigmoid of float32 values, to 2e-7, never outside 0 to 1."""
+    if x.size <= FEW or mx.default_device().type != mx.DeviceType.cpu:
+        return mx.sigmoid(x)
+    return 0.5 * _tanh(0.5 * x) + 0.5
+
+
+def _lambert(x: mx.array) -> mx.array:
+    # Lambert's continued fraction at x / 4, then tanh 2a = 2 tanh a / (1 + tanh^2 a) twice.
+    a = 0.25 * mx.clip(x, -SATURATED, SATURATED)
+    s = a * a
+    t = a * ((s + 105.0) * s + 945.0) / ((15.0 * s + 420.0) * s + 945.0)
+    for _ in range(2):
+        t = (t + t) / (t * t + 1.0)
+    return t
+
+
+_tanh = mx.custom_function(mx.compile(_lambert))
+
+
+@_tanh.vjp
+def _tanh_vjp(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+    return cotangent * (1.0 - output * output)
