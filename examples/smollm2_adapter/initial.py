@@ -23,9 +23,9 @@ import numpy as np
 import deltamem_mlx as dm
 from deltamem_mlx.patch import memory_layers
 
-RANK, ALPHA, LAYERS = 16, 32.0, tuple(range(6, 30))
+RANK, ALPHA, LAYERS = 16, 32.0, tuple(range(18, 30))
 DIRECTIONS = 64  # best predicted ones, of which queries and keys of a layer are 16 mixtures
-GAIN, VALUE_SCALE = 10.0, 3.0
+GAIN, VALUE_SCALE = 80.0, 3.0
 CONFIG = dm.DeltaMemConfig(
     rank=RANK,
     alpha=ALPHA,
