@@ -2,6 +2,13 @@
 
 import http.client
 import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -74,3 +81,34 @@ class Client:
     def memory(self, method: str, key: str, rest: str = "", body: object = None) -> Reply:
         """A request to ``/v1/memories/{key}``."""
         return self.request(method, f"/v1/memories/{quote(key, safe='')}{rest}", body)
+
+
+@contextmanager
+def module(*args: object, log: Path) -> Iterator[subprocess.Popen]:
+    """`python -m` these arguments; what it says on stderr goes to a file."""
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *map(str, args)],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+
+@contextmanager
+def server(*args: object, log: Path) -> Iterator[tuple[subprocess.Popen, str]]:
+    """`deltamem-mlx serve` in a process of its own, and its address."""
+    with module("deltamem_mlx", "serve", "--port", 0, *args, log=log) as process:
+        yield process, process.stdout.readline().strip()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return found.getsockname()[1]

@@ -40,13 +40,12 @@ def serving(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     )
     with Serving(*pair, "builtin", settings) as serving:
         yield serving
+        assert Client(serving.url).chat("hi", max_tokens=1).status == 200  # after all of it
 
 
 @pytest.fixture
-def client(serving: Serving) -> Iterator[Client]:
-    client = Client(serving.url)
-    yield client
-    assert client.chat("hi", max_tokens=1).status == 200  # whatever happened before
+def client(serving: Serving) -> Client:
+    return Client(serving.url)
 
 
 def changed(**fields: object) -> dict:
@@ -145,10 +144,10 @@ RAW = {
 
 
 @pytest.mark.parametrize("raw", RAW.values(), ids=RAW.keys())
-@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/memories/a/fork"])
-def test_a_body_that_is_no_json_object_is_refused(client: Client, path: str, raw: bytes) -> None:
-    reply = client.request("POST", path, raw)
-    assert reply.status == 400 and reply.code == "bad_json"
+def test_a_body_that_is_no_json_object_is_refused(client: Client, raw: bytes) -> None:
+    for path in (CHAT, "/v1/completions", "/v1/memories/a/fork"):
+        reply = client.request("POST", path, raw)
+        assert reply.status == 400 and reply.code == "bad_json"
 
 
 @pytest.mark.parametrize("prompt", [None, "", 3, ["a"], {"a": 1}])
@@ -323,7 +322,7 @@ def test_a_broken_batch_fails_its_requests_and_nothing_else(
 ) -> None:
     client.chat("anna lives in oslo .", "survivor")
     with monkeypatch.context() as patch:
-        patch.setattr(serving.generator._batch, "next", _out_of_memory)
+        patch.setattr(serving.generator._batch._sequences, "next", _out_of_memory)
         reply = client.chat("hi", "survivor")
     assert reply.status == 500 and "secret" not in reply.body.decode()
     assert client.memory("GET", "survivor").json["turns"] == 1
@@ -332,6 +331,17 @@ def test_a_broken_batch_fails_its_requests_and_nothing_else(
 
 def _out_of_memory() -> None:
     raise RuntimeError("[malloc] secret address")
+
+
+def test_a_refusal_after_the_first_step_is_no_failure_of_the_server(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory = {"session": "late", "remember": "ben is a doctor ."}
+    too_long = client.chat("anna " * 2500, memory=memory)
+    assert too_long.code == "context_length_exceeded"
+    assert client.chat("hi", memory=memory, logit_bias={"999999": 1}).status == 400
+    assert client.memory("GET", "late").status == 404
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_metrics_and_logs_count_and_say_nothing(

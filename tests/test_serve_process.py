@@ -1,44 +1,23 @@
 """`deltamem-mlx serve` as a process: OpenAI's own client, signals, and being killed."""
 
-import os
+import http.client
+import random
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from serving import Client
+from serving import Client, server
 
 from deltamem_mlx.memory_file import read_memory
 
 FACT, QUESTION = "anna lives in oslo .", "where does anna live ?"
 
 
-@contextmanager
-def server(*args: str | Path) -> Iterator[tuple[subprocess.Popen, str]]:
-    """A server in a process of its own, and its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "deltamem_mlx", "serve", "--port", "0", *map(str, args)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process, process.stdout.readline().strip()
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def test_openais_client_works_unmodified() -> None:
+def test_openais_client_works_unmodified(tmp_path: Path) -> None:
     openai = pytest.importorskip("openai")
-    with server() as (_, url):
+    with server(log=tmp_path / "log") as (_, url):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
         (model,) = client.models.list().data
         asked = {"model": model.id, "max_tokens": 24}
@@ -75,40 +54,52 @@ def test_openais_client_works_unmodified() -> None:
             client.chat.completions.create(messages=question, **asked | {"max_tokens": 0})
 
 
+def talk(client: Client, key: str, complete: dict[str, int]) -> None:
+    """Goes on until the server is gone, noting which turn was the last to be answered."""
+    try:
+        while True:
+            complete[key] = client.chat("ben is a doctor .", key).memory["turns"]
+    except (OSError, ValueError, KeyError, http.client.HTTPException):
+        return
+
+
 @pytest.mark.slow
-def test_killed_at_any_moment_it_has_lost_no_turn_that_was_complete(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_any_moment_it_has_lost_no_turn_that_was_complete(
+    tmp_path: Path, seed: int
+) -> None:
+    """Again and again with the same memories, with and without a moment to write."""
+    moments, folder, log = random.Random(seed), tmp_path / "memories", tmp_path / "log"
     complete = dict.fromkeys("abcd", 0)
-
-    def talk(client: Client, key: str) -> None:
-        try:
-            while True:
-                complete[key] = client.chat("ben is a doctor .", key).memory["turns"]
-        except (OSError, ValueError, KeyError):
-            return  # it was killed
-
-    with server("--memory-dir", tmp_path) as (process, url):
-        client = Client(url)
-        for key in complete:
-            client.chat(FACT, key)
-        threads = [threading.Thread(target=talk, args=(client, key)) for key in complete]
-        for thread in threads:
-            thread.start()
-        time.sleep(1.0)
-        process.send_signal(signal.SIGKILL)
-        for thread in threads:
-            thread.join()
-    assert min(complete.values()) > 1
-    files = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
-    assert len(files) == len(complete) and all(read_memory(path) for path in files)
-    with server("--memory-dir", tmp_path) as (process, url):
+    for round in range(4):
+        with server("--memory-dir", folder, log=log) as (process, url):
+            client = Client(url)
+            for key, turns in complete.items():
+                if round == 0:
+                    complete[key] = client.chat(FACT, key).memory["turns"]
+                    continue
+                assert client.memory("GET", key).json["turns"] in (turns, turns + 1)
+                asked = client.chat(QUESTION, key, memory={"context": "drop"})
+                assert "oslo" in asked.text
+                complete[key] = asked.memory["turns"]
+            threads = [threading.Thread(target=talk, args=(client, k, complete)) for k in complete]
+            for thread in threads:
+                thread.start()
+            time.sleep(moments.uniform(0.0, 1.5))
+            process.send_signal(signal.SIGKILL)
+            for thread in threads:
+                thread.join()
+        files = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        assert len(files) == len(complete) and all(read_memory(path) for path in files)
+    assert sum(complete.values()) > 2 * len(complete)
+    with server("--memory-dir", folder, log=log) as (process, url):
         client = Client(url)
         for key, turns in complete.items():
             assert client.memory("GET", key).json["turns"] in (turns, turns + 1)
-            assert "oslo" in client.chat(QUESTION, key).text
+            assert "oslo" in client.chat(QUESTION, key, memory={"context": "drop"}).text
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-        stdout, stderr = process.communicate()
-        assert stdout == "" and "Traceback" not in stderr and "anna" not in stderr
+        assert process.wait(30) == 0 and process.stdout.read() == ""
+    assert "Traceback" not in log.read_text() and "anna" not in log.read_text()
 
 
 def test_what_others_could_reach_needs_a_key(run_cli) -> None:

@@ -8,6 +8,7 @@ from serving import Client
 from tiny import tiny_model_folder
 
 import deltamem_mlx as dm
+from deltamem_mlx import builtin
 from deltamem_mlx.serve.server import Serving
 from deltamem_mlx.serve.settings import ServeSettings
 
@@ -43,3 +44,26 @@ def test_turns_are_those_of_a_session(tmp_path: Path, granularity: str) -> None:
         for _ in range(2):
             asked = client.chat([*history, {"role": "user", "content": TOLD[1]}], max_tokens=5)
         assert asked.text == fresh.ask(TOLD[1], max_tokens=5)
+
+
+@pytest.mark.parametrize("granularity", ["token", "message_mean", "sentence_mean"])
+def test_a_reply_that_the_model_ends_itself_is_fed_as_in_a_session(granularity: str) -> None:
+    """The end token that it generates belongs to the end of the turn, which is written as such."""
+    model, tokenizer = dm.load(str(builtin.base_folder()))
+    config = dm.DeltaMemConfig(
+        delta_heads=("q", "o"), output_init="random", memory_write_granularity=granularity
+    )
+    dm.attach(model, config, seed=0)
+    session = dm.MemorySession(model, tokenizer)
+    with Serving(model, tokenizer, "builtin", ServeSettings(port=0)) as serving:
+        client = Client(serving.url)
+        for text in ("anna lives in oslo .", "where does anna live ?"):
+            reply = client.chat(text, "a", max_tokens=24)
+            assert reply.json["choices"][0]["finish_reason"] == "stop"
+            assert reply.text == session.ask(text, max_tokens=24)
+            stats = session.stats()
+            assert reply.memory["total_tokens_written"] == stats["tokens_written"]
+            assert reply.memory["context_tokens"] == stats["context_tokens"]
+            ours = serving.memories.look("a").saved.states
+            for layer, state in dm.memory_state(session.cache).items():
+                assert mx.abs(mx.array(ours[layer]) - state).max().item() < 1e-5

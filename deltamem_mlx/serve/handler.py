@@ -6,19 +6,19 @@ import json
 import logging
 import select
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from mlx_lm.server import APIHandler, CompletionRequest
+from mlx_lm.server import CompletionRequest
 
 from .bodies import check_completion, check_key, memory_options, parse, utf8
-from .errors import ApiError, refused
+from .errors import ApiError
 from .job import ServedRequest
 from .management import Management
+from .wire import Wire
 
 if TYPE_CHECKING:
     from .server import Serving
@@ -26,10 +26,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _OPEN = ("/health",)
 _CLIENT_CLOSED = 499  # for logs and metrics only
-_LINGER = 2.0
 
 
-class MemoryHandler(Management, APIHandler):
+class MemoryHandler(Management, Wire):
     """One connection, one request.
 
     Args:
@@ -39,7 +38,7 @@ class MemoryHandler(Management, APIHandler):
     def __init__(self, serving: "Serving", *args: object, **kwargs: object):
         self.serving, self.settings = serving, serving.settings
         self.timeout = serving.settings.request_timeout
-        self.status, self.route, self.sent = 0, "unknown", False
+        self.route = "unknown"
         self.request_of: ServedRequest | None = None
         self.memory = self.options = None
         super().__init__(serving.generator, *args, **kwargs)
@@ -55,14 +54,17 @@ class MemoryHandler(Management, APIHandler):
         try:
             self._checked_action()()
         except ApiError as error:
-            self._tell(error)
+            self.tell(error)
         except (ConnectionError, TimeoutError):
             self.status = _CLIENT_CLOSED
         except Exception as error:
             log.error("request failed", extra={"error": type(error).__name__})
-            self._tell(ApiError(500, "The server failed.", code="internal_error"))
+            self.tell(ApiError(500, "The server failed.", code="internal_error"))
         finally:
             self.serving.account(self, time.perf_counter() - began)
+            if self.request_of is not None:
+                self.request_of.release()
+                self.request_of = None
 
     def _checked_action(self) -> Callable[[], None]:
         path, _, _ = self.path.partition("?")
@@ -125,29 +127,6 @@ class MemoryHandler(Management, APIHandler):
                 "The API key is missing or wrong. Send it as Authorization: Bearer KEY.",
                 code="invalid_api_key",
             )
-
-    def read_body(self) -> bytes:
-        """The body of the request.
-
-        Raises:
-            ApiError: If it is too large, of unknown length, or does not come in time.
-        """
-        length = self.headers.get("Content-Length")
-        if length is None or self.headers.get("Transfer-Encoding"):
-            raise ApiError(411, "The request needs a Content-Length.", code="length_required")
-        if not (length.isascii() and length.isdigit()):
-            raise ApiError(400, "Content-Length is not a number.", code="bad_length")
-        if len(length) > 12 or int(length) > self.settings.max_body_bytes:
-            limit = self.settings.max_body_bytes
-            raise ApiError(413, f"The body is larger than {limit} bytes.", code="too_large")
-        try:
-            body = self.rfile.read(int(length))
-        except TimeoutError:
-            body = b""
-        if len(body) < int(length):
-            raise ApiError(408, "The body did not come, or not in time.", code="timeout")
-        self.serving.http.has_read(self.connection)
-        return body
 
     def _complete(self, *, chat: bool) -> None:
         """Check what is asked, and let mlx-lm answer it."""
@@ -258,69 +237,3 @@ class MemoryHandler(Management, APIHandler):
     def key(self, text: str) -> str:
         """A part of an address as the key of a memory."""
         return check_key(text, "the key in the address")
-
-    def send_json(self, value: object, status: int = 200, **headers: str) -> None:
-        """Answer with JSON."""
-        self.send_bytes(json.dumps(value).encode(), "application/json", status, **headers)
-
-    def send_bytes(self, body: bytes, kind: str, status: int = 200, **headers: str) -> None:
-        """Answer with a body of this content type."""
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self._set_cors_headers()
-        self.end_headers()
-        self.wfile.write(body)
-        self.wfile.flush()
-
-    def _tell(self, error: ApiError) -> None:
-        """Send an error: as the response, or within the stream that has begun."""
-        with suppress(OSError):
-            if self.sent:
-                self.wfile.write(f"data: {json.dumps(error.body())}\n\n".encode())
-                return
-            self._headers_buffer = []
-            headers = {"WWW_Authenticate": "Bearer"} if error.status == 401 else {}
-            if error.retry_after is not None:
-                headers["Retry_After"] = str(error.retry_after)
-            self.send_json(error.body(), error.status, **headers)
-            self._linger()
-
-    def _linger(self) -> None:
-        """Read on for a moment what the client is still sending, or it would not see the answer."""
-        self.connection.shutdown(socket.SHUT_WR)
-        self.connection.settimeout(_LINGER)
-        end = time.monotonic() + _LINGER
-        while time.monotonic() < end and self.connection.recv(1 << 16):
-            pass
-
-    def send_response(self, code: int, message: str | None = None) -> None:
-        self.status = code
-        super().send_response(code, message)
-
-    def end_headers(self) -> None:
-        self.sent = True
-        super().end_headers()
-
-    def _set_completion_headers(self, status_code: int = 200) -> None:
-        # mlx-lm calls this, and writes an error of its own form, where it refuses a request.
-        if status_code >= 400:
-            raise refused(status_code, sys.exc_info()[1])
-        super()._set_completion_headers(status_code)
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        # http.server's own refusals: unknown methods, malformed request lines.
-        code = 405 if code == 501 else code
-        self.request_version = "HTTP/1.0"  # an older one would get no status line
-        self.command = getattr(self, "command", None) or "GET"
-        self.headers = getattr(self, "headers", None) or {}
-        self._tell(ApiError(code, f"This is no request that the server knows: {code}."))
-        self.serving.account(self, 0.0)
-
-    def version_string(self) -> str:
-        return "deltamem-mlx"
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing: addresses hold keys. `Serving.account` writes the line."""

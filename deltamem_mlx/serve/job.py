@@ -98,6 +98,16 @@ class ServedRequest(CompletionRequest):
     alive: Callable[[], bool] = lambda: True
     job: "Job | None" = None
 
+    def release(self) -> None:
+        """Let go of the job, which is over.
+
+        It and its steps refer to each other and to this: caches would stay until Python looks for
+        such circles, which it does by the number of objects, not by their size.
+        """
+        if self.job is not None:
+            self.job.steps = self.job.step = None
+            self.job = None
+
 
 @dataclass
 class Job:

@@ -5,21 +5,17 @@ client is told that it is over.
 """
 
 import hashlib
-import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from ..conversation import Conversation
-from ..memory_file import MemoryFile, read_memory, write_memory
+from ..memory_file import MemoryFile
 from .errors import ApiError
+from .folder import MemoryFolder
 from .history import History
-from .turn import Outcome, Pair
-
-SUFFIX = ".safetensors"
+from .turn import Outcome
 
 
 @dataclass
@@ -42,7 +38,6 @@ class Memory:
     history: History = field(default_factory=History.fresh)
     talk: Conversation | None = None
     users: int = 0
-    used: float = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -86,24 +81,16 @@ class Memories:
     Without a folder they are in RAM only, and beyond the budget the least recently used is gone.
 
     Args:
-        pair (Pair): The model.
-        folder (Path): Where their files lie.
+        folder (MemoryFolder): Where their files lie.
         budget (int): Bytes in RAM; contexts are dropped first.
         wait (float): Seconds to wait for a memory that is in use.
     """
 
-    def __init__(
-        self, pair: Pair, folder: Path | None, budget: int, wait: float, shapes: dict[int, tuple]
-    ):
-        self.pair, self.folder, self.budget, self.wait = pair, folder, budget, wait
-        self._shapes = shapes
+    def __init__(self, folder: MemoryFolder, budget: int, wait: float):
+        self.folder, self.budget, self.wait = folder, budget, wait
         self._all: dict[str, Memory] = {}  # by id, the least recently used first
         self._mutex = threading.Lock()
         self.evicted = {"context": 0, "memory": 0}
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for left in folder.glob(f".*{SUFFIX}"):  # by a process that was killed while writing
-                left.unlink(missing_ok=True)
 
     @contextmanager
     def hold(self, key: str, *, load: bool = True) -> Iterator[Memory]:
@@ -124,7 +111,7 @@ class Memories:
                 )
             try:
                 if load and memory.saved is None:
-                    memory.take(self._read(memory))
+                    memory.take(self.folder.read(memory.id))
                 yield memory
             finally:
                 memory.lock.release()
@@ -137,7 +124,7 @@ class Memories:
         Raises:
             ApiError: If it cannot be written; all is as it was before then.
         """
-        self._write(memory, outcome.saved)
+        self.folder.write(memory.id, outcome.saved)
         memory.take(outcome.saved, outcome.talk)
         self._trim()
 
@@ -160,9 +147,8 @@ class Memories:
         """All of them; of those on disk only, no more than the id and size of the file."""
         with self._mutex:
             found = {m.id: m.stats() for m in self._all.values() if m.saved is not None}
-        for path in sorted(self.folder.glob(f"*{SUFFIX}")) if self.folder else []:
-            if path.stem not in found and not path.name.startswith("."):
-                found[path.stem] = {"object": "memory", "session": None, "id": path.stem}
+        for name in self.folder.ids():
+            found.setdefault(name, {"object": "memory", "session": None, "id": name})
         return list(found.values())
 
     def delete(self, key: str) -> None:
@@ -172,8 +158,7 @@ class Memories:
             ApiError: If there is none, or it is in use for too long.
         """
         with self.hold(key, load=False) as memory:
-            path = self._path(memory)
-            if memory.saved is None and not (path and path.exists()):
+            if memory.saved is None and not self.folder.has(memory.id):
                 raise ApiError(404, "There is no memory of this key.", code="memory_not_found")
             self._drop(memory)
 
@@ -188,9 +173,9 @@ class Memories:
         for key in keys:
             with self.hold(key, load=False) as memory:
                 self._drop(memory)
-        left = [*self.folder.glob(f"*{SUFFIX}")] if self.folder else []
-        for path in left:
-            path.unlink(missing_ok=True)
+        left = list(self.folder.ids())
+        for name in left:
+            self.folder.delete(name)
         return len(keys) + len(left)
 
     def fork(self, key: str, to: str) -> Memory:
@@ -212,11 +197,7 @@ class Memories:
         Raises:
             ApiError: If there is none.
         """
-        saved = self.look(key).saved
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"memory{SUFFIX}"
-            write_memory(path, saved)
-            return path.read_bytes()
+        return self.folder.packed(self.look(key).saved)
 
     def put(self, key: str, file: bytes) -> tuple[Memory, bool]:
         """Replace a memory by the one in a file; also returns whether there was none before.
@@ -224,17 +205,9 @@ class Memories:
         Raises:
             ApiError: If it is no memory of this model and adapter.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"memory{SUFFIX}"
-            path.write_bytes(file)
-            try:
-                saved = self._checked(read_memory(path))
-            except ValueError as error:
-                what = str(error).replace(str(path), "The file")
-                raise ApiError(400, what, code="bad_memory_file") from None
+        saved = self.folder.unpacked(file)
         with self.hold(key, load=False) as memory:
-            on_disk = self._path(memory)
-            new = memory.saved is None and not (on_disk and on_disk.exists())
+            new = memory.saved is None and not self.folder.has(memory.id)
             self._keep(memory, saved)
             return memory, new
 
@@ -249,14 +222,12 @@ class Memories:
             }
 
     def _keep(self, memory: Memory, saved: MemoryFile) -> None:
-        self._write(memory, saved)
+        self.folder.write(memory.id, saved)
         memory.take(saved)
         self._trim()
 
     def _drop(self, memory: Memory) -> None:
-        path = self._path(memory)
-        if path is not None:
-            path.unlink(missing_ok=True)
+        self.folder.delete(memory.id)
         memory.take(None)
 
     def _pin(self, key: str) -> Memory:
@@ -265,7 +236,6 @@ class Memories:
             memory = self._all.pop(name, None) or Memory(name, key)
             self._all[name] = memory
             memory.users += 1
-            memory.used = time.time()
             return memory
 
     def _unpin(self, memory: Memory) -> None:
@@ -292,48 +262,6 @@ class Memories:
                 total -= memory.nbytes
                 del self._all[memory.id]
                 self.evicted["memory"] += 1
-
-    def _path(self, memory: Memory) -> Path | None:
-        return None if self.folder is None else self.folder / f"{memory.id}{SUFFIX}"
-
-    def _read(self, memory: Memory) -> MemoryFile | None:
-        path = self._path(memory)
-        if path is None or not path.exists():
-            return None
-        try:
-            return self._checked(read_memory(path))
-        except (ValueError, OSError) as error:
-            what = str(error).replace(str(path), "Its file")
-            raise ApiError(
-                409,
-                f"This memory cannot be used: {what} Delete it, or begin anew with memory.reset.",
-                code="memory_unusable",
-            ) from None
-
-    def _checked(self, saved: MemoryFile) -> MemoryFile:
-        if saved.adapter != self.pair.adapter:
-            raise ValueError(
-                f"The memory was written under another adapter (fingerprint {saved.adapter[:12]}; "
-                f"this server has {self.pair.adapter[:12]})."
-            )
-        shapes = {i: tuple(state.shape) for i, state in saved.states.items()}
-        written = saved.tokens_written
-        if shapes != self._shapes or len(written) != 1 or not isinstance(written[0], int):
-            raise ValueError("The memory is not one conversation's of this model.")
-        return replace(saved, base_model=self.pair.described)
-
-    def _write(self, memory: Memory, saved: MemoryFile) -> None:
-        path = self._path(memory)
-        if path is None:
-            return
-        try:
-            write_memory(path, saved)
-        except (OSError, ValueError) as error:
-            raise ApiError(
-                500,
-                f"The memory could not be saved ({type(error).__name__}), and is as it was before.",
-                code="not_saved",
-            ) from error
 
 
 def _id(key: str) -> str:

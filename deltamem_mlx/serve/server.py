@@ -21,6 +21,7 @@ from ..memory_file import described
 from ..patch import config_of, memory_layers
 from .ending import usual_end
 from .errors import ApiError
+from .folder import MemoryFolder
 from .generator import MemoryGenerator
 from .handler import MemoryHandler
 from .memories import Memories
@@ -131,9 +132,8 @@ class Serving:
             )
         empty = memories(make_prompt_cache(model))
         shapes = {i: (1, m.heads, m.rank, m.rank) for i, m in empty.items()}
-        self.memories = Memories(
-            pair, settings.memory_dir, settings.memory_bytes, settings.wait, shapes
-        )
+        folder = MemoryFolder(settings.memory_dir, pair, shapes)
+        self.memories = Memories(folder, settings.memory_bytes, settings.wait)
         self.started = int(time.time())
         self._mutex = threading.Lock()
         self._busy = 0

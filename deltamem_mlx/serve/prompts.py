@@ -1,0 +1,91 @@
+"""Requests without a memory of a name: one prompt each, from mlx-lm's cache of prompts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlx_lm.models.cache import make_prompt_cache
+
+from ..messages import Message
+from ..spans import message_spans
+from .job import Answer, Steps
+from .provider import ExactPromptCache
+from .turn import Pair, mark
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as mlx-lm tokenizes it.
+
+    Attributes:
+        token_ids (list[int]): All of it.
+        segments (list[list[int]]): The same, cut where a copy of the cache is kept.
+        segment_types (list[str]): What each of them is.
+        initial_state (str): Of mlx-lm's text state machine.
+    """
+
+    token_ids: list[int]
+    segments: list[list[int]]
+    segment_types: list[str]
+    initial_state: str
+
+
+class Prompts:
+    """Prompts that were answered, and how one is answered that continues one of them.
+
+    Args:
+        pair (Pair): The model.
+        cache (ExactPromptCache): What is kept.
+        key (object): The model's, in the cache.
+    """
+
+    def __init__(self, pair: Pair, cache: ExactPromptCache, key: object):
+        self.pair, self.cache, self._key = pair, cache, key
+
+    def keep(self, cache: list, tokens: Sequence[int], kind: str) -> None:
+        """Keep a prompt cache that holds these tokens."""
+        self.cache.insert_cache(self._key, list(tokens), cache, cache_type=kind)
+
+    def steps(self, prompt: Prompt) -> Steps:
+        """One answer, from an empty memory or from where a cached prompt left off."""
+        cache, rest = self.cache.fetch_nearest_cache(self._key, prompt.token_ids)
+        begun = done = len(prompt.token_ids) - len(rest)
+        cut = []
+        for segment in prompt.segments:
+            cut.append(segment[min(done, len(segment)) :])
+            done -= min(done, len(segment))
+        kinds = prompt.segment_types
+        kept = [(segment, kind) for segment, kind in zip(cut, kinds, strict=True) if segment]
+        fed = yield Answer(
+            cache,
+            prompt.token_ids[:begun],
+            rest,
+            initial_state=prompt.initial_state,
+            segments=[segment for segment, _ in kept],
+            segment_types=[kind for _, kind in kept],
+        )
+        self.keep(fed.cache, fed.tokens, "assistant")
+
+    def steps_by_spans(
+        self, prompt: Prompt, messages: Sequence[Message], template_kwargs: dict[str, object]
+    ) -> Steps:
+        """One answer by an adapter that writes once a message or sentence.
+
+        A cached reply was written otherwise than the message it is now, so nothing is reused.
+
+        Args:
+            prompt (Prompt): As it is fed if it is no conversation.
+            messages (Sequence[Message]): The conversation; empty: none.
+            template_kwargs (dict): For the chat template.
+        """
+        cache, token_ids = make_prompt_cache(self.pair.model), prompt.token_ids
+        if messages:
+            spans = message_spans(
+                self.pair.tokenizer,
+                messages,
+                add_generation_prompt=True,
+                sentences=self.pair.granularity == "sentence_mean",
+                template_kwargs=template_kwargs,
+            )
+            token_ids = spans.token_ids
+            mark(cache, spans, self.pair.granularity, write=True)
+        yield Answer(cache, [], token_ids, initial_state=prompt.initial_state)

@@ -1,0 +1,226 @@
+"""Clients that work on scripted sessions of a server together, and the same told to a session."""
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+from serving import Client
+
+import deltamem_mlx as dm
+
+CHAT = "/v1/chat/completions"
+PLACES = ["oslo", "paris", "rome", "berlin", "madrid", "london"]
+JOBS = ["doctor", "teacher", "painter", "baker"]
+SCRIPT = (
+    "{name} lives in {place} .",
+    "{friend} is a {job} .",
+    "where does {name} live ?",
+    "{friend} lives in {other} .",
+    "what is the job of {friend} ?",
+    "where does {friend} live ?",
+    "{name} met {friend} in {place} and they went to {other} .",
+    "who lives in {other} ?",
+)
+
+
+@dataclass
+class Turn:
+    """An answer: what was asked, its token ids, and when the session was busy with it."""
+
+    asked: str
+    began: float
+    ended: float
+    usage: dict
+    tokens: list[int]
+    number: int
+
+
+@dataclass
+class Session:
+    """A script that several clients work on, one message each at a time.
+
+    Attributes:
+        in_order (bool): A message is not sent before the one before it was answered.
+        rounds (list[list[Turn]]): What was answered; a round is the script once.
+        history (list[dict]): Messages of the present round.
+    """
+
+    index: int
+    in_order: bool
+    rounds: list[list[Turn]] = field(default_factory=list)
+    history: list[dict] = field(default_factory=list)
+    sent: int = len(SCRIPT)
+    free: float = 0.0
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def take(self, until: Callable[[], bool]) -> tuple[int, str] | None:
+        """The next message and its place in the script; None when the time is up."""
+        with self.changed:
+            while not until():
+                answered = len(self.rounds[-1]) if self.rounds else len(SCRIPT)
+                if self.sent == answered == len(SCRIPT):
+                    self.rounds.append([])
+                    self.history, self.sent, answered = [], 0, 0
+                ahead = self.sent - answered
+                if self.sent < len(SCRIPT) and (not ahead or (answered and not self.in_order)):
+                    self.sent += 1
+                    return self.sent - 1, self._text(self.sent - 1)
+                self.changed.wait(0.05)
+        return None
+
+    def _text(self, place: int) -> str:
+        n = self.index + len(self.rounds)
+        words = {"place": PLACES[n % 6], "other": PLACES[(n + 1) % 6], "job": JOBS[n % 4]}
+        # Names of its own: mlx-lm's prompt cache would answer one session from another's prompt.
+        words |= {"name": f"anna{self.index}", "friend": f"ben{self.index}"}
+        return SCRIPT[place].format(**words)
+
+    def answered(self, asked: str, reply: dict) -> None:
+        """Take note of an answer."""
+        now, choice = time.perf_counter(), reply["choices"][0]
+        usage, message = reply["usage"], choice["message"]
+        with self.changed:
+            number = usage.get("memory", {}).get("turns", len(self.rounds[-1]) + 1)
+            ids = [token["id"] for token in choice["logprobs"]["content"]]
+            self.rounds[-1].append(Turn(asked, self.free, now, usage, ids, number))
+            said = {"role": "assistant", "content": message.get("content") or ""}
+            self.history += [{"role": "user", "content": asked}, said]
+            self.free = now
+            self.changed.notify_all()
+
+
+@dataclass
+class Load:
+    """Clients of one server.
+
+    Attributes:
+        ours (bool): It has sessions.
+        tokens (int): Length of an answer; ``ends`` are the tokens that would end it sooner.
+    """
+
+    name: str
+    client: Client
+    pid: int
+    ours: bool
+    sessions: list[Session]
+    clients: int
+    tokens: int
+    ends: list[int]
+    errors: list[str] = field(default_factory=list)
+    again: int = 0
+    windows: list[tuple[float, float]] = field(default_factory=list)
+
+    def run(self, until: Callable[[], bool]) -> None:
+        """Keep all clients asking until then, and wait for their last answers."""
+        began = time.perf_counter()
+        for session in self.sessions:
+            session.free = began
+        threads = [
+            threading.Thread(target=self._ask, args=(self.sessions[i % len(self.sessions)], until))
+            for i in range(self.clients)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def measure(self, seconds: float) -> None:
+        """Run for so long; the last answers are waited for and counted in part."""
+        began = time.perf_counter()
+        end = began + seconds
+        self.windows.append((began, end))
+        self.run(lambda: time.perf_counter() >= end)
+
+    def warm_up(self) -> None:
+        """Run until every session has been through its script."""
+        self.run(lambda: self.errors or all(len(s.rounds) > 1 for s in self.sessions))
+
+    def _ask(self, session: Session, until: Callable[[], bool]) -> None:
+        while not self.errors and (taken := session.take(until)):
+            place, text = taken
+            reply = self._send(session, text, first=place == 0)
+            if reply is not None:
+                session.answered(text, reply)
+
+    def _send(self, session: Session, text: str, *, first: bool) -> dict | None:
+        body = {"max_tokens": self.tokens, "logprobs": True, "temperature": 0.0}
+        body["logit_bias"] = {str(token): -1e4 for token in self.ends}
+        body["messages"] = [{"role": "user", "content": text}]
+        if self.ours:
+            body["memory"] = {"session": f"session {session.index}", "reset": first}
+        else:
+            body["messages"] = [*session.history, *body["messages"]]
+        while True:
+            try:
+                reply = self.client.request("POST", CHAT, body, timeout=600)
+            except OSError as error:
+                if not self.ours and isinstance(error, ConnectionError):
+                    self.again += 1  # its queue of connections holds 5: many at once are reset
+                    continue
+                self.errors.append(repr(error))
+                return None
+            if reply.status == 409 and reply.code == "memory_busy":
+                self.again += 1  # as documented
+                continue
+            if reply.status != 200:
+                self.errors.append(f"{reply.status} {reply.body[:200]!r}")
+                return None
+            return reply.json
+
+    @property
+    def turns(self) -> list[Turn]:
+        """All answers."""
+        return [t for session in self.sessions for round in session.rounds for t in round]
+
+    def tokens_a_second(self) -> float:
+        """Completion tokens within the windows; an answer's are spread evenly over its time."""
+        total = 0.0
+        for turn in self.turns:
+            for began, end in self.windows:
+                shared = min(turn.ended, end) - max(turn.began, began)
+                share = max(shared, 0.0) / (turn.ended - turn.began)
+                total += share * turn.usage["completion_tokens"]
+        return total / sum(end - began for began, end in self.windows)
+
+    def rss(self) -> int:
+        """Bytes of RAM that the server's process has."""
+        told = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], capture_output=True)
+        return int(told.stdout) * 1024
+
+
+def replay(load: Load, pair: tuple, bias: list) -> tuple[int, float]:
+    """Tells each session's turns to a MemorySession, alone; the same round only once.
+
+    Returns:
+        How many tokens another than the most likely one was given, and by how much at most.
+    """
+    others, worst = 0, 0.0
+    told = {
+        tuple((turn.asked, *turn.tokens) for turn in sorted(turns, key=lambda t: t.number))
+        for session in load.sessions
+        for turns in session.rounds
+    }
+    for turns in told:
+        alone = dm.MemorySession(*pair)
+        for asked, *tokens in turns:
+            forced = Forced(tokens)
+            alone.ask(asked, max_tokens=len(tokens), sampler=forced, logits_processors=bias)
+            gaps = mx.array(forced.gaps[: len(tokens)])
+            others += int((gaps > 0).sum())
+            worst = max(worst, gaps.max().item())
+    return others, worst
+
+
+class Forced:
+    """A sampler that takes these tokens, and notes how much likelier the likeliest ones were."""
+
+    def __init__(self, tokens: list[int]):
+        self._tokens, self.gaps = [*tokens, tokens[-1]], []
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        token = self._tokens[min(len(self.gaps), len(self._tokens) - 1)]
+        self.gaps.append(logprobs.max() - logprobs[0, token])
+        return mx.array([token])
