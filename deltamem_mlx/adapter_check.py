@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from .adapter_files import AdapterFiles
-from .attention import adapter_shapes
+from .attention import adapter_shapes, is_off
 from .config import HEADS, DeltaMemConfig
 from .listing import first_few
 from .projections import Projections
@@ -53,7 +53,7 @@ def _wrong(layers: dict[int, Shapes], adapter: AdapterFiles) -> Iterator[str]:
             if name not in expected:
                 yield f"{place}: not used with these settings"
             elif name not in given:
-                if not _is_off(name, adapter.config):
+                if not is_off(name, adapter.config):
                     yield f"{place}: missing"
             elif given[name] != expected[name]:
                 yield f"{place}: {given[name]}, expected {expected[name]}"
@@ -62,7 +62,3 @@ def _wrong(layers: dict[int, Shapes], adapter: AdapterFiles) -> Iterator[str]:
 def _expected(given: Shapes, dims: int, config: DeltaMemConfig) -> Shapes:
     widths = tuple((head, (given.get(f"delta_{head}_proj") or [0])[0]) for head in HEADS)
     return adapter_shapes(Projections((), None, 1, widths, dims), config)
-
-
-def _is_off(name: str, config: DeltaMemConfig) -> bool:
-    return name in {f"delta_{head}_proj" for head in HEADS if head not in config.delta_heads}

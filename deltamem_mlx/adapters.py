@@ -10,8 +10,7 @@ import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from .adapter_files import AdapterFiles, read_adapter, write_adapter
-from .attention import adapter_shapes
-from .config import HEADS, DeltaMemConfig
+from .attention import adapter_shapes, is_off
 from .hub import ADAPTER_FILES, MODEL_FILES, resolve
 from .listing import first_few
 from .patch import attach, attachment, config_of, memory_layers, refuse_attached, set_base_model
@@ -104,7 +103,7 @@ def convert_adapter(
         FileNotFoundError, ValueError, ImportError: As for ``load_adapter``.
     """
     adapter = read_adapter(resolve(source, allow_patterns=ADAPTER_FILES))
-    used = {n: t for n, t in adapter.tensors.items() if not _is_inactive(n, adapter.config)}
+    used = {n: t for n, t in adapter.tensors.items() if not is_off(n, adapter.config)}
     if dtype is not None:
         used = {name: tensor.astype(dtype) for name, tensor in used.items()}
     write_adapter(replace(adapter, tensors=used), folder, form)
@@ -142,7 +141,7 @@ def fingerprint_of(adapter: AdapterFiles) -> str:
     """The same of an adapter on disk; tensors of heads that are off do not count."""
     digest = hashlib.sha256(json.dumps(adapter.config.to_dict(), sort_keys=True).encode())
     for name in sorted(adapter.tensors):
-        if not _is_inactive(name, adapter.config):
+        if not is_off(name, adapter.config):
             digest.update(name.encode())
             digest.update(memoryview(adapter.tensors[name]))
     return digest.hexdigest()
@@ -183,7 +182,7 @@ def _fitting(model: nn.Module, adapter: AdapterFiles) -> dict[str, mx.array]:
         for name, shape in expected.items()
         if name in given and given[name] != shape
     ]
-    needed = {n for n in expected if not _is_inactive(n, adapter.config)}
+    needed = {n for n in expected if not is_off(n, adapter.config)}
     missing = [f"{name}: missing in the adapter" for name in sorted(needed - given.keys())]
     surplus = []
     layers = len(model.layers)
@@ -207,12 +206,6 @@ def _misfit(adapter: AdapterFiles, problems: list[str]) -> str:
     )
     lines = "\n  ".join(problems)
     return f"Adapter '{adapter.folder}' does not fit this model:\n  {lines}\n{hint}"
-
-
-def _is_inactive(name: str, config: DeltaMemConfig) -> bool:
-    """Whether a tensor belongs to a head that is off; the PyTorch form holds those, as zeros."""
-    off = [f"delta_{head}_proj" for head in HEADS if head not in config.delta_heads]
-    return name.rpartition(".")[2] in off
 
 
 def _prefix(layer: int) -> str:

@@ -40,6 +40,16 @@ def adapter_shapes(projections: Projections, config: DeltaMemConfig) -> dict[str
     return shapes
 
 
+def is_off(name: str, config: DeltaMemConfig) -> bool:
+    """Whether a parameter, by its name or full path, belongs to a head that is off.
+
+    The PyTorch form holds those, as zeros.
+    """
+    return name.rpartition(".")[2] in {
+        f"delta_{h}_proj" for h in HEADS if h not in config.delta_heads
+    }
+
+
 @dataclass(frozen=True)
 class Packed:
     """The adapter weights of a layer as its forward multiplies them.
@@ -169,10 +179,8 @@ class DeltaMemAttention(nn.Module):
         return self._memory_keys
 
     def _acting_keys(self) -> list[str]:
-        inactive = {f"delta_{head}_proj" for head in HEADS} - {
-            f"delta_{head}_proj" for head in self._memory_config.delta_heads
-        }
-        return [key for key in PARAMETERS if key in self and key not in inactive]
+        config = self._memory_config
+        return [key for key in PARAMETERS if key in self and not is_off(key, config)]
 
     @property
     def memory_layer(self) -> int:

@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 from benchmarks import AGENT, LOCOMO, written
+from tiny import strong_pair
 
 import deltamem_mlx as dm
 from deltamem_mlx.evals.asking import NO_CONTEXT, Examination, digest, strangers_of
@@ -24,26 +25,14 @@ from deltamem_mlx.spans import Spans
 WINDOW = 1500  # characters: one is a token of the tiny models
 
 
-def pair(folder: Path, granularity: str = "token") -> tuple:
-    """The tiny model with an adapter strong enough to change what it says."""
-    model, tokenizer = mlx_lm.load(str(folder))
-    config = dm.DeltaMemConfig(
-        output_init="random",
-        online_gain=4.0,
-        beta_bias_init=0.0,
-        memory_write_granularity=granularity,
-    )
-    return dm.attach(model, config, seed=1), tokenizer
-
-
 @pytest.fixture(scope="module", params=["token", "message_mean", "sentence_mean"])
 def each_reader(request: pytest.FixtureRequest, qwen3_tiny: Path) -> Reader:
-    return Reader(*pair(qwen3_tiny, request.param), batch_size=4)
+    return Reader(*strong_pair(qwen3_tiny, request.param), batch_size=4)
 
 
 @pytest.fixture(scope="module")
 def reader(qwen3_tiny: Path) -> Reader:
-    return Reader(*pair(qwen3_tiny), batch_size=2)
+    return Reader(*strong_pair(qwen3_tiny), batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +70,7 @@ def test_many_questions_on_one_cache_are_answered_as_one_by_one(
 def test_without_writing_the_answers_are_the_plain_models(
     qwen3_tiny: Path, talks: list[Material]
 ) -> None:
-    model, tokenizer = pair(qwen3_tiny)
+    model, tokenizer = strong_pair(qwen3_tiny)
     reader = Reader(model, tokenizer)
     prompts = prompts_in_window(reader, LoCoMo(), talks[0], WINDOW)
     cache = reader.read(prompts.prefix, write=False)

@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
+from tiny import strong_pair
 
 import deltamem_mlx as dm
 from deltamem_mlx.evals import demo
@@ -53,21 +54,9 @@ CONVERSATIONS = [
 QUESTIONS_ASKED = ["Who?", "What is my cat called?", "D?", "Where do I live? Say it.", "?"]
 
 
-def pair(folder: Path, granularity: str = "token") -> tuple:
-    """The tiny model with an adapter strong enough to change what it says."""
-    model, tokenizer = mlx_lm.load(str(folder))
-    config = dm.DeltaMemConfig(
-        output_init="random",
-        online_gain=4.0,
-        beta_bias_init=0.0,
-        memory_write_granularity=granularity,
-    )
-    return dm.attach(model, config, seed=1), tokenizer
-
-
 @pytest.fixture(scope="module")
 def runner(qwen3_tiny: Path) -> Runner:
-    return Runner(*pair(qwen3_tiny), batch_size=3, max_tokens=8)
+    return Runner(*strong_pair(qwen3_tiny), batch_size=3, max_tokens=8)
 
 
 # --- episodes
@@ -298,7 +287,7 @@ def test_bootstrap_of_paired_differences() -> None:
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("write", [False, True], ids=["read-only", "write"])
 def test_batches_give_what_sessions_give(qwen3_tiny: Path, granularity: str, write: bool) -> None:
-    model, tokenizer = pair(qwen3_tiny, granularity)
+    model, tokenizer = strong_pair(qwen3_tiny, granularity)
     runner = Runner(model, tokenizer, batch_size=3, max_tokens=8, write_questions=write)
     states = runner.remember(CONVERSATIONS)
     kept = [{i: np.array(x) for i, x in state.items()} for state in states]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from serving import Client
+from serving import Client, Reply
 from tiny import tiny_model_folder
 
 import deltamem_mlx as dm
@@ -33,12 +33,7 @@ def test_turns_are_those_of_a_session(tmp_path: Path, granularity: str) -> None:
             context = {"context": "drop" if i == 2 else "keep"}
             reply = client.chat(said, "a", memory=context, max_tokens=5)
             session.ask(text, max_tokens=5)
-            stats = session.stats()
-            assert reply.memory["total_tokens_written"] == stats["tokens_written"]
-            assert reply.memory["context_tokens"] == stats["context_tokens"]
-            ours = serving.memories.look("a").saved.states
-            for layer, state in dm.memory_state(session.cache).items():
-                assert mx.abs(mx.array(ours[layer]) - state).max().item() < 1e-5
+            _assert_same_memory(serving, reply, session)
         history = [{"role": "user", "content": TOLD[0]}, {"role": "assistant", "content": "Yes."}]
         fresh = dm.MemorySession(model, tokenizer, messages=history)
         for _ in range(2):
@@ -61,9 +56,14 @@ def test_a_reply_that_the_model_ends_itself_is_fed_as_in_a_session(granularity: 
             reply = client.chat(text, "a", max_tokens=24)
             assert reply.json["choices"][0]["finish_reason"] == "stop"
             assert reply.text == session.ask(text, max_tokens=24)
-            stats = session.stats()
-            assert reply.memory["total_tokens_written"] == stats["tokens_written"]
-            assert reply.memory["context_tokens"] == stats["context_tokens"]
-            ours = serving.memories.look("a").saved.states
-            for layer, state in dm.memory_state(session.cache).items():
-                assert mx.abs(mx.array(ours[layer]) - state).max().item() < 1e-5
+            _assert_same_memory(serving, reply, session)
+
+
+def _assert_same_memory(serving: Serving, reply: Reply, session: dm.MemorySession) -> None:
+    """The server's memory "a" is that of a session, and the reply counts it as one does."""
+    stats = session.stats()
+    assert reply.memory["total_tokens_written"] == stats["tokens_written"]
+    assert reply.memory["context_tokens"] == stats["context_tokens"]
+    ours = serving.memories.look("a").saved.states
+    for layer, state in dm.memory_state(session.cache).items():
+        assert mx.abs(mx.array(ours[layer]) - state).max().item() < 1e-5

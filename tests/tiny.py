@@ -9,10 +9,14 @@ import shutil
 from pathlib import Path
 
 import mlx.core as mx
+import mlx_lm
 from architectures import config_of
 from mlx import nn
 from mlx.utils import tree_flatten, tree_map
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import quantize_model, save_model
+
+import deltamem_mlx as dm
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TOKENIZER = FIXTURES / "tokenizers" / "char96"
@@ -76,6 +80,18 @@ def with_tokenizer(folder: Path) -> Path:
     for file in TOKENIZER.iterdir():
         shutil.copyfile(file, folder / file.name)
     return folder
+
+
+def strong_pair(folder: Path, granularity: str = "token") -> tuple[nn.Module, TokenizerWrapper]:
+    """The model in a folder, with an adapter strong enough to change what it says."""
+    model, tokenizer = mlx_lm.load(str(folder))
+    config = dm.DeltaMemConfig(
+        output_init="random",
+        online_gain=4.0,
+        beta_bias_init=0.0,
+        memory_write_granularity=granularity,
+    )
+    return dm.attach(model, config, seed=1), tokenizer
 
 
 def weights_of(model: nn.Module) -> dict[str, mx.array]:

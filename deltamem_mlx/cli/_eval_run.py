@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltamem_mlx.cli import _output
 from deltamem_mlx.cli._errors import UsageError
 from deltamem_mlx.cli._eval_models import Place, Result, measured, places
+from deltamem_mlx.cli._parse import chosen_of
 from deltamem_mlx.cli._progress import answering
 from deltamem_mlx.cli._session import template_kwargs
 
@@ -36,6 +37,11 @@ class Choices:
     trust_remote_code: bool
     json: bool
 
+    @classmethod
+    def of(cls, options: Mapping[str, object]) -> "Choices":
+        """Those among the options of a command, by name."""
+        return cls(**{field.name: options[field.name] for field in fields(cls)})
+
 
 @dataclass(frozen=True)
 class Data:
@@ -54,9 +60,31 @@ class Data:
     options: Mapping[str, object]
 
 
-def run_benchmark(task: "Task", data: Data, choices: Choices) -> None:
-    """Ask, keep, print."""
+def run_benchmark(
+    task: "Task",
+    name: str,
+    everything: Sequence["Material"],
+    choices: Choices,
+    *,
+    among: Sequence["Material"] | None = None,
+    options: Mapping[str, object] | None = None,
+) -> None:
+    """Ask, keep, print.
+
+    Args:
+        task (Task): The benchmark.
+        name (str): Its data, as given.
+        everything (Sequence[Material]): All there is.
+        choices (Choices): The options that every benchmark takes.
+        among (Sequence[Material]): Of which to ask. Default: of all.
+        options (Mapping[str, object]): Of the task, for the settings of the run.
+    """
+    from deltamem_mlx.evals.asking import strangers_of
+    from deltamem_mlx.evals.benchmark import limited
+
     began = time.perf_counter()
+    materials = limited(everything if among is None else among, choices.limit, choices.seed)
+    data = Data(name, materials, strangers_of(materials, everything), options or {})
     chosen = places(choices.model, choices.adapter, choices.also_model, choices.out)
     conditions = _possible(chosen_conditions(choices.condition), data)
     result = measured(
@@ -87,13 +115,7 @@ def chosen_conditions(given: Sequence[str] | None) -> list[str]:
     """
     from deltamem_mlx.evals.asking import NO_CONTEXT
 
-    unknown = [name for name in given or [] if name not in NO_CONTEXT]
-    if unknown:
-        raise UsageError(
-            f"--condition: {', '.join(map(repr, unknown))}; expected one of "
-            f"{', '.join(NO_CONTEXT)}."
-        )
-    return [name for name in NO_CONTEXT if not given or name in given]
+    return chosen_of("--condition", given, NO_CONTEXT)
 
 
 def _possible(conditions: list[str], data: Data) -> list[str]:

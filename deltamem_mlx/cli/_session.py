@@ -1,6 +1,5 @@
 """What commands that hold a conversation share: their options, and the session to begin with."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ import typer
 from deltamem_mlx.cli import _options as o
 from deltamem_mlx.cli import _output
 from deltamem_mlx.cli._errors import UsageError
+from deltamem_mlx.cli._parse import json_object
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -56,13 +56,7 @@ ChatTemplateConfig = Annotated[
 
 def template_kwargs(config: str | None) -> dict[str, object]:
     """The JSON object of `--chat-template-config`; raises UsageError for anything else."""
-    try:
-        values = json.loads(config or "{}")
-    except ValueError as error:
-        raise UsageError(f"--chat-template-config is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError("--chat-template-config: expected a JSON object.")
-    return values
+    return json_object("--chat-template-config", config)
 
 
 def check_memory_path(memory: Path | None) -> None:

@@ -1,6 +1,5 @@
 """From the flags of `train` to a model with an adapter, episodes and a trainer."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from deltamem_mlx.cli import _output
 from deltamem_mlx.cli._errors import UsageError
 from deltamem_mlx.cli._load import load_pair
+from deltamem_mlx.cli._parse import json_object
 from deltamem_mlx.cli._session import template_kwargs
 
 if TYPE_CHECKING:
@@ -112,12 +112,7 @@ def check(options: Options) -> None:
 
 def adapter_values(options: Options) -> dict[str, object]:
     """The adapter's settings that were given."""
-    try:
-        values = json.loads(options["adapter_settings"] or "{}")
-    except ValueError as error:
-        raise UsageError(f"--adapter-settings is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError("--adapter-settings: expected a JSON object.")
+    values = json_object("--adapter-settings", options["adapter_settings"])
     names = ("rank", "alpha", "num_state_heads", "output_init", "beta_bias_init", "online_gain")
     values |= {name: options[name] for name in names if options[name] is not None}
     if options["write_granularity"] is not None:

@@ -7,7 +7,7 @@ import typer
 from deltamem_mlx.cli import _eval_options as e
 from deltamem_mlx.cli import _options as o
 from deltamem_mlx.cli._command import command
-from deltamem_mlx.cli._eval_run import Choices, Data, run_benchmark
+from deltamem_mlx.cli._eval_run import Choices, run_benchmark
 from deltamem_mlx.cli._session import ChatTemplateConfig
 
 HUB = "hotpotqa/hotpot_qa"
@@ -45,26 +45,7 @@ def hotpotqa(
     another question's paragraphs (shuffled). With --no-context the paragraphs go through the
     memory only, and the question is asked alone.
     """
-    from deltamem_mlx.evals.asking import strangers_of
-    from deltamem_mlx.evals.benchmark import limited
+    choices = Choices.of(locals())
     from deltamem_mlx.evals.hotpotqa import HotpotQA, load_hotpotqa
 
-    everything = load_hotpotqa(path)
-    materials = limited(everything, limit, seed)
-    data = Data(path, materials, strangers_of(materials, everything), {})
-    choices = Choices(
-        model=model,
-        adapter=adapter,
-        also_model=also_model,
-        no_context=no_context,
-        limit=limit,
-        condition=condition,
-        max_context=max_context,
-        batch_size=batch_size,
-        seed=seed,
-        out=out,
-        chat_template_config=chat_template_config,
-        trust_remote_code=trust_remote_code,
-        json=json,
-    )
-    run_benchmark(HotpotQA(), data, choices)
+    run_benchmark(HotpotQA(), path, load_hotpotqa(path), choices)

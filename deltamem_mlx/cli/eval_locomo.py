@@ -7,7 +7,7 @@ import typer
 from deltamem_mlx.cli import _eval_options as e
 from deltamem_mlx.cli import _options as o
 from deltamem_mlx.cli._command import command
-from deltamem_mlx.cli._eval_run import Choices, Data, run_benchmark
+from deltamem_mlx.cli._eval_run import Choices, run_benchmark
 from deltamem_mlx.cli._session import ChatTemplateConfig
 
 Path = Annotated[
@@ -56,28 +56,10 @@ def locomo(
     The data is CC BY-NC 4.0 and not part of this package. The table has the token F1 of Porter
     stems, in category 5 (no true answer) the share that says so.
     """
-    from deltamem_mlx.evals.asking import strangers_of
-    from deltamem_mlx.evals.benchmark import limited
+    choices = Choices.of(locals())
     from deltamem_mlx.evals.locomo import LoCoMo, load_locomo
     from deltamem_mlx.evals.text_scores import stems
 
     stems("")  # raises now, not after the first answers, if its library is missing
     everything = load_locomo(path)
-    materials = limited(everything[:conversations], limit, seed)
-    data = Data(path, materials, strangers_of(materials, everything), {})
-    choices = Choices(
-        model=model,
-        adapter=adapter,
-        also_model=also_model,
-        no_context=no_context,
-        limit=limit,
-        condition=condition,
-        max_context=max_context,
-        batch_size=batch_size,
-        seed=seed,
-        out=out,
-        chat_template_config=chat_template_config,
-        trust_remote_code=trust_remote_code,
-        json=json,
-    )
-    run_benchmark(LoCoMo(), data, choices)
+    run_benchmark(LoCoMo(), path, everything, choices, among=everything[:conversations])

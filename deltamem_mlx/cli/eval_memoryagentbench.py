@@ -7,7 +7,7 @@ import typer
 from deltamem_mlx.cli import _eval_options as e
 from deltamem_mlx.cli import _options as o
 from deltamem_mlx.cli._command import command
-from deltamem_mlx.cli._eval_run import Choices, Data, run_benchmark
+from deltamem_mlx.cli._eval_run import Choices, run_benchmark
 from deltamem_mlx.cli._session import ChatTemplateConfig
 
 HUB = "ai-hyz/MemoryAgentBench"
@@ -57,27 +57,9 @@ def memoryagentbench(
     test-time learning (TTL), long-range understanding (LRU), selective forgetting (SF). Movie
     recommendations count where their entity2id.json is beside the data.
     """
-    from deltamem_mlx.evals.asking import strangers_of
-    from deltamem_mlx.evals.benchmark import limited
+    choices = Choices.of(locals())
     from deltamem_mlx.evals.memoryagentbench import MemoryAgentBench, load_memoryagentbench
 
     sources = sorted(source or [])
     everything = load_memoryagentbench(path, sources)
-    materials = limited(everything, limit, seed)
-    data = Data(path, materials, strangers_of(materials, everything), {"sources": sources})
-    choices = Choices(
-        model=model,
-        adapter=adapter,
-        also_model=also_model,
-        no_context=no_context,
-        limit=limit,
-        condition=condition,
-        max_context=max_context,
-        batch_size=batch_size,
-        seed=seed,
-        out=out,
-        chat_template_config=chat_template_config,
-        trust_remote_code=trust_remote_code,
-        json=json,
-    )
-    run_benchmark(MemoryAgentBench(), data, choices)
+    run_benchmark(MemoryAgentBench(), path, everything, choices, options={"sources": sources})

@@ -13,6 +13,7 @@ from deltamem_mlx.cli._command import command
 from deltamem_mlx.cli._errors import UsageError
 from deltamem_mlx.cli._eval_models import BUILTIN, Place, Result, measured, places
 from deltamem_mlx.cli._eval_options import AlsoModel, Out
+from deltamem_mlx.cli._parse import chosen_of
 from deltamem_mlx.cli._progress import answering
 
 if TYPE_CHECKING:
@@ -103,10 +104,10 @@ def recall(
     from deltamem_mlx.evals.journal import QUESTIONS
     from deltamem_mlx.evals.recall import CONDITIONS
 
-    conditions = _chosen("--condition", condition, CONDITIONS)
+    conditions = chosen_of("--condition", condition, CONDITIONS)
     choices = _Choices(
         data=data,
-        kinds=_chosen("--kind", kind, KINDS),
+        kinds=chosen_of("--kind", kind, KINDS),
         facts=facts or [],
         limit=limit,
         conditions=conditions,
@@ -202,16 +203,6 @@ def _episodes(data: str, choices: _Choices) -> list["Episode"]:
     if not found:
         raise UsageError(f"--kind and --facts leave none of the episodes of {data!r}.")
     return found
-
-
-def _chosen(flag: str, given: Sequence[str] | None, allowed: Sequence[str]) -> list[str]:
-    """What was given, in the order of what there is; all of that if nothing was given."""
-    unknown = [name for name in given or [] if name not in allowed]
-    if unknown:
-        raise UsageError(
-            f"{flag}: {', '.join(map(repr, unknown))}; expected one of {', '.join(allowed)}."
-        )
-    return [name for name in allowed if not given or name in given]
 
 
 def _show(result: dict[str, object], conditions: Sequence[str], *, as_json: bool) -> None:

@@ -1,6 +1,5 @@
 """`deltamem-mlx serve`: an OpenAI-compatible server whose named memories stay."""
 
-import json
 import logging
 import signal
 import threading
@@ -14,6 +13,7 @@ from deltamem_mlx.cli import _output
 from deltamem_mlx.cli._command import command
 from deltamem_mlx.cli._errors import UsageError
 from deltamem_mlx.cli._load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.cli._parse import json_object
 
 SERVER, LIMITS, BATCHING = "Server", "Limits", "Batching and prompt cache"
 
@@ -185,7 +185,7 @@ def serve(
 
     for name in ("model", "adapter", "trust_remote_code"):
         del options[name]
-    options["chat_template_args"] = _json_object(chat_template_args)
+    options["chat_template_args"] = json_object("--chat-template-args", chat_template_args)
     options["allowed_origins"] = tuple(filter(None, allowed_origins.split(",")))
     settings = ServeSettings(**options)
     try:
@@ -205,13 +205,3 @@ def serve(
     with Serving(*pair, name, settings) as serving:
         _output.result(serving.url)
         ended.wait()
-
-
-def _json_object(text: str) -> dict[str, object]:
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"--chat-template-args is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError("--chat-template-args: expected a JSON object.")
-    return values

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..hub import resolve
+from ..listing import first_few
 
 Rows = list[Mapping[str, object]]
 
@@ -92,6 +93,5 @@ def raise_schema(path: Path, problems: Iterable[str], expected: str) -> None:
     """Raise one ValueError that lists problems with a file's rows, if there are any."""
     problems = list(problems)
     if problems:
-        shown = "\n  ".join(problems[:10])
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ValueError(f"{path} has another schema:\n  {shown}{more}\n{expected}")
+        shown = "\n  ".join(first_few(problems, 10))
+        raise ValueError(f"{path} has another schema:\n  {shown}\n{expected}")

@@ -8,16 +8,20 @@ SATURATED = 9.0  # from here on tanh is 1 in float32
 
 def tanh(x: mx.array) -> mx.array:
     """Return tanh of float32 values, to 3e-7 of each (MLX's own is exact to 2e-7)."""
-    if x.size <= FEW or mx.default_device().type != mx.DeviceType.cpu:
+    if _suits_mlx(x):
         return mx.tanh(x)
     return _tanh(x)
 
 
 def sigmoid(x: mx.array) -> mx.array:
     """Return the sigmoid of float32 values, to 2e-7, never outside 0 to 1."""
-    if x.size <= FEW or mx.default_device().type != mx.DeviceType.cpu:
+    if _suits_mlx(x):
         return mx.sigmoid(x)
     return 0.5 * _tanh(0.5 * x) + 0.5
+
+
+def _suits_mlx(x: mx.array) -> bool:
+    return x.size <= FEW or mx.default_device().type != mx.DeviceType.cpu
 
 
 def _lambert(x: mx.array) -> mx.array:

@@ -124,9 +124,7 @@ class Memories:
         Raises:
             ApiError: If it cannot be written; all is as it was before then.
         """
-        self.folder.write(memory.id, outcome.saved)
-        memory.take(outcome.saved, outcome.talk)
-        self._trim()
+        self._keep(memory, outcome.saved, outcome.talk)
 
     def look(self, key: str) -> Memory:
         """A memory as it was after its last turn, without waiting for the present one.
@@ -221,9 +219,9 @@ class Memories:
                 "bytes": sum(m.nbytes for m in found),
             }
 
-    def _keep(self, memory: Memory, saved: MemoryFile) -> None:
+    def _keep(self, memory: Memory, saved: MemoryFile, talk: Conversation | None = None) -> None:
         self.folder.write(memory.id, saved)
-        memory.take(saved)
+        memory.take(saved, talk)
         self._trim()
 
     def _drop(self, memory: Memory) -> None:
