@@ -98,7 +98,7 @@ def measured(
     return result
 
 
-TABLES = ("groups", "cells")
+TABLES = ("groups", "cells", "scores", "ratio")
 
 
 @contextmanager

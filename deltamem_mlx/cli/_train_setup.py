@@ -68,15 +68,19 @@ def set_up(options: Options) -> Setup:
 
 def _put_adapter(model: "nn.Module", options: Options) -> None:
     from deltamem_mlx.training.start import adapter_from, fresh_adapter
+    from deltamem_mlx.training.state import STATE_FILE
 
     values = adapter_values(options)
     config = adapter_config(values)
     name = str(options["model"])
-    if options["resume_adapter_file"] is None:
+    source, folder = options["resume_adapter_file"], Path(options["adapter_path"])
+    if options["resume"] and (folder / STATE_FILE).is_file():
+        source = folder  # a run that goes on has the settings that it began with
+    if source is None:
         fresh_adapter(model, config, seed=options["seed"], base_model=name)
         return
     given = {key: getattr(config, key) for key in values}
-    adapter_from(model, options["resume_adapter_file"], given=given, base_model=name)
+    adapter_from(model, source, given=given, base_model=name)
 
 
 def _datasets(

@@ -7,6 +7,7 @@ from deltamem_mlx.cli.eval_hotpotqa import hotpotqa
 from deltamem_mlx.cli.eval_lm import lm
 from deltamem_mlx.cli.eval_locomo import locomo
 from deltamem_mlx.cli.eval_memoryagentbench import memoryagentbench
+from deltamem_mlx.cli.eval_perplexity import perplexity
 from deltamem_mlx.cli.eval_recall import recall
 
 app = typer.Typer()
@@ -24,3 +25,4 @@ app.command("locomo")(locomo)
 app.command("hotpotqa")(hotpotqa)
 app.command("memoryagentbench")(memoryagentbench)
 app.command("lm")(lm)
+app.command("perplexity")(perplexity)

@@ -33,27 +33,35 @@ def wilson(correct: int, questions: int) -> Interval:
 
 
 def paired_bootstrap(
-    first: Sequence[float], second: Sequence[float], *, seed: int = 0, samples: int = 5000
+    first: Sequence[float],
+    second: Sequence[float],
+    *,
+    weights: Sequence[float] | None = None,
+    seed: int = 0,
+    samples: int = 5000,
 ) -> Interval:
     """The mean of ``first - second`` over the same questions, with its percentile interval.
 
     Args:
         first, second (Sequence[float]): Scores of two conditions, question by question.
+        weights (Sequence[float]): How much each question counts, more than 0. None: all alike.
         seed (int): The same seed gives the same interval.
         samples (int): How often the questions are drawn anew, with replacement.
 
     Raises:
-        ValueError: If there are no scores, or the conditions differ in number.
+        ValueError: If there are no scores, or the conditions differ in number, or the weights do.
     """
-    if len(first) != len(second) or not len(first):
+    weights = np.ones(len(first)) if weights is None else np.asarray(weights, np.float64)
+    if not len(first) == len(second) == len(weights) or not len(first):
         raise ValueError(
             f"{len(first)} and {len(second)} scores; expected one of each for every question."
         )
     differences = np.subtract(first, second, dtype=np.float64)
     # How often each value is drawn is all that a mean needs, and there are few values.
-    values, counts = np.unique(differences, return_counts=True)
+    pairs, counts = np.unique([differences * weights, weights], axis=1, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(
         len(differences), counts / len(differences), samples
     )
-    low, high = np.quantile(drawn @ values / len(differences), (0.025, 0.975))
-    return Interval(float(differences.mean()), float(low), float(high))
+    sums, totals = drawn @ pairs[0], drawn @ pairs[1]
+    low, high = np.quantile(sums / totals, (0.025, 0.975))
+    return Interval(float(np.average(differences, weights=weights)), float(low), float(high))
