@@ -33,9 +33,9 @@ class Ending:
     def __init__(self, sampler: Sampler, stops: StopSequences, max_tokens: int, end: list[int]):
         self._sampler, self._stops = sampler, stops.matcher()
         self._max_tokens, self._end = max_tokens, end
+        self._forced = [mx.array([token], mx.uint32) for token in end]
         self._sampled, self._count = 0, 0
-        # Of ``end``, how much was sampled: an array, for waiting for it would stall the batch.
-        self._begun = mx.array([0])
+        self._before: mx.array | None = None  # the token sampled last
         self.reason: str | None = None
         self.fed = 0
 
@@ -45,15 +45,24 @@ class Ending:
         return self.fed == len(self._end)
 
     def sample(self, logprobs: mx.array) -> mx.array:
-        """The next token [1], from logprobs [1, V]."""
-        free, end = self._sampler(logprobs), mx.array(self._end)
-        begun = self._begun
-        forced = end[mx.minimum(begun, len(self._end) - 1)].astype(free.dtype)
-        over = self._sampled >= self._max_tokens  # the first of ``end``, if it has not begun
-        token = forced if over else mx.where(begun > 0, forced, free)
-        self._sampled += 1
-        self._begun = mx.where((begun > 0) | (token == end[0]), begun + 1, 0)
+        """The next token [1], from logprobs [1, V].
+
+        What was sampled last is still being computed, so whether that began ``end`` is asked
+        within the graph: waiting for it would stall the batch.
+        """
+        over, self._sampled = self._sampled - self._max_tokens, self._sampled + 1
+        if self.fed or over > 0:
+            token = self._following(self.fed + 1)
+        else:
+            token = self._forced[0] if over == 0 else self._sampler(logprobs)
+            if self._before is not None and len(self._end) > 1:
+                begun = self._before == self._forced[0]
+                token = mx.where(begun, self._following(1), token)
+        self._before = token
         return token
+
+    def _following(self, place: int) -> mx.array:
+        return self._forced[min(place, len(self._end) - 1)]
 
     def matcher(self) -> "Ending":
         """Itself: it is of one answer."""

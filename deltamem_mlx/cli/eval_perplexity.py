@@ -1,0 +1,202 @@
+"""`deltamem-mlx eval perplexity`: what the adapter does to the base model's predictions."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltamem_mlx.cli import _eval_options as e
+from deltamem_mlx.cli import _options as o
+from deltamem_mlx.cli import _output
+from deltamem_mlx.cli._command import command
+from deltamem_mlx.cli._eval_models import Place, Result, measured, places
+from deltamem_mlx.cli._progress import answering
+from deltamem_mlx.cli._session import ChatTemplateConfig, template_kwargs
+
+if TYPE_CHECKING:
+    from deltamem_mlx.evals.passages import Source
+
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="A .txt or .md file, a folder of them, or a .jsonl file of conversations "
+        '({"messages": [...]} on each line).',
+    ),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        "--max-length",
+        min=2,
+        metavar="TOKENS",
+        help="Length of a window of text; of a conversation, read only so many tokens from its "
+        "start.",
+        show_default="512; conversations whole",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit",
+        min=1,
+        help="So many windows or conversations, drawn by --seed. A larger limit keeps those of a "
+        "smaller one.",
+        show_default="all",
+    ),
+]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Windows or conversations at once.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FOLDER",
+        help="Keep every loss in questions.jsonl there, and the table in result.json. What is "
+        "there already is not computed again.",
+        show_default=False,
+    ),
+]
+
+
+@command(
+    "deltamem-mlx eval perplexity book.txt --model MODEL --adapter ADAPTER --limit 100",
+    "deltamem-mlx eval perplexity conversations.jsonl --adapter ADAPTER --out results",
+)
+def perplexity(
+    data: Data,
+    model: o.Model = None,
+    adapter: o.Adapter = None,
+    also_model: e.AlsoModel = None,
+    max_length: MaxLength = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 8,
+    seed: e.Seed = 0,
+    out: Out = None,
+    chat_template_config: ChatTemplateConfig = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    json: o.Json = False,
+) -> None:
+    """Whether the base model stays as good as it was: perplexity with the adapter and without.
+
+    Text is cut into windows. Each, or each conversation as the chat template renders it, is read
+    from an empty memory that is written while it is read (memory), and by the plain model (none).
+    Every token but the first counts. 100 % means that the adapter changes nothing; less is better.
+    Without --model and --adapter, the built-in pair is measured.
+    """
+    began = time.perf_counter()
+    from deltamem_mlx.evals.passages import read_source
+
+    choices = _Choices(
+        data=data,
+        max_length=max_length,
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+        template_kwargs=template_kwargs(chat_template_config),
+        trust_remote_code=trust_remote_code,
+    )
+    chosen = places(model, adapter, also_model, out)
+    source = read_source(data)  # raises before a model is loaded
+    result = measured(chosen, out, lambda place: _measure(place, source, choices))
+    if json:
+        _output.result_json(result)
+    else:
+        _show(result)
+    tables = result.get("models", [result])
+    if any((result | own)["passages"] == 1 for own in tables):
+        _output.warn("One window or conversation only: its interval says nothing.")
+    _output.note(f"{time.perf_counter() - began:.0f} s.")
+    if out is not None:
+        _output.note(f"Every loss is in {out}.")
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """The options that decide the losses, the models apart."""
+
+    data: str
+    max_length: int | None
+    limit: int | None
+    batch_size: int
+    seed: int
+    template_kwargs: Mapping[str, object]
+    trust_remote_code: bool
+
+
+def _measure(place: Place, source: "Source", choices: _Choices) -> Result:
+    from deltamem_mlx.adapters import fingerprint
+    from deltamem_mlx.evals.journal import Journal
+    from deltamem_mlx.evals.passages import passages
+    from deltamem_mlx.evals.perplexity import CONDITIONS, digest, losses, summary
+    from deltamem_mlx.patch import config_of
+
+    model, tokenizer = place.load(trust_remote_code=choices.trust_remote_code)
+    found = passages(
+        source,
+        tokenizer,
+        max_length=choices.max_length,
+        limit=choices.limit,
+        seed=choices.seed,
+        sentences=config_of(model).memory_write_granularity == "sentence_mean",
+        template_kwargs=choices.template_kwargs,
+    )
+    settings = {
+        "task": "perplexity",
+        **place.names,
+        "fingerprint": fingerprint(model),
+        "data": choices.data,
+        "passages_digest": digest(found),
+        "max_length": choices.max_length,
+        "limit": choices.limit,
+        "batch_size": choices.batch_size,
+        "seed": choices.seed,
+        "chat_template_config": choices.template_kwargs,
+    }
+    journal = Journal(place.out, settings)
+    with answering(len(CONDITIONS) * len(found)) as tell:
+        rows = losses(model, found, batch_size=choices.batch_size, journal=journal, tell=tell)
+    tokens = sum(len(passage.spans.token_ids) - 1 for passage in found)
+    result = settings | {"passages": len(found), "tokens": tokens}
+    result |= summary(rows, seed=choices.seed)
+    journal.finish(result)
+    return result
+
+
+def _show(result: Result) -> None:
+    from deltamem_mlx.cli._scores import as_text, table
+    from deltamem_mlx.evals.perplexity import ADAPTED, BASE, CONDITIONS
+
+    models = [result | own for own in result.get("models", [result])]
+    named = ["model"] if len(models) > 1 else []
+    made = table(
+        *(*named, "condition", "perplexity", "nats/token", f"{ADAPTED} / {BASE}"),
+        left=1 + len(named),
+    )
+    for own in models:
+        for name, score in own["scores"].items():
+            made.add_row(
+                *([Path(own["model"]).name] if named else []),
+                name,
+                f"[bold]{score['perplexity']:.3f}[/]",
+                f"{score['nats_per_token']:.4f}",
+                _ratio(own["ratio"]) if name == ADAPTED else "",
+            )
+    _output.result(as_text(made) + "\n")
+    for own in models:
+        of = f"{Path(own['model']).name}: " if named else ""
+        _output.result(f"{of}{own['tokens']} tokens; windows or conversations: {own['passages']}.")
+    _output.result(
+        "The ratio is that of the perplexities, with a paired bootstrap interval of 95 %."
+    )
+    for name, meaning in CONDITIONS.items():
+        _output.result(f"  {name}: {meaning}")
+
+
+def _ratio(found: Mapping[str, float]) -> str:
+    value, low, high = (f"{100 * found[key]:.2f}" for key in ("value", "low", "high"))
+    return f"[bold]{value} %[/] [dim]{low} to {high}[/]"
