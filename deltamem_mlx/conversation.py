@@ -181,15 +181,15 @@ class Conversation:
         self, new: list[Message], turn: Turn, text: str, tokens: list[int]
     ) -> tuple[list[Message], Spans, Spans]:
         """What a turn said, with the reply; the spans of it all; those that follow the reply."""
-        said = [*new, {"role": "assistant", "content": text}]
+        reply = {"role": "assistant", "content": text}
         spans = spans_with(
             self.tokenizer,
-            self.said.visible,
-            [*self.said.pending, *said],
-            known=self._known_spans(),
+            [*self.said.visible, *self.said.pending, *new],
+            [reply],
+            known=turn.said,
             **self._rendering,
         )
-        return said, spans, end_of_turn(turn, spans, tokens, self.tokenizer.eos_token_ids)
+        return [*new, reply], spans, end_of_turn(turn, spans, tokens, self.tokenizer.eos_token_ids)
 
     def commit_turn(self, said: list[Message], spans: Spans) -> None:
         """Keep what `ending` gave, once all of it has been fed."""

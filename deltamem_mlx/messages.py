@@ -133,7 +133,7 @@ def _pieces(
     Saves tokenizing a conversation as often as it has messages. None if it is not exact: the text
     does not just grow, or tokens reach from one piece into the next.
     """
-    pieces: list[tuple[Step, list[int]]] = []
+    pieces: list[tuple[Step, str]] = []
     before = ""
     for step in steps:
         text = _text(template, messages, step)
@@ -141,10 +141,15 @@ def _pieces(
             continue
         if not text.startswith(before):
             return None
-        pieces.append((step, template.encode(text[len(before) :])))
+        pieces.append((step, text[len(before) :]))
         before = text
-    joined = [token for _, piece in pieces for token in piece]
-    return pieces if joined == template.encode(before) else None
+    whole = template.encode(before)
+    later = [(step, template.encode(piece)) for step, piece in pieces[1:]]
+    start = len(whole) - sum(len(piece) for _, piece in later)
+    joined = [token for _, piece in later for token in piece]
+    if start < 0 or whole[start:] != joined:
+        return None
+    return [(step, whole[:start]) for step, _ in pieces[:1]] + later
 
 
 def _text(template: Template, messages: list[dict[str, object]], step: Step) -> str | None:

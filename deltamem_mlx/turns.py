@@ -14,10 +14,12 @@ class Turn(NamedTuple):
     Attributes:
         spans (Spans): All of it.
         start (int): Where the tokens of the new messages begin.
+        said (Spans): The same without the header of a reply.
     """
 
     spans: Spans
     start: int
+    said: Spans | None = None
 
     @property
     def seen(self) -> Spans:
@@ -76,7 +78,7 @@ def turn_of(
     Raises:
         TypeError, ValueError: As `message_spans`.
     """
-    spans = Spans([], [])
+    spans, said = Spans([], []), None
     for count, spans in running_spans(
         tokenizer,
         [*seen, *new],
@@ -87,13 +89,15 @@ def turn_of(
     ):
         if count == len(seen):
             known = spans
+        if said is None and count == len(seen) + len(new):
+            said = spans
     if not seen:
-        return Turn(spans, 0)
+        return Turn(spans, 0, said)
     if known is not None and spans.token_ids[: len(known.token_ids)] == known.token_ids:
-        return Turn(spans, len(known.token_ids))
+        return Turn(spans, len(known.token_ids), said)
     spoken = sum(message["role"] != "system" for message in seen)
     ids = spans.message_ids
-    return Turn(spans, next((i for i, n in enumerate(ids) if n >= spoken), len(ids)))
+    return Turn(spans, next((i for i, n in enumerate(ids) if n >= spoken), len(ids)), said)
 
 
 def _pair(seen: Sequence[Message], known: Spans | None) -> tuple[int, Spans] | None:

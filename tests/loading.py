@@ -1,18 +1,29 @@
 """Clients that work on scripted sessions of a server together, and the same told to a session."""
 
+import math
+import os
 import subprocess
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import mlx.core as mx
-from serving import Client
+from serving import CHAT, Client
 
 import deltamem_mlx as dm
 
-CHAT = "/v1/chat/completions"
 PLACES = ["oslo", "paris", "rome", "berlin", "madrid", "london"]
+# Words of the built-in pair's, one person a session: mlx-lm's prompt cache would answer a session
+# from the prompt of another that it cannot tell from it.
+NAMES = [
+    "adam", "amber", "anna", "ben", "carla", "chris", "daisy", "david", "dora", "emma", "erik",
+    "felix", "fiona", "georg", "greta", "hanna", "hugo", "ines", "ivan", "jonas", "julia", "karin",
+    "kofi", "lena", "leo", "luna", "marco", "maria", "max", "nils", "nora", "olga", "omar", "oscar",
+    "paul", "petra", "quentin", "rita", "rosa", "simon", "sven", "tara", "tom", "vera", "viktor",
+    "wanda", "willi", "xenia", "yara", "yusuf", "zoe",
+]  # fmt: skip
 JOBS = ["doctor", "teacher", "painter", "baker"]
 SCRIPT = (
     "{name} lives in {place} .",
@@ -74,8 +85,8 @@ class Session:
     def _text(self, place: int) -> str:
         n = self.index + len(self.rounds)
         words = {"place": PLACES[n % 6], "other": PLACES[(n + 1) % 6], "job": JOBS[n % 4]}
-        # Names of its own: mlx-lm's prompt cache would answer one session from another's prompt.
-        words |= {"name": f"anna{self.index}", "friend": f"ben{self.index}"}
+        lap, who = divmod(self.index, len(NAMES))
+        words |= {"name": NAMES[who], "friend": NAMES[(who + 1 + lap) % len(NAMES)]}
         return SCRIPT[place].format(**words)
 
     def answered(self, asked: str, reply: dict) -> None:
@@ -99,6 +110,8 @@ class Load:
     Attributes:
         ours (bool): It has sessions.
         tokens (int): Length of an answer; ``ends`` are the tokens that would end it sooner.
+        windows (list): From when to when it was measured.
+        used (list): CPU seconds and completion tokens of each of these, last answers included.
     """
 
     name: str
@@ -112,6 +125,7 @@ class Load:
     errors: list[str] = field(default_factory=list)
     again: int = 0
     windows: list[tuple[float, float]] = field(default_factory=list)
+    used: list[tuple[float, int]] = field(default_factory=list)
 
     def run(self, until: Callable[[], bool]) -> None:
         """Keep all clients asking until then, and wait for their last answers."""
@@ -129,10 +143,12 @@ class Load:
 
     def measure(self, seconds: float) -> None:
         """Run for so long; the last answers are waited for and counted in part."""
+        cpu, tokens = self.cpu(), self.generated()
         began = time.perf_counter()
         end = began + seconds
         self.windows.append((began, end))
         self.run(lambda: time.perf_counter() >= end)
+        self.used.append((self.cpu() - cpu, self.generated() - tokens))
 
     def warm_up(self) -> None:
         """Run until every session has been through its script."""
@@ -184,6 +200,22 @@ class Load:
                 share = max(shared, 0.0) / (turn.ended - turn.began)
                 total += share * turn.usage["completion_tokens"]
         return total / sum(end - began for began, end in self.windows)
+
+    def generated(self) -> int:
+        """Completion tokens so far."""
+        return sum(turn.usage["completion_tokens"] for turn in self.turns)
+
+    def cpu_a_token(self) -> float:
+        """CPU seconds of the server's process: what it costs, whatever else the machine does."""
+        return sum(cpu for cpu, _ in self.used) / sum(tokens for _, tokens in self.used)
+
+    def cpu(self) -> float:
+        """CPU seconds of the server's process so far; NaN where the system does not say."""
+        stat = Path(f"/proc/{self.pid}/stat")
+        if not stat.exists():
+            return math.nan
+        fields = stat.read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def rss(self) -> int:
         """Bytes of RAM that the server's process has."""

@@ -6,13 +6,39 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
+import mlx.nn as nn
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+import deltamem_mlx as dm
+from deltamem_mlx import builtin
+from deltamem_mlx.serve.server import Serving
+
+Pair = tuple[nn.Module, TokenizerWrapper]
 SESSION = "X-Delta-Mem-Session"
+CHAT = "/v1/chat/completions"
+FACT, QUESTION, ANSWER = "anna lives in oslo .", "where does anna live ?", "oslo"
+UNKNOWN = "do not know"
+HELLO = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 4}
+
+
+def builtin_pair() -> Pair:
+    """The model that most of these tests serve."""
+    return dm.load(str(builtin.base_folder()), str(builtin.adapter_folder()))
+
+
+def user(text: str) -> dict:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict:
+    return {"role": "assistant", "content": text}
 
 
 class Reply(NamedTuple):
@@ -81,6 +107,18 @@ class Client:
     def memory(self, method: str, key: str, rest: str = "", body: object = None) -> Reply:
         """A request to ``/v1/memories/{key}``."""
         return self.request(method, f"/v1/memories/{quote(key, safe='')}{rest}", body)
+
+
+def stream(serving: Serving, body: dict) -> Iterator[tuple[float, bytes]]:
+    """(time, line) of a streamed answer as the lines arrive."""
+    raw = json.dumps({"stream": True} | body).encode()
+    with socket.create_connection(serving.http.server_address[:2]) as connection:
+        head = f"POST /v1/chat/completions HTTP/1.0\r\nContent-Length: {len(raw)}\r\n\r\n"
+        connection.sendall(head.encode() + raw)
+        with connection.makefile("rb") as lines:
+            for line in lines:
+                if line.startswith(b"data: "):
+                    yield time.monotonic(), line[6:].strip()
 
 
 @contextmanager

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 
 import mlx.core as mx
+import numpy as np
 from jinja2 import TemplateError
 from mlx_lm.generate import BatchGenerator, GenerationBatch, StopSequences, TextStateMachine
 from mlx_lm.server import (
+    GenerationArguments,
     GenerationContext,
     Response,
     _format_top_logprobs,
@@ -20,7 +22,7 @@ from mlx_lm.server import (
     _make_sampler,
 )
 
-from .ending import Ending
+from .ending import Ending, Sampler
 from .errors import ApiError, refused
 from .job import Answer, Fed, Feed, Job
 from .metrics import Metrics
@@ -30,6 +32,7 @@ from .settings import ServeSettings
 from .turn import Pair
 
 log = logging.getLogger(__name__)
+_SAMPLERS = 64
 Machines = Callable[[list[str]], tuple[StopSequences, TextStateMachine]]
 
 
@@ -55,6 +58,7 @@ class Batch:
         self.pair, self.settings, self.metrics = pair, settings, metrics
         self.prompts, self.machines = prompts, machines
         self.running: dict[int, Job] = {}
+        self._samplers: dict[tuple, Sampler] = {}
         self._stream = mx.default_stream(mx.default_device())
         self._sequences = self._new_sequences()
 
@@ -121,7 +125,7 @@ class Batch:
             return
         args, tokenizer = job.args, self.pair.tokenizer
         stops, text_sm = self.machines(args.stop_words)
-        sampler = _make_sampler(args, tokenizer)
+        sampler = self._sampler(args)
         if step.end:
             job.ending = stops = Ending(sampler, stops, args.max_tokens, step.end)
             sampler = job.ending.sample
@@ -145,6 +149,15 @@ class Batch:
         )
         job.queue.put(job.ctx)
 
+    def _sampler(self, args: GenerationArguments) -> Sampler:
+        """One for all who sample alike: mlx-lm calls it once for the batch, if it is everyone's."""
+        key = tuple(vars(args.sampling).values())
+        if key not in self._samplers:
+            if len(self._samplers) >= _SAMPLERS:
+                self._samplers.clear()
+            self._samplers[key] = _make_sampler(args, self.pair.tokenizer)
+        return self._samplers[key]
+
     def advance(self) -> None:
         """One step of the batch, and what follows from it."""
         try:
@@ -159,7 +172,8 @@ class Batch:
             return
         for response in prompts:
             job = self.running[response.uid]
-            job.queue.put(response.progress)
+            if job.request.stream:
+                job.queue.put(response.progress)
             if response.end_of_segment and not response.end_of_prompt:
                 self._guarded(job, self._end_of_segment, response.uid)
         for response in tokens:
@@ -208,14 +222,16 @@ class Batch:
         said = Response(
             text,
             response.token,
-            response.logprobs[response.token].item() if shown else 0.0,
+            read_logprob(response.logprobs, response.token) if shown else 0.0,
             reason,
             _format_top_logprobs(response.logprobs, args.top_logprobs, self.pair.tokenizer),
         )
-        if reason is None:
+        if reason is not None:
+            job.last = said
+        elif job.request.stream:
             job.queue.put(said)
         else:
-            job.last = said
+            job.said.append(said)
 
     def _text_of(self, job: Job, token: int, reason: str | None) -> str:
         if reason != "stop":
@@ -251,6 +267,17 @@ class Batch:
             self._answered(job, cache, tokens, stopped=False)
         else:
             job.settled.set()
+
+
+def read_logprob(logprobs: mx.array, token: int) -> float:
+    """The value at ``token`` of logprobs [V], from where it lies.
+
+    MLX would read it after the step that it is computing now.
+    """
+    if logprobs.dtype == mx.bfloat16:  # which NumPy does not know: float32's upper half
+        bits = np.frombuffer(logprobs, np.uint16)[token]
+        return float((bits.astype(np.uint32) << 16).view(np.float32))
+    return float(np.asarray(logprobs)[token])
 
 
 def _settled(fed: Fed) -> Fed:

@@ -1,6 +1,7 @@
 """The thread that owns the model, and how the requests' threads have it answer."""
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from queue import Empty
 
@@ -18,6 +19,8 @@ from .prompts import Prompt, Prompts
 from .provider import ExactPromptCache, PairProvider
 from .settings import ServeSettings
 from .turn import Pair, Turn, check_length
+
+_PATIENCE = 0.5  # seconds; mlx-lm's own
 
 
 class MemoryGenerator(ResponseGenerator):
@@ -42,6 +45,7 @@ class MemoryGenerator(ResponseGenerator):
         self.pair, self.memories, self.settings, self.metrics = pair, memories, settings, metrics
         self._held: Job | None = None  # waits until it can run alone
         self._alone = False
+        self._admitted = 0.0  # when requests were let in
         super().__init__(provider, ExactPromptCache(settings.prompt_cache_size))
 
     # The requests' threads.
@@ -72,7 +76,7 @@ class MemoryGenerator(ResponseGenerator):
             item = self._receive(job)
             if isinstance(item, Done):
                 self._keep(job)
-                yield item.last
+                yield from (*job.said, item.last)
                 return
             if isinstance(item, tuple):
                 if progress is not None:
@@ -124,7 +128,8 @@ class MemoryGenerator(ResponseGenerator):
         self._prompts = Prompts(self.pair, self.prompt_cache, self.model_provider.model_key)
         self._batch = Batch(self.pair, self.settings, self.metrics, self._prompts, self._machines)
         while not self._stop:
-            self._admit()
+            if self._due():
+                self._admit()
             if self._batch.running:
                 self._batch.advance()
         stopping = ApiError(503, "The server is shutting down.", code="stopping")
@@ -140,8 +145,18 @@ class MemoryGenerator(ResponseGenerator):
         key = self.model_provider.model_key
         return self._make_state_machine(key, self.pair.tokenizer, stop_words)
 
+    def _due(self) -> bool:
+        """Whether to let in who waits.
+
+        Each time all that is running is copied, so not one by one: when they are half as many as
+        what is running, or after a while.
+        """
+        few = 2 * self.requests.qsize() < len(self._batch.running)
+        return not few or time.monotonic() - self._admitted > _PATIENCE
+
     def _admit(self) -> None:
         """Begin the requests that have come in. One with a seed runs alone, as in mlx-lm."""
+        self._admitted = time.monotonic()
         while True:
             job = self._held or self._waiting()
             self._held = None

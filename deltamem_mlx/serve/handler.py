@@ -174,7 +174,11 @@ class MemoryHandler(Management, Wire):
 
     def _served(self, request: CompletionRequest) -> ServedRequest:
         self.request_of = ServedRequest(
-            **vars(request), options=self.options, memory=self.memory, alive=self._alive
+            **vars(request),
+            options=self.options,
+            memory=self.memory,
+            alive=self._alive,
+            stream=self.stream,
         )
         return self.request_of
 

@@ -90,12 +90,14 @@ class ServedRequest(CompletionRequest):
         options (MemoryOptions): What it asks of a memory.
         memory (Memory): That memory, held by this request.
         alive (Callable): Whether the client is still there.
+        stream (bool): It wants the answer piece by piece; else all at once, when it is complete.
         job (Job): Set when the request is accepted.
     """
 
     options: MemoryOptions | None = None
     memory: "Memory | None" = None
     alive: Callable[[], bool] = lambda: True
+    stream: bool = True
     job: "Job | None" = None
 
     def release(self) -> None:
@@ -118,6 +120,8 @@ class Job:
         settled (Event): Set by the generation thread, which has no more to do with the job then.
         outcome (Outcome): What the turn came to, for the request's thread to keep.
         kept (Outcome): The same once it is kept.
+        said (list[Response]): The answer so far, where it is not streamed: a thread that wakes for
+          every token costs as much as a small model's step.
         began, first (float): When it came, and when its first token did.
     """
 
@@ -135,6 +139,7 @@ class Job:
     ending: Ending | None = None
     reply: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
+    said: list[Response] = field(default_factory=list)
     last: Response | None = None
     began: float = field(default_factory=time.perf_counter)
     first: float | None = None

@@ -29,6 +29,8 @@ class Memory:
         history (History): What it was fed.
         talk (Conversation): With its context; None where that was dropped from RAM.
         users (int): Requests that have it in hand, or wait for it.
+        memory_bytes, context_bytes (int): What it has in RAM. Kept, for every turn of any memory
+          asks all of them.
     """
 
     id: str
@@ -38,26 +40,24 @@ class Memory:
     history: History = field(default_factory=History.fresh)
     talk: Conversation | None = None
     users: int = 0
+    memory_bytes: int = 0
+    context_bytes: int = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes in RAM, the context included."""
         return self.memory_bytes + self.context_bytes
 
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes of the memory itself."""
-        return sum(s.nbytes for s in self.saved.states.values()) if self.saved else 0
-
-    @property
-    def context_bytes(self) -> int:
-        """Bytes of the context."""
-        return sum(c.nbytes for c in self.talk.context.cache) if self.talk else 0
-
     def take(self, saved: MemoryFile | None, talk: Conversation | None = None) -> None:
         """Become what ``saved`` is."""
         self.saved, self.talk = saved, talk
         self.history = History.from_note(saved.note) if saved else History.fresh()
+        self.memory_bytes = sum(s.nbytes for s in saved.states.values()) if saved else 0
+        self.context_bytes = sum(c.nbytes for c in talk.context.cache) if talk else 0
+
+    def drop_context(self) -> None:
+        """Go on from the memory alone."""
+        self.talk, self.context_bytes = None, 0
 
     def stats(self) -> dict[str, object]:
         """Numbers about it; no text."""
@@ -252,7 +252,7 @@ class Memories:
                     return
                 if memory.talk is not None:
                     total -= memory.context_bytes
-                    memory.talk = None
+                    memory.drop_context()
                     self.evicted["context"] += 1
             for memory in idle:
                 if total <= self.budget:

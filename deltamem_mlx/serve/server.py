@@ -148,7 +148,8 @@ class Serving:
 
     def start(self) -> None:
         """Begin to answer, in threads of its own."""
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        # As often as this it looks for slow clients, and whether it is to stop.
+        threading.Thread(target=self.http.serve_forever, args=(0.1,), daemon=True).start()
         log.info("ready", extra={"address": self.url})
 
     def stop(self) -> None:
