@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,6 +53,16 @@ def test_no_message_of_the_evaluation_is_trained_on(example):
     episodes = list(fact_episodes(20))
     assert not trained & {m["content"] for e in episodes for m in e.tell if m["role"] == "user"}
     assert not trained & {e.question for e in episodes}
+
+
+def test_any_word_of_a_vocabulary_may_be_told_but_none_of_the_evaluation(example):
+    asked = [value for r in ASKED for value in r.values]
+    pieces = ["Ġ" + word for word in ("kayak", "Berlin", "ab", "x1", "NASA", *asked)] + ["kayak"]
+    vocabulary = example.vocabulary(SimpleNamespace(get_vocab=lambda: dict.fromkeys(pieces, 0)))
+    assert vocabulary == ["Berlin", "kayak"]
+    make = example.Generator(1, ["Qwxyz"], 0.5)
+    values = [fact.value for _ in range(100) for fact in make.facts(1)]
+    assert 30 < values.count("Qwxyz") < 70
 
 
 def test_a_conversation_ends_with_its_questions_and_what_was_told_last(example):

@@ -26,6 +26,7 @@ from deltamem_mlx.training.batching import (
     batches,
     evaluation_batches,
     pad_batch,
+    window_size,
 )
 from deltamem_mlx.training.data import load_conversations
 from deltamem_mlx.training.dataset import EpisodeDataset
@@ -309,6 +310,27 @@ def test_resuming_sees_what_an_unbroken_run_sees(char96: TokenizerWrapper) -> No
     resumed = islice(batches(fresh, 3, start_step=5, **options), 4)
     assert all(same(a, b) for a, b in zip(unbroken[5:], resumed, strict=True))
     assert not all(same(a, b) for a, b in pairwise(unbroken))
+
+
+def test_batches_are_of_like_length_and_leave_none_out(char96: TokenizerWrapper) -> None:
+    dataset = dataset_of(char96, [1 + i % 9 for i in range(160)], episode_recent_messages=1)
+    steps, size = 160 // 4, window_size(160, 4)
+    made = list(islice(batches(dataset, 4, seed=5), steps))
+    assert size == 10, "a quarter of an epoch"
+    found = sorted(n for batch in made for n in batch.write_lengths.tolist())
+    assert found == sorted(len(episode.both.write.tokens) for episode in dataset)
+    drawn = [[dataset[i] for i in batch_indices(160, 4, 5, step)] for step in range(steps)]
+    padded = sum(4 * max(len(e.both.write.tokens) for e in batch) for batch in drawn)
+    assert sum(batch.write_tokens.size for batch in made) < 0.8 * padded
+    widths = [batch.write_tokens.shape[1] for batch in made[:size]]
+    assert widths != sorted(widths), "short and long ones alternate"
+
+
+def test_a_small_dataset_is_not_grouped(char96: TokenizerWrapper) -> None:
+    assert window_size(15, 4) == 1
+    dataset = dataset_of(char96, [1, 2, 3, 4], episode_recent_messages=1)
+    for batch in islice(batches(dataset, 4), 5):
+        assert len(set(batch.write_lengths.tolist())) == 4, "each once"
 
 
 def test_processes_share_every_batch(char96: TokenizerWrapper) -> None:

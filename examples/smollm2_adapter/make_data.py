@@ -10,12 +10,16 @@ the write pass. Everything follows from the seed.
 import argparse
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import words
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import load_tokenizer
 from relations import PEOPLE, RELATIONS, Relation
+
+from deltamem_mlx.evals.wordings import RELATIONS as EVALUATED
 
 Message = dict[str, str]
 
@@ -81,11 +85,27 @@ def behind(opener: str, text: str, subject: str) -> str:
     return opener + (text if first in names else text[0].lower() + text[1:])
 
 
-class Generator:
-    """Makes conversations; the same seed gives the same ones."""
+def vocabulary(tokenizer: TokenizerWrapper) -> list[str]:
+    """Words that are one token of a model, without the values that `eval recall` asks for."""
+    asked = {value.lower() for relation in EVALUATED for value in relation.values}
+    pieces = (token[1:] for token in tokenizer.get_vocab() if token[0] == "Ġ")
+    words_of_it = {p for p in pieces if len(p) > 2 and p.isascii() and p.isalpha()}
+    return sorted(w for w in words_of_it if w[1:].islower() and w.lower() not in asked)
 
-    def __init__(self, seed: int):
+
+class Generator:
+    """Makes conversations; the same seed gives the same ones.
+
+    Args:
+        seed (int): Of all choices.
+        any_word (Sequence[str]): Values for a share ``any_share`` of the facts, whatever their
+            kind: what is told has to be copied then, and cannot be guessed.
+        any_share (float): That share.
+    """
+
+    def __init__(self, seed: int, any_word: Sequence[str] = (), any_share: float = 0.0):
         self.rng = random.Random(seed)
+        self.any_word, self.any_share = any_word, any_share if any_word else 0.0
 
     def subject(self, relation: Relation) -> str:
         if relation.subjects != PEOPLE:
@@ -94,12 +114,17 @@ class Generator:
             return "my " + self.rng.choice(RELATIVES)
         return self.rng.choice(words.NAMES)
 
+    def value(self, relation: Relation) -> str:
+        if self.any_share and self.rng.random() < self.any_share:
+            return self.rng.choice(self.any_word)
+        return self.rng.choice(relation.values)
+
     def facts(self, count: int, relation: Relation | None = None) -> list[Fact]:
         """Facts of which no two share relation and subject, nor a value."""
         facts: list[Fact] = []
         while len(facts) < count:
             chosen = relation or self.rng.choice(RELATIONS)
-            fact = Fact(chosen, self.subject(chosen), self.rng.choice(chosen.values))
+            fact = Fact(chosen, self.subject(chosen), self.value(chosen))
             if all(
                 f.value != fact.value
                 and (f.relation, f.subject) != (chosen, fact.subject)
@@ -134,9 +159,8 @@ class Generator:
         if rng.random() < updates:
             place = rng.randrange(count)
             taken = {fact.value for fact in (*now, stranger)}
-            now[place] = now[place]._replace(
-                value=rng.choice([v for v in now[place].relation.values if v not in taken])
-            )
+            while now[place].value in taken:
+                now[place] = now[place]._replace(value=self.value(now[place].relation))
             said.insert(rng.randint(place + 1, len(said)), self.change(now[place]))
         turns = []
         while said:
@@ -176,8 +200,16 @@ def main() -> None:
     parser.add_argument("--never", type=float, default=0.0, help="share with one not told")
     parser.add_argument("--chats", type=int, default=0, help="turns that tell nothing, at most")
     parser.add_argument("--system", help="system message; default: the chat template's own")
+    parser.add_argument(
+        "--any-word",
+        nargs=2,
+        metavar=("MODEL", "SHARE"),
+        help="a share of the facts gets any word that is one token of the model as its value",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    model, share = args.any_word or (None, 0.0)
+    any_word = vocabulary(load_tokenizer(Path(model))) if model else ()
     if args.asked > args.facts[0]:
         parser.error(f"--asked is {args.asked}, more than the fewest facts, {args.facts[0]}")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -185,7 +217,7 @@ def main() -> None:
         ("train", args.count, 2 * args.seed),
         ("valid", 64, 2 * args.seed + 1),
     ):
-        make = Generator(seed)
+        make = Generator(seed, any_word, float(share))
         system = [] if args.system is None else [{"role": "system", "content": args.system}]
         rows = (
             system
