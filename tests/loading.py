@@ -1,18 +1,15 @@
-"""Clients that work on scripted sessions of a server together, and the same told to a session."""
+"""Clients that work on scripted sessions of a server together."""
 
 import math
 import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import mlx.core as mx
 from serving import CHAT, Client
-
-import deltamem_mlx as dm
 
 PLACES = ["oslo", "paris", "rome", "berlin", "madrid", "london"]
 # Words of the built-in pair's, one person a session: mlx-lm's prompt cache would answer a session
@@ -112,6 +109,7 @@ class Load:
         tokens (int): Length of an answer; ``ends`` are the tokens that would end it sooner.
         windows (list): From when to when it was measured.
         used (list): CPU seconds and completion tokens of each of these, last answers included.
+        sizes (list[int]): RSS of the server within the windows, four times a second.
     """
 
     name: str
@@ -126,6 +124,7 @@ class Load:
     again: int = 0
     windows: list[tuple[float, float]] = field(default_factory=list)
     used: list[tuple[float, int]] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
 
     def run(self, until: Callable[[], bool]) -> None:
         """Keep all clients asking until then, and wait for their last answers."""
@@ -147,8 +146,16 @@ class Load:
         began = time.perf_counter()
         end = began + seconds
         self.windows.append((began, end))
+        watch = threading.Thread(target=self._watch, args=(end,))
+        watch.start()
         self.run(lambda: time.perf_counter() >= end)
+        watch.join()
         self.used.append((self.cpu() - cpu, self.generated() - tokens))
+
+    def _watch(self, end: float) -> None:
+        while time.perf_counter() < end:
+            self.sizes.append(self.rss())
+            time.sleep(0.25)
 
     def warm_up(self) -> None:
         """Run until every session has been through its script."""
@@ -219,40 +226,18 @@ class Load:
 
     def rss(self) -> int:
         """Bytes of RAM that the server's process has."""
+        pages = Path(f"/proc/{self.pid}/statm")
+        if pages.exists():
+            return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         told = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], capture_output=True)
         return int(told.stdout) * 1024
 
 
-def replay(load: Load, pair: tuple, bias: list) -> tuple[int, float]:
-    """Tells each session's turns to a MemorySession, alone; the same round only once.
+def floors(sizes: Sequence[int]) -> tuple[int, int]:
+    """The smallest size in the first third, and in the last.
 
-    Returns:
-        How many tokens another than the most likely one was given, and by how much at most.
+    Answers that run and buffers that are kept for the next come and go, so that one reading tells
+    little. What is never let go is in all of them.
     """
-    others, worst = 0, 0.0
-    told = {
-        tuple((turn.asked, *turn.tokens) for turn in sorted(turns, key=lambda t: t.number))
-        for session in load.sessions
-        for turns in session.rounds
-    }
-    for turns in told:
-        alone = dm.MemorySession(*pair)
-        for asked, *tokens in turns:
-            forced = Forced(tokens)
-            alone.ask(asked, max_tokens=len(tokens), sampler=forced, logits_processors=bias)
-            gaps = mx.array(forced.gaps[: len(tokens)])
-            others += int((gaps > 0).sum())
-            worst = max(worst, gaps.max().item())
-    return others, worst
-
-
-class Forced:
-    """A sampler that takes these tokens, and notes how much likelier the likeliest ones were."""
-
-    def __init__(self, tokens: list[int]):
-        self._tokens, self.gaps = [*tokens, tokens[-1]], []
-
-    def __call__(self, logprobs: mx.array) -> mx.array:
-        token = self._tokens[min(len(self.gaps), len(self._tokens) - 1)]
-        self.gaps.append(logprobs.max() - logprobs[0, token])
-        return mx.array([token])
+    third = max(1, len(sizes) // 3)
+    return min(sizes[:third]), min(sizes[-third:])

@@ -233,6 +233,14 @@ def test_metrics_and_logs_count_and_say_nothing(
     assert not any("ben" in text or "private-key" in text for text in [metrics, *fields])
 
 
+def test_clients_do_not_make_up_counters(client: Client) -> None:
+    before = client.request("GET", "/metrics").body.decode().count("\n")
+    for i in range(9):
+        assert client.request(f'BREW"{i}', "/").status == 405
+    after = client.request("GET", "/metrics").body.decode()
+    assert "BREW" not in after and after.count("\n") <= before + 2
+
+
 def test_shutdown_lets_answers_end_and_saves_them(pair: Pair, tmp_path: Path) -> None:
     settings = ServeSettings(port=0, memory_dir=tmp_path, max_tokens_limit=4000)
     replies = []

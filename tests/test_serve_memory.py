@@ -1,7 +1,9 @@
 """Requests with a memory: what they are answered from, and what they write."""
 
+import gc
 import json
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +69,30 @@ def test_turns_are_those_of_a_session(client: Client, pair: Pair) -> None:
 
 def _states(file: bytes) -> dict:
     return {int(k.removeprefix("state.")): mx.array(v) for k, v in load(file).items()}
+
+
+def test_turns_leave_nothing_behind(pair: Pair) -> None:
+    """No array and no text more, once the context is as long as it gets."""
+    long, turns = FACT + " " * 10_000, 15
+    with Serving(*pair, "builtin", ServeSettings(port=0, max_context=128)) as serving:
+        client = Client(serving.url)
+
+        def held() -> tuple[int, int]:
+            """Bytes after so many turns more, the last in a context of its own."""
+            for i in range(turns):
+                context = "drop" if i == turns - 1 else "keep"
+                client.chat(long, "long", max_tokens=4, memory={"context": context})
+            gc.collect()
+            return mx.get_active_memory(), tracemalloc.get_traced_memory()[0]
+
+        tracemalloc.start()
+        try:
+            held()
+            (arrays, objects), (arrays_then, objects_then) = held(), held()
+        finally:
+            tracemalloc.stop()
+        assert client.memory("GET", "long").json["turns"] == 3 * turns
+    assert max(arrays_then - arrays, objects_then - objects) < turns * len(long) / 2
 
 
 def test_history_that_is_sent_again_is_not_written_again(client: Client) -> None:

@@ -77,6 +77,25 @@ def test_a_conversation_ends_with_its_questions_and_what_was_told_last(example):
             assert any(value in told for value in values)
 
 
+def test_talk_takes_the_place_of_questions(tmp_path):
+    turns = [("How are you?", "Fine."), ("What is a lamp?", "A light."), ("Hm.", "Yes?")]
+    roles = ("user", "assistant")
+    messages = [
+        [{"role": r, "content": c} for r, c in zip(roles, turn, strict=True)] for turn in turns
+    ]
+    talk = tmp_path / "talk.jsonl"
+    talk.write_text("".join(json.dumps({"messages": rows}) + "\n" for rows in messages))
+    command = [sys.executable, str(EXAMPLE / "make_data.py"), "--count", "60", "--asked", "2"]
+    command += ["--facts", "2", "2", "--talk", str(talk), "0.5", "--out", str(tmp_path)]
+    subprocess.run(command, check=True)
+    rows = [json.loads(line)["messages"] for line in (tmp_path / "train.jsonl").open()]
+    said = {said for said, _ in turns}
+    talking = [row[-4]["content"] in said for row in rows]
+    assert 15 < sum(talking) < 45
+    for row, is_talk in zip(rows, talking, strict=True):
+        assert is_talk == (row[-2]["content"] in said) and row[-4] != row[-2]
+
+
 def test_the_same_seed_writes_the_same_files(tmp_path):
     command = [sys.executable, str(EXAMPLE / "make_data.py"), "--count", "20", "--asked", "2"]
     for name in ("a", "b"):

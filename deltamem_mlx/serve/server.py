@@ -32,6 +32,7 @@ from .turn import Pair
 
 log = logging.getLogger(__name__)
 _BUSY = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
+_METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH")
 
 
 class Http(ThreadingHTTPServer):
@@ -193,7 +194,9 @@ class Serving:
     def account(self, handler: MemoryHandler, seconds: float) -> None:
         """Count and log a request."""
         metrics = self.metrics
-        labels = {"route": handler.route, "method": handler.command, "status": handler.status}
+        # Each method has counters of its own: clients may not make up more of them.
+        method = handler.command if handler.command in _METHODS else "other"
+        labels = {"route": handler.route, "method": method, "status": handler.status}
         metrics.requests.add(**labels)
         extra = labels | {"seconds": round(seconds, 4)}
         job = handler.request_of.job if handler.request_of else None

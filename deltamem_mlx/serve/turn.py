@@ -131,6 +131,8 @@ class Turn:
             end = end.tail(1)
         yield from self._feed(talk, end, write=not self.options.read_only)
         talk.commit_turn(said, spans)
+        # All that was ever said would grow without end; the history recognises it.
+        talk.said = talk.said._replace(messages=[])
         history = self.history.after_turn(lead, [*new, fed.message])
         return self._outcome(talk, history, _written(talk) - before, known)
 

@@ -144,12 +144,19 @@ class Generator:
         return behind(self.rng.choice(CORRECTIONS), told, fact.subject)
 
     def conversation(
-        self, facts: tuple[int, int], asked: int, updates: float, never: float, chats: int
+        self,
+        facts: tuple[int, int],
+        asked: int,
+        updates: float,
+        never: float,
+        chats: int,
+        talk: Sequence[tuple[str, str]] = (),
     ) -> list[Message]:
         """What is told, then ``asked`` questions with answers.
 
         A share ``updates`` of the conversations changes a fact; a share ``never`` of the questions
-        is about what was not told. In one of four conversations all facts are of one kind.
+        is about what was not told. In one of four conversations all facts are of one kind. With
+        ``talk``, that is talked of in place of the questions.
         """
         rng = self.rng
         count = rng.randint(*facts)
@@ -169,8 +176,7 @@ class Generator:
             said = said[several:]
         for _ in range(rng.randint(0, chats)):
             turns.insert(rng.randint(0, len(turns)), rng.choice(CHATS))
-        for question, answer in self.questions(now, stranger, asked, never):
-            turns.append((question, answer))
+        turns += talk or self.questions(now, stranger, asked, never)
         return [
             {"role": role, "content": text}
             for turn in turns
@@ -190,6 +196,13 @@ class Generator:
             yield question, fact.said(fact.relation.reply, reply=True) if told else UNKNOWN
 
 
+def talk_of(file: str, share: str) -> tuple[list[tuple[str, str]], float]:
+    """The turns of a file of `make_talk.py`: what is said, and the reply."""
+    lines = Path(file).read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line)["messages"] for line in lines]
+    return [(said["content"], reply["content"]) for said, reply in rows], float(share)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
@@ -206,8 +219,15 @@ def main() -> None:
         metavar=("MODEL", "SHARE"),
         help="a share of the facts gets any word that is one token of the model as its value",
     )
+    parser.add_argument(
+        "--talk",
+        nargs=2,
+        metavar=("FILE", "SHARE"),
+        help="a share of the conversations ends with turns from this file, not with questions",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    talk, talk_share = talk_of(*args.talk) if args.talk else ([], 0.0)
     model, share = args.any_word or (None, 0.0)
     any_word = vocabulary(load_tokenizer(Path(model))) if model else ()
     if args.asked > args.facts[0]:
@@ -219,11 +239,12 @@ def main() -> None:
     ):
         make = Generator(seed, any_word, float(share))
         system = [] if args.system is None else [{"role": "system", "content": args.system}]
-        rows = (
-            system
-            + make.conversation(tuple(args.facts), args.asked, args.updates, args.never, args.chats)
-            for _ in range(count)
-        )
+        settings = (tuple(args.facts), args.asked, args.updates, args.never, args.chats)
+        rows = []
+        for _ in range(count):
+            talking = talk and make.rng.random() < talk_share
+            turns = make.rng.sample(talk, args.asked) if talking else ()
+            rows.append(system + make.conversation(*settings, turns))
         with (args.out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(
                 json.dumps({"messages": row}, ensure_ascii=False) + "\n" for row in rows
