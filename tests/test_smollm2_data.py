@@ -77,6 +77,13 @@ def test_a_conversation_ends_with_its_questions_and_what_was_told_last(example):
             assert any(value in told for value in values)
 
 
+def test_notes_are_told_without_replies(example):
+    rows = [example.Generator(i, noted=0.5).conversation((2, 3), 1, 0.3, 0, 0) for i in range(60)]
+    noted = [all(m["role"] == "user" for m in row[:-2]) for row in rows]
+    assert 15 < sum(noted) < 45
+    assert all([m["role"] for m in row[-2:]] == ["user", "assistant"] for row in rows)
+
+
 def test_talk_takes_the_place_of_questions(tmp_path):
     turns = [("How are you?", "Fine."), ("What is a lamp?", "A light."), ("Hm.", "Yes?")]
     roles = ("user", "assistant")

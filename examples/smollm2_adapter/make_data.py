@@ -101,10 +101,17 @@ class Generator:
         any_word (Sequence[str]): Values for a share ``any_share`` of the facts, whatever their
             kind: what is told has to be copied then, and cannot be guessed.
         any_share (float): That share.
+        noted (float): The share of conversations in which nobody replies to what is told.
     """
 
-    def __init__(self, seed: int, any_word: Sequence[str] = (), any_share: float = 0.0):
-        self.rng = random.Random(seed)
+    def __init__(
+        self,
+        seed: int,
+        any_word: Sequence[str] = (),
+        any_share: float = 0.0,
+        noted: float = 0.0,
+    ):
+        self.rng, self.noted = random.Random(seed), noted
         self.any_word, self.any_share = any_word, any_share if any_word else 0.0
 
     def subject(self, relation: Relation) -> str:
@@ -177,11 +184,16 @@ class Generator:
         for _ in range(rng.randint(0, chats)):
             turns.insert(rng.randint(0, len(turns)), rng.choice(CHATS))
         turns += talk or self.questions(now, stranger, asked, never)
-        return [
+        messages = [
             {"role": role, "content": text}
             for turn in turns
             for role, text in zip(("user", "assistant"), turn, strict=True)
         ]
+        # As a file that is remembered: its paragraphs are messages that nobody replied to.
+        if self.noted and rng.random() < self.noted:
+            told = messages[: -2 * asked]
+            messages[: -2 * asked] = [m for m in told if m["role"] == "user"]
+        return messages
 
     def questions(
         self, known: list[Fact], stranger: Fact, count: int, never: float
@@ -219,6 +231,7 @@ def main() -> None:
         metavar=("MODEL", "SHARE"),
         help="a share of the facts gets any word that is one token of the model as its value",
     )
+    parser.add_argument("--noted", type=float, default=0.0, help="share told without replies")
     parser.add_argument(
         "--talk",
         nargs=2,
@@ -237,7 +250,7 @@ def main() -> None:
         ("train", args.count, 2 * args.seed),
         ("valid", 64, 2 * args.seed + 1),
     ):
-        make = Generator(seed, any_word, float(share))
+        make = Generator(seed, any_word, float(share), args.noted)
         system = [] if args.system is None else [{"role": "system", "content": args.system}]
         settings = (tuple(args.facts), args.asked, args.updates, args.never, args.chats)
         rows = []
