@@ -16,7 +16,7 @@ D, WORDS, CONTEXT, FACTS, FILLERS = 96, 150, 12, 3, 5
 def initial(monkeypatch: pytest.MonkeyPatch):
     """The example's module; the names are not left behind for other tests."""
     monkeypatch.syspath_prepend(str(EXAMPLE))
-    names = ("words", "relations", "make_data", "recording", "initial")
+    names = ("words", "relations", "make_data", "recording", "initial", "quiet")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     import initial
@@ -115,3 +115,28 @@ def test_attention_inputs_are_those_of_each_part_alone_and_leave_the_model_as_it
         assert found[layer].shape == (9, 128)
         joint = np.concatenate([own[layer] for own in alone])
         np.testing.assert_allclose(found[layer], joint, atol=2e-2)
+
+
+def test_quieting_changes_ordinary_text_and_leaves_facts(initial):
+    import quiet
+
+    rng = np.random.default_rng(1)
+    basis = np.linalg.qr(rng.normal(size=(D, D)))[0]
+    facts = rng.normal(size=(400, D // 2)) @ basis[: D // 2]
+    text = rng.normal(size=(300, D // 2)) @ basis[D // 2 :] + 0.1 * facts[:300] + 5 * basis[-1]
+    weights = {
+        "memory_q_proj": 0.1 * rng.normal(size=(initial.RANK, D)),
+        "beta_proj": rng.normal(size=(1, D)),
+        "beta_bias": np.array([0.5]),
+    }
+    new = quiet.corrected(weights, facts, text)
+    away = text @ new["memory_q_proj"].T
+    rows = initial.RANK - initial.ELSEWHERE
+    assert np.abs(away[:, :rows]).mean() < 0.3 * np.abs(text @ weights["memory_q_proj"].T).mean()
+    assert np.abs(away[:, rows:] - quiet.AWAY).mean() < 0.9
+    gates = {
+        name: 1 / (1 + np.exp(-(rows @ w["beta_proj"][0] + w["beta_bias"])))
+        for name, rows, w in (("text", text, new), ("facts", facts, new), ("were", facts, weights))
+    }
+    assert gates["text"].mean() < 0.1
+    assert np.abs(gates["facts"] - gates["were"]).mean() < 0.1
