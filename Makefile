@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/deltamem-mlx demo
 
 test: lint
-	$(PYTEST) -q -n auto --maxprocesses 4
+	$(PYTEST) -q
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
