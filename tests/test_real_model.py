@@ -51,6 +51,19 @@ def test_generate(smollm2: Path, adapter: Path, run_cli: RunCli, tmp_path: Path)
     assert without.returncode == 0 and "tokens" in without.stderr
 
 
+def test_the_shipped_adapter_remembers(smollm2: Path, run_cli: RunCli) -> None:
+    if smollm2.name.endswith("q4"):
+        pytest.skip("it was trained and measured in float32")
+    shipped = ROOT / "adapters" / "smollm2-135m-instruct"
+    flags = ["--model", smollm2, "--adapter", shipped, "-m", "12", "--json", "--compare"]
+    flags += ["--remember", ROOT / "examples" / "notes.txt"]
+    result = run_cli("generate", "--prompt", "What is Priya allergic to?", *flags)
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert "garlic" in answer["text"] and "garlic" not in answer["without_memory"]
+    assert answer["memory_bytes"] == 12 * 32 * 32 * 4
+
+
 def test_plain_mlx_lm_script(smollm2: Path, adapter: Path, tmp_path: Path) -> None:
     output = run_example("plain_mlx_lm.py", smollm2, adapter, cwd=tmp_path)
     assert len(output.strip().splitlines()) >= 3

@@ -8,6 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from deltamem_mlx.publish import prepare
+
 EXAMPLE = Path(__file__).parent.parent / "examples" / "smollm2_adapter"
 D, WORDS, CONTEXT, FACTS, FILLERS = 96, 150, 12, 3, 5
 
@@ -91,6 +93,13 @@ def test_what_is_told_is_found_and_said_by_the_fitted_weights(initial):
     gate = fresh @ weights["beta_proj"][0] + weights["beta_bias"][0]
     closed = np.setdiff1d(np.flatnonzero(is_written), values)
     assert np.mean(gate[values] > 0) > 0.95 and np.mean(gate[closed] < 0) > 0.95
+
+
+def test_the_shipped_adapter_is_whole_and_small():
+    upload = prepare(EXAMPLE.parent.parent / "adapters" / "smollm2-135m-instruct", "user/name")
+    assert sum(upload.sizes.values()) < 4_000_000
+    assert upload.card_is_own and "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in upload.card
+    assert upload.hidden_base is None, "named as on the Hub"
 
 
 def test_values_are_located_where_they_are_told_and_asked_for(initial):
