@@ -22,6 +22,7 @@ from relations import PEOPLE, RELATIONS, Relation
 from deltamem_mlx.evals.wordings import RELATIONS as EVALUATED
 
 Message = dict[str, str]
+Turn = tuple[str, str]  # what is said, and the reply
 
 RELATIVES = words.listed(
     "sister, brother, mother, father, aunt, uncle, cousin, grandmother, grandfather, neighbor, "
@@ -157,7 +158,7 @@ class Generator:
         updates: float,
         never: float,
         chats: int,
-        talk: Sequence[tuple[str, str]] = (),
+        talk: Sequence[Turn] = (),
     ) -> list[Message]:
         """What is told, then ``asked`` questions with answers.
 
@@ -176,19 +177,11 @@ class Generator:
             while now[place].value in taken:
                 now[place] = now[place]._replace(value=self.value(now[place].relation))
             said.insert(rng.randint(place + 1, len(said)), self.change(now[place]))
-        turns = []
-        while said:
-            several = rng.choice((1, 2, 3))
-            turns.append((" ".join(said[:several]), rng.choice(REPLIES)))
-            said = said[several:]
+        turns = self.turns(said)
         for _ in range(rng.randint(0, chats)):
             turns.insert(rng.randint(0, len(turns)), rng.choice(CHATS))
         turns += talk or self.questions(now, stranger, asked, never)
-        messages = [
-            {"role": role, "content": text}
-            for turn in turns
-            for role, text in zip(("user", "assistant"), turn, strict=True)
-        ]
+        messages = messages_of(turns)
         # As a file that is remembered: its paragraphs are messages that nobody replied to.
         if self.noted and rng.random() < self.noted:
             told = messages[: -2 * asked]
@@ -197,22 +190,42 @@ class Generator:
 
     def questions(
         self, known: list[Fact], stranger: Fact, count: int, never: float
-    ) -> Iterable[tuple[str, str]]:
+    ) -> Iterable[Turn]:
         """Each fact at most once, or its answer would stand in the visible part."""
         asked = self.rng.sample(known, count)
         if self.rng.random() < never:
             asked[self.rng.randrange(len(asked))] = stranger
         for fact in asked:
-            question = fact.said(self.rng.choice(fact.relation.asks))
-            told = fact is not stranger
-            yield question, fact.said(fact.relation.reply, reply=True) if told else UNKNOWN
+            question, answer = self.question(fact)
+            yield question, UNKNOWN if fact is stranger else answer
+
+    def question(self, fact: Fact) -> Turn:
+        asked = fact.said(self.rng.choice(fact.relation.asks))
+        return asked, fact.said(fact.relation.reply, reply=True)
+
+    def turns(self, said: Sequence[str]) -> list[Turn]:
+        """What is told, one to three sentences at a time, and a reply to each."""
+        turns = []
+        while said:
+            several = self.rng.choice((1, 2, 3))
+            turns.append((" ".join(said[:several]), self.rng.choice(REPLIES)))
+            said = said[several:]
+        return turns
 
 
-def talk_of(file: str, share: str) -> tuple[list[tuple[str, str]], float]:
+def messages_of(turns: Iterable[Turn]) -> list[Message]:
+    return [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+
+
+def talk_of(file: Path) -> list[Turn]:
     """The turns of a file of `make_talk.py`: what is said, and the reply."""
-    lines = Path(file).read_text(encoding="utf-8").splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line)["messages"] for line in lines]
-    return [(said["content"], reply["content"]) for said, reply in rows], float(share)
+    return [(said["content"], reply["content"]) for said, reply in rows]
 
 
 def main() -> None:
@@ -240,7 +253,8 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    talk, talk_share = talk_of(*args.talk) if args.talk else ([], 0.0)
+    file, talk_share = args.talk or (None, 0.0)
+    talk = talk_of(Path(file)) if file else []
     model, share = args.any_word or (None, 0.0)
     any_word = vocabulary(load_tokenizer(Path(model))) if model else ()
     if args.asked > args.facts[0]:
@@ -255,7 +269,7 @@ def main() -> None:
         settings = (tuple(args.facts), args.asked, args.updates, args.never, args.chats)
         rows = []
         for _ in range(count):
-            talking = talk and make.rng.random() < talk_share
+            talking = talk and make.rng.random() < float(talk_share)
             turns = make.rng.sample(talk, args.asked) if talking else ()
             rows.append(system + make.conversation(*settings, turns))
         with (args.out / f"{name}.jsonl").open("w", encoding="utf-8") as file:

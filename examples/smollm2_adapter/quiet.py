@@ -9,14 +9,13 @@ ordinary text and talk. `deltamem-mlx train` smooths it afterwards.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 from initial import ELSEWHERE, LAYERS, RANK, ridge
-from make_data import Generator, vocabulary
-from recording import attention_inputs, record
+from make_data import Generator, talk_of, vocabulary
+from recording import attention_inputs, record, tokens_of
 
 import deltamem_mlx as dm
 from deltamem_mlx.patch import memory_layers
@@ -68,9 +67,7 @@ def main() -> None:
     for file in args.text:
         tokens = tokenizer.encode(file.read_text(encoding="utf-8"), add_special_tokens=False)
         parts += [tokens[i : i + WINDOW] for i in range(0, len(tokens), WINDOW)]
-    for line in args.talk.read_text(encoding="utf-8").splitlines():
-        messages = json.loads(line)["messages"]
-        parts.append(list(tokenizer.apply_chat_template(messages, tokenize=True)))
+    parts += [tokens_of(tokenizer, [turn]) for turn in talk_of(args.talk)]
     others = attention_inputs(model, parts, LAYERS)
     for layer, attention in memory_layers(model).items():
         names = ("beta_proj", "beta_bias", "memory_q_proj")

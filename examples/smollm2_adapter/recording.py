@@ -1,13 +1,12 @@
 """What the attentions of a model see while facts are told and asked for, and where values are."""
 
-import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from make_data import REPLIES, Fact, Generator, Message
+from make_data import Generator, Turn, messages_of
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 BATCH = 8
@@ -52,11 +51,10 @@ def record(
     start = 0
     for _ in range(conversations):
         known = generator.facts(facts)
-        parts += [
-            _tokens(tokenizer, _told(known, generator)),
-            _tokens(tokenizer, _asked(known, generator)),
-        ]
-        told, asked = parts[-2:]
+        told = tokens_of(tokenizer, generator.turns([generator.tell(fact) for fact in known]))
+        order = generator.rng.sample(known, len(known))
+        asked = tokens_of(tokenizer, map(generator.question, order))
+        parts += [told, asked]
         for fact in known:
             value = tokenizer.encode(" " + fact.value, add_special_tokens=False)
             places = _find(told, value), _find(asked, value)
@@ -69,32 +67,9 @@ def record(
     return Recording(attention_inputs(model, parts, layers), written, pairs)
 
 
-def _told(facts: Sequence[Fact], generator: Generator) -> list[Message]:
-    said, messages = [generator.tell(fact) for fact in facts], []
-    while said:
-        several = generator.rng.choice((1, 2, 3))
-        messages += _turn(" ".join(said[:several]), generator.rng.choice(REPLIES))
-        said = said[several:]
-    return messages
-
-
-def _asked(facts: Sequence[Fact], generator: Generator) -> list[Message]:
-    rng: random.Random = generator.rng
-    return [
-        message
-        for fact in rng.sample(facts, len(facts))
-        for message in _turn(
-            fact.said(rng.choice(fact.relation.asks)), fact.said(fact.relation.reply, reply=True)
-        )
-    ]
-
-
-def _turn(said: str, reply: str) -> list[Message]:
-    return [{"role": "user", "content": said}, {"role": "assistant", "content": reply}]
-
-
-def _tokens(tokenizer: TokenizerWrapper, messages: list[Message]) -> list[int]:
-    return list(tokenizer.apply_chat_template(messages, tokenize=True))
+def tokens_of(tokenizer: TokenizerWrapper, turns: Iterable[Turn]) -> list[int]:
+    """A conversation as the chat template renders it."""
+    return list(tokenizer.apply_chat_template(messages_of(turns), tokenize=True))
 
 
 def _find(tokens: list[int], value: list[int]) -> list[int]:
