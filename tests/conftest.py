@@ -84,6 +84,19 @@ def smollm3_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _loadable("smollm3-tiny", tmp_path_factory)
 
 
+@pytest.fixture
+def smollm2_example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of the example, its modules importable; none is left behind for other tests."""
+    folder = ROOT / "examples" / "smollm2_adapter"
+    names = [file.stem for file in folder.glob("*.py")]
+    monkeypatch.syspath_prepend(str(folder))
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield folder
+    for name in names:
+        sys.modules.pop(name, None)
+
+
 @pytest.fixture(scope="session", params=["q4", "float32"])
 def smollm2(request: pytest.FixtureRequest) -> Path:
     """The folder of a real model, for tests marked real_model: they run once for each form."""

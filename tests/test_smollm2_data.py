@@ -16,17 +16,11 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "smollm2_adapter"
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch):
-    """The example's modules; the names are not left behind for other tests."""
-    monkeypatch.syspath_prepend(str(EXAMPLE))
-    names = ("words", "relations", "make_data")
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
+def example(smollm2_example: Path):
+    """The example's module."""
     import make_data
 
-    yield make_data
-    for name in names:
-        sys.modules.pop(name, None)
+    return make_data
 
 
 def test_no_name_value_or_wording_is_one_of_the_evaluation(example):

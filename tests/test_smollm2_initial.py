@@ -1,6 +1,5 @@
 """The closed-form start of the SmolLM2 adapter, on hidden states that are made up."""
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,17 +14,11 @@ D, WORDS, CONTEXT, FACTS, FILLERS = 96, 150, 12, 3, 5
 
 
 @pytest.fixture
-def initial(monkeypatch: pytest.MonkeyPatch):
-    """The example's module; the names are not left behind for other tests."""
-    monkeypatch.syspath_prepend(str(EXAMPLE))
-    names = ("words", "relations", "make_data", "recording", "initial", "quiet")
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
+def initial(smollm2_example: Path):
+    """The example's module."""
     import initial
 
-    yield initial
-    for name in names:
-        sys.modules.pop(name, None)
+    return initial
 
 
 class World:
