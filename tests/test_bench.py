@@ -193,7 +193,7 @@ def test_rounds_are_as_many_as_fit_but_three() -> None:
     assert not effort.enough(2, 100)
     assert effort.enough(3, 9)  # a fourth would take it to 12
     assert not effort.enough(8, 8)
-    assert effort.enough(25, 0)
+    assert effort.enough(100, 0)
     assert not Effort(rounds=2).enough(1, 100)
 
 
@@ -201,6 +201,16 @@ def test_ratios_are_taken_round_by_round() -> None:
     ratio = Samples((2.0, 30.0, 5.0)).over(Samples((1.0, 10.0, 4.0)))
     assert (ratio.values, ratio.median) == ((2.0, 3.0, 1.25), 2.0)
     assert (ratio.low, ratio.high) == (1.25, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("count", "ends"),
+    # The ranks in tables of the sign test.
+    [(1, (1, 1)), (5, (1, 5)), (6, (1, 6)), (9, (2, 8)), (20, (6, 15)), (50, (18, 33))],
+)
+def test_the_interval_of_a_median_goes_by_rank(count: int, ends: tuple[int, int]) -> None:
+    values = [float(i) for i in range(1, count + 1)]
+    assert Samples(tuple(values[::-1])).interval == ends
 
 
 def test_the_clock_is_read_right_before_and_after_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,6 +352,7 @@ def test_options_from_a_file(tmp_path: Path) -> None:
         (("--shape", "tiny", "--layers", "5"), "--layers: 5 asked for, but tiny has 4."),
         (("--bits", "7"), "7 is not one of 2, 3, 4, 5, 6, 8."),
         (("--rounds", "0"), "'--rounds'"),
+        (("--rounds", "4", "--seconds", "9"), "--seconds, --rounds: give one of the two."),
         (("--model", "m", "--shape", "tiny"), "only without --model and --adapter."),
         (("--model", "m", "--bits", "4"), "only without --model and --adapter."),
         (("--adapter", "a", "--strategies", "TSW"), "--strategies: an --adapter has its own"),

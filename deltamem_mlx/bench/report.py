@@ -132,5 +132,6 @@ def _ms(seconds: Samples) -> str:
 
 
 def _spread(ratio: Samples) -> str:
-    """Median and extremes."""
-    return f"{ratio.median:.3f} ({ratio.low:.2f}–{ratio.high:.2f})"
+    """Median and its interval."""
+    low, high = ratio.interval
+    return f"{ratio.median:.3f} ({low:.2f}–{high:.2f})"

@@ -1,5 +1,6 @@
 """Runs of several contestants in turn, and what their times say."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -35,6 +36,22 @@ class Samples:
     def high(self) -> float:
         return max(self.values)
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the median of ever more such values lies, with 95 % certainty or more.
+
+        Two of the values, chosen by rank: whatever the values' distribution, the median is below
+        the n-th lowest only if fewer than n of all fall below it, as in tosses of a coin. Up to
+        five values are too few to be so certain; then it is the extremes.
+        """
+        ordered, total = sorted(self.values), 2 ** len(self.values)
+        outside, below = 0, 0
+        while 40 * (below + math.comb(len(ordered), outside)) <= total:
+            below += math.comb(len(ordered), outside)
+            outside += 1
+        first = max(outside - 1, 0)
+        return ordered[first], ordered[-1 - first]
+
     def over(self, other: "Samples") -> "Samples":
         """The ratios to ``other``, round by round: a machine that slows down slows both."""
         return Samples(tuple(a / b for a, b in zip(self.values, other.values, strict=True)))
@@ -43,9 +60,9 @@ class Samples:
         return Samples(tuple(change(value) for value in self.values))
 
     def to_dict(self) -> dict[str, object]:
-        """Median, low and high (the extremes), and all values."""
-        ends = {"median": self.median, "low": self.low, "high": self.high}
-        return ends | {"values": list(self.values)}
+        """Median, its interval, low and high (the extremes), and all values."""
+        ends = {"median": self.median, "interval": list(self.interval)}
+        return ends | {"low": self.low, "high": self.high, "values": list(self.values)}
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,7 @@ class Effort:
     """How long to measure.
 
     Args:
-        rounds (int): Rounds per figure. Default: what fits in ``seconds``, from 3 to 25.
+        rounds (int): Rounds per figure. Default: what fits in ``seconds``, from 3 to 100.
         seconds (float): Time for one figure.
         clock (str): ``wall``, or ``cpu`` for the processor time of the process.
     """
@@ -65,7 +82,7 @@ class Effort:
     def enough(self, done: int, elapsed: float) -> bool:
         if self.rounds is not None:
             return done >= self.rounds
-        return done >= 25 or (done >= 3 and elapsed * (done + 1) / done > self.seconds)
+        return done >= 100 or (done >= 3 and elapsed * (done + 1) / done > self.seconds)
 
     def time(self, work: Callable[[], None]) -> float:
         """Seconds that ``work`` takes on this clock, pending work before it not counted."""

@@ -140,15 +140,25 @@ Full = Annotated[
         rich_help_panel=HOW,
     ),
 ]
+Seconds = Annotated[
+    float | None,
+    typer.Option(
+        "--seconds",
+        min=0.0,
+        help=_default(
+            "Time per figure: as many runs of each model as fit, 3 to 100.",
+            f"{SECONDS:g}; with --full {FULL_SECONDS:g}",
+        ),
+        show_default=False,
+        rich_help_panel=HOW,
+    ),
+]
 Rounds = Annotated[
     int | None,
     typer.Option(
         "--rounds",
         min=1,
-        help=_default(
-            "Runs of each model per figure.",
-            f"what fits in {SECONDS:g} s, with --full {FULL_SECONDS:g} s, at least 3",
-        ),
+        help="Runs of each model per figure, however long they take.",
         show_default=False,
         rich_help_panel=HOW,
     ),

@@ -37,6 +37,7 @@ def bench(
     scan_lengths: b.ScanLengths = None,
     decode_tokens: b.DecodeTokens = 16,
     full: b.Full = False,
+    seconds: b.Seconds = None,
     rounds: b.Rounds = None,
     clock: b.ClockChoice = b.Clock.WALL,
     seed: o.Seed = None,
@@ -48,7 +49,7 @@ def bench(
 
     The plain model and the same model with a memory run in turn, in one process and on one set of
     weights: prefill, decode, peak memory; then the scan alone. Figures are medians; a ratio is the
-    median over the rounds, with its extremes.
+    median over the rounds, with its 95 % interval (with five rounds or fewer, its extremes).
 
     The weights are those of --model, or random ones in the shape of a known model. Without
     --adapter, the memory is an untrained one with the settings of the released adapter.
@@ -58,6 +59,8 @@ def bench(
         raise UsageError("--shape, --layers, --bits, --dtype: only without --model and --adapter.")
     if adapter is not None and strategies is not None:
         raise UsageError("--strategies: an --adapter has its own; give one of the two.")
+    if seconds is not None and rounds is not None:
+        raise UsageError("--seconds, --rounds: give one of the two.")
     lengths = {
         "prompt_lengths": _numbers("--prompt-lengths", prompt_lengths),
         "depths": _numbers("--depths", depths),
@@ -69,7 +72,8 @@ def bench(
 
     default = list(STRATEGIES) if full else ["TSW"]
     names = _chosen("--strategies", strategies, STRATEGIES) or default
-    seconds = b.FULL_SECONDS if full else b.SECONDS
+    if seconds is None:
+        seconds = b.FULL_SECONDS if full else b.SECONDS
     effort = Effort(rounds=rounds, seconds=seconds, clock=clock.value)
     plan = _plan(lengths, only, decode_tokens, full, effort)
     _check_plot(plot, plan)
