@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/deltamem-mlx demo
 
 test: lint
-	$(PYTEST) -q
+	$(PYTEST) -q -n auto --maxprocesses 4
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
