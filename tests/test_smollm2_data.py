@@ -1,6 +1,7 @@
 """The training conversations of the SmolLM2 adapter: nothing that `eval recall` asks is in them."""
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -111,3 +112,22 @@ def test_more_questions_than_facts_are_refused(tmp_path):
     command = [sys.executable, str(EXAMPLE / "make_data.py"), "--asked", "3", "--facts", "2", "3"]
     ran = subprocess.run([*command, "--out", tmp_path], capture_output=True, text=True)
     assert ran.returncode == 2 and "--asked is 3" in ran.stderr
+
+
+def test_passages_are_running_text_cut_in_two(smollm2_example, tmp_path):
+    import make_passages
+
+    module = tmp_path / "module.py"
+    text = "Words that go on and on, one after the other, until they are enough of them. " * 3
+    code = "Values: [1, 2, 3] + (4, 5) == {6: 7, 8: 9}; x = y[0] * z[1] / w[2]. " * 3
+    module.write_text(f'"""Short.\n\n{text}\n\n{code}\n"""\n')
+    assert list(make_passages.paragraphs(module)) == [text.strip()]
+    module.write_text("def broken(:\n")
+    assert list(make_passages.paragraphs(module)) == []
+    for seed in range(20):
+        said, reply = make_passages.turn(text.strip(), random.Random(seed))
+        assert (said["role"], reply["role"]) == ("user", "assistant")
+        beginning = said["content"].partition(": ")[2] or said["content"]
+        beginning = beginning.removeprefix("What comes next? ")
+        assert text.startswith(f"{beginning} {reply['content']}")
+        assert 20 < len(reply["content"]) <= make_passages.REPLY
