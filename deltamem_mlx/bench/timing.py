@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import mlx.core as mx
 
@@ -44,12 +45,9 @@ class Samples:
         the n-th lowest only if fewer than n of all fall below it, as in tosses of a coin. Up to
         five values are too few to be so certain; then it is the extremes.
         """
-        ordered, total = sorted(self.values), 2 ** len(self.values)
-        outside, below = 0, 0
-        while 40 * (below + math.comb(len(ordered), outside)) <= total:
-            below += math.comb(len(ordered), outside)
-            outside += 1
-        first = max(outside - 1, 0)
+        ordered, n = sorted(self.values), len(self.values)
+        below = accumulate(math.comb(n, k) for k in range(n))  # tosses with at most k heads
+        first = max(sum(40 * tosses <= 2**n for tosses in below) - 1, 0)
         return ordered[first], ordered[-1 - first]
 
     def over(self, other: "Samples") -> "Samples":

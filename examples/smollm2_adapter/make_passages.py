@@ -15,6 +15,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from make_data import Message, messages_of
+
 PROMPT, REPLY = 160, 240  # characters, at most
 ASKED = ("Continue: {}", "Please go on: {}", "What comes next? {}", "{}", "{}", "{}")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
@@ -35,14 +37,14 @@ def paragraphs(file: Path) -> Iterator[str]:
                     yield text
 
 
-def turn(text: str, rng: random.Random) -> list[dict[str, str]]:
+def turn(text: str, rng: random.Random) -> list[Message]:
     """The beginning of a text as what is said, and what follows as the reply."""
     cut = text.rindex(" ", 0, rng.randint(60, min(PROMPT, len(text) - 40)))
     rest = text[cut + 1 :]
     if len(rest) > REPLY:
         rest = rest[: rest.rindex(" ", 0, REPLY)]
     said = rng.choice(ASKED).format(text[:cut])
-    return [{"role": "user", "content": said}, {"role": "assistant", "content": rest}]
+    return messages_of([(said, rest)])
 
 
 def main() -> None:
