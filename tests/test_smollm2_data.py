@@ -131,3 +131,25 @@ def test_passages_are_running_text_cut_in_two(smollm2_example, tmp_path):
         beginning = beginning.removeprefix("What comes next? ")
         assert text.startswith(f"{beginning} {reply['content']}")
         assert 20 < len(reply["content"]) <= make_passages.REPLY
+
+
+def test_texts_are_cut_behind_their_beginning_at_whole_sentences(smollm2_example):
+    import make_texts
+
+    beginning, rest = "# Knots\n\n", "There are many of them. " * 30 + "And th"
+    for seed in range(20):
+        said, reply = make_texts.turn(beginning, rest, random.Random(seed))
+        assert (said["role"], reply["role"]) == ("user", "assistant")
+        assert f"{said['content']} {reply['content']}" == (beginning + rest)[:-7]
+        assert len(beginning) <= len(said["content"]) <= make_texts.PROMPT
+        assert len(reply["content"]) > make_texts.REPLY - 1
+    assert make_texts.turn(beginning, "Too short. ", random.Random(0)) is None
+
+
+def test_chat_between_facts_is_of_the_talk_that_is_given(example):
+    make = example.Generator(4)
+    own = [("What is a lamp?", "A light.")]
+    rows = [make.conversation((2, 2), 1, 0.0, 0.0, 2, (), own) for _ in range(60)]
+    chatted = [sum(m["content"] == "A light." for m in row[:-2]) for row in rows]
+    assert set(chatted) == {0, 1, 2}
+    assert not {reply for _, reply in example.CHATS} & {m["content"] for r in rows for m in r}

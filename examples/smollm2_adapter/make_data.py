@@ -159,12 +159,14 @@ class Generator:
         never: float,
         chats: int,
         talk: Sequence[Turn] = (),
+        chatted: Sequence[Turn] = CHATS,
     ) -> list[Message]:
         """What is told, then ``asked`` questions with answers.
 
         A share ``updates`` of the conversations changes a fact; a share ``never`` of the questions
-        is about what was not told. In one of four conversations all facts are of one kind. With
-        ``talk``, that is talked of in place of the questions.
+        is about what was not told. In one of four conversations all facts are of one kind. Up to
+        ``chats`` turns of ``chatted`` stand between what is told. With ``talk``, that is talked of
+        in place of the questions.
         """
         rng = self.rng
         count = rng.randint(*facts)
@@ -179,7 +181,7 @@ class Generator:
             said.insert(rng.randint(place + 1, len(said)), self.change(now[place]))
         turns = self.turns(said)
         for _ in range(rng.randint(0, chats)):
-            turns.insert(rng.randint(0, len(turns)), rng.choice(CHATS))
+            turns.insert(rng.randint(0, len(turns)), rng.choice(chatted))
         turns += talk or self.questions(now, stranger, asked, never)
         messages = messages_of(turns)
         # As a file that is remembered: its paragraphs are messages that nobody replied to.
@@ -236,7 +238,9 @@ def main() -> None:
     parser.add_argument("--asked", type=int, default=2, help="questions at the end")
     parser.add_argument("--updates", type=float, default=0.0, help="share with a change")
     parser.add_argument("--never", type=float, default=0.0, help="share with one not told")
-    parser.add_argument("--chats", type=int, default=0, help="turns that tell nothing, at most")
+    parser.add_argument(
+        "--chats", type=int, default=0, help="turns that tell nothing, at most: of --talk if given"
+    )
     parser.add_argument("--system", help="system message; default: the chat template's own")
     parser.add_argument(
         "--any-word",
@@ -271,7 +275,7 @@ def main() -> None:
         for _ in range(count):
             talking = talk and make.rng.random() < float(talk_share)
             turns = make.rng.sample(talk, args.asked) if talking else ()
-            rows.append(system + make.conversation(*settings, turns))
+            rows.append(system + make.conversation(*settings, turns, talk or CHATS))
         with (args.out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(
                 json.dumps({"messages": row}, ensure_ascii=False) + "\n" for row in rows

@@ -9,12 +9,15 @@ Training on them beside facts keeps the replies as they were where the memory ha
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import words
 from mlx_lm import batch_generate, load
 from mlx_lm.sample_utils import make_sampler
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 PROMPTS = (
     ("What is a {}?", words.THINGS + words.ANIMALS + words.INSTRUMENTS),
@@ -37,12 +40,27 @@ PROMPTS = (
 BATCH = 16
 
 
-def prompts(rng: random.Random, count: int) -> list[str]:
+def filled(
+    wordings: Sequence[tuple[str, Sequence[str]]], rng: random.Random, count: int
+) -> list[str]:
+    """That many different wordings with their fillers put in."""
     found: dict[str, None] = {}
     while len(found) < count:
-        wording, fillers = rng.choice(PROMPTS)
+        wording, fillers = rng.choice(wordings)
         found[wording.format(*rng.sample(fillers, 2))] = None
     return list(found)
+
+
+def replies(
+    model: nn.Module,
+    tokenizer: TokenizerWrapper,
+    tokens: list[list[int]],
+    max_tokens: int,
+    **sampling: float,
+) -> list[str]:
+    """How a model goes on after each of some prompts."""
+    sampler = make_sampler(**sampling)
+    return batch_generate(model, tokenizer, tokens, max_tokens=max_tokens, sampler=sampler).texts
 
 
 def whole_sentences(text: str) -> str:
@@ -62,16 +80,13 @@ def main() -> None:
 
     model, tokenizer = load(args.model)
     mx.random.seed(args.seed)
-    sampler = make_sampler(temp=0.7, top_p=0.9)
-    asked = prompts(random.Random(args.seed), args.count + args.held_out)
+    asked = filled(PROMPTS, random.Random(args.seed), args.count + args.held_out)
     rows = []
     for first in range(0, len(asked), BATCH):
         batch = asked[first : first + BATCH]
         turns = [[{"role": "user", "content": prompt}] for prompt in batch]
         tokens = [tokenizer.apply_chat_template(t, add_generation_prompt=True) for t in turns]
-        answers = batch_generate(
-            model, tokenizer, tokens, max_tokens=args.max_tokens, sampler=sampler
-        ).texts
+        answers = replies(model, tokenizer, tokens, args.max_tokens, temp=0.7, top_p=0.9)
         for turn, answer in zip(turns, map(whole_sentences, answers), strict=True):
             if answer:
                 reply = {"role": "assistant", "content": answer}
