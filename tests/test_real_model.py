@@ -57,10 +57,10 @@ def test_the_shipped_adapter_remembers(smollm2: Path, run_cli: RunCli) -> None:
     shipped = ROOT / "adapters" / "smollm2-135m-instruct"
     flags = ["--model", smollm2, "--adapter", shipped, "-m", "12", "--json", "--compare"]
     flags += ["--remember", ROOT / "examples" / "notes.txt"]
-    result = run_cli("generate", "--prompt", "What is Priya allergic to?", *flags)
+    result = run_cli("generate", "--prompt", "What does Oscar do for a living?", *flags)
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
-    assert "garlic" in answer["text"] and "garlic" not in answer["without_memory"]
+    assert "pilot" in answer["text"] and "pilot" not in answer["without_memory"]
     assert answer["memory_bytes"] == 12 * 32 * 32 * 4
 
 
