@@ -223,6 +223,16 @@ def messages_of(turns: Iterable[Turn]) -> list[Message]:
     ]
 
 
+def write_rows(file: Path, conversations: Iterable[list[Message]]) -> None:
+    """Write conversations as rows to train on, and the folder for them."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8") as rows:
+        rows.writelines(
+            json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
+            for messages in conversations
+        )
+
+
 def talk_of(file: Path) -> list[Turn]:
     """The turns of a file of `make_talk.py`: what is said, and the reply."""
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -263,7 +273,6 @@ def main() -> None:
     any_word = vocabulary(load_tokenizer(Path(model))) if model else ()
     if args.asked > args.facts[0]:
         parser.error(f"--asked is {args.asked}, more than the fewest facts, {args.facts[0]}")
-    args.out.mkdir(parents=True, exist_ok=True)
     for name, count, seed in (
         ("train", args.count, 2 * args.seed),
         ("valid", 64, 2 * args.seed + 1),
@@ -276,10 +285,7 @@ def main() -> None:
             talking = talk and make.rng.random() < float(talk_share)
             turns = make.rng.sample(talk, args.asked) if talking else ()
             rows.append(system + make.conversation(*settings, turns, talk or CHATS))
-        with (args.out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(
-                json.dumps({"messages": row}, ensure_ascii=False) + "\n" for row in rows
-            )
+        write_rows(args.out / f"{name}.jsonl", rows)
 
 
 if __name__ == "__main__":

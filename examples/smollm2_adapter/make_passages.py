@@ -9,13 +9,12 @@ Training on them beside facts keeps a memory from meddling with text that it has
 
 import argparse
 import ast
-import json
 import random
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from make_data import Message, messages_of
+from make_data import Message, messages_of, write_rows
 
 PROMPT, REPLY = 160, 240  # characters, at most
 ASKED = ("Continue: {}", "Please go on: {}", "What comes next? {}", "{}", "{}", "{}")
@@ -59,10 +58,9 @@ def main() -> None:
     found = list(dict.fromkeys(text for file in files for text in paragraphs(file)))
     rng = random.Random(args.seed)
     rng.shuffle(found)
-    rows = [json.dumps({"messages": turn(text, rng)}) for text in found[: args.count]]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    print(f"wrote {len(rows)} of {len(found)} passages to {args.out}")
+    passages = [turn(text, rng) for text in found[: args.count]]
+    write_rows(args.out, passages)
+    print(f"wrote {len(passages)} of {len(found)} passages to {args.out}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Training on them beside facts keeps the replies as they were where the memory ha
 """
 
 import argparse
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import words
+from make_data import messages_of, write_rows
 from mlx_lm import batch_generate, load
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -54,13 +54,21 @@ def filled(
 def replies(
     model: nn.Module,
     tokenizer: TokenizerWrapper,
-    tokens: list[list[int]],
+    prompts: list[list[int]],
+    *,
+    batch: int,
     max_tokens: int,
     **sampling: float,
 ) -> list[str]:
-    """How a model goes on after each of some prompts."""
-    sampler = make_sampler(**sampling)
-    return batch_generate(model, tokenizer, tokens, max_tokens=max_tokens, sampler=sampler).texts
+    """How a model goes on after each of some prompts, a batch of them at once."""
+    sampler, texts = make_sampler(**sampling), []
+    for first in range(0, len(prompts), batch):
+        part = prompts[first : first + batch]
+        texts += batch_generate(
+            model, tokenizer, part, max_tokens=max_tokens, sampler=sampler
+        ).texts
+        print(f"{len(texts)} of {len(prompts)}", flush=True)
+    return texts
 
 
 def whole_sentences(text: str) -> str:
@@ -81,20 +89,19 @@ def main() -> None:
     model, tokenizer = load(args.model)
     mx.random.seed(args.seed)
     asked = filled(PROMPTS, random.Random(args.seed), args.count + args.held_out)
-    rows = []
-    for first in range(0, len(asked), BATCH):
-        batch = asked[first : first + BATCH]
-        turns = [[{"role": "user", "content": prompt}] for prompt in batch]
-        tokens = [tokenizer.apply_chat_template(t, add_generation_prompt=True) for t in turns]
-        answers = replies(model, tokenizer, tokens, args.max_tokens, temp=0.7, top_p=0.9)
-        for turn, answer in zip(turns, map(whole_sentences, answers), strict=True):
-            if answer:
-                reply = {"role": "assistant", "content": answer}
-                rows.append(json.dumps({"messages": [*turn, reply]}))
-        print(f"{first + len(batch)} of {len(asked)}", flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, part in (("train", rows[args.held_out :]), ("valid", rows[: args.held_out])):
-        (args.out / f"{name}.jsonl").write_text("\n".join(part) + "\n", encoding="utf-8")
+    prompts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True
+        )
+        for text in asked
+    ]
+    answers = replies(
+        model, tokenizer, prompts, batch=BATCH, max_tokens=args.max_tokens, temp=0.7, top_p=0.9
+    )
+    turns = zip(asked, map(whole_sentences, answers), strict=True)
+    talk = [messages_of([turn]) for turn in turns if turn[1]]
+    for name, part in (("train", talk[args.held_out :]), ("valid", talk[: args.held_out])):
+        write_rows(args.out / f"{name}.jsonl", part)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ it: trained on beside facts, it keeps the predictions of any text as they were. 
 """
 
 import argparse
-import json
 import random
 from pathlib import Path
 
 import mlx.core as mx
 import words
-from make_data import Message, messages_of
+from make_data import Message, messages_of, write_rows
 from make_talk import filled, replies, whole_sentences
 from mlx_lm import load
 
@@ -55,8 +54,8 @@ BATCH = 32
 def turn(beginning: str, rest: str, rng: random.Random) -> list[Message] | None:
     """A text as what is said and the reply, cut at some blank; nothing if it is too short."""
     text = whole_sentences(beginning + rest)
-    blanks = [i for i, c in enumerate(text) if c == " " and i >= len(beginning)]
-    blanks = [i for i in blanks if i <= PROMPT and len(text) - i > REPLY]
+    last = min(PROMPT + 1, len(text) - REPLY)
+    blanks = [i for i in range(len(beginning), last) if text[i] == " "]
     if not blanks:
         return None
     cut = rng.choice(blanks)
@@ -76,17 +75,12 @@ def main() -> None:
     mx.random.seed(args.seed)
     rng = random.Random(args.seed)
     begun = filled(BEGINNINGS, rng, args.count)
-    rows = []
-    for first in range(0, len(begun), BATCH):
-        batch = begun[first : first + BATCH]
-        tokens = [tokenizer.encode(text, add_special_tokens=False) for text in batch]
-        rest = replies(model, tokenizer, tokens, args.max_tokens, temp=1.0)
-        turns = [turn(text, more, rng) for text, more in zip(batch, rest, strict=True)]
-        rows += [json.dumps({"messages": messages}) for messages in turns if messages]
-        print(f"{first + len(batch)} of {len(begun)}", flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    print(f"wrote {len(rows)} texts to {args.out}")
+    prompts = [tokenizer.encode(text, add_special_tokens=False) for text in begun]
+    rest = replies(model, tokenizer, prompts, batch=BATCH, max_tokens=args.max_tokens, temp=1.0)
+    turns = [turn(text, more, rng) for text, more in zip(begun, rest, strict=True)]
+    texts = [messages for messages in turns if messages]
+    write_rows(args.out, texts)
+    print(f"wrote {len(texts)} texts to {args.out}")
 
 
 if __name__ == "__main__":
