@@ -22,7 +22,7 @@ _HOMES = {
     ),
     "memory_file": ("load_memory", "save_memory"),
     "ops": ("delta_scan",),
-    "patch": ("attach", "detach"),
+    "model.patch": ("attach", "detach"),
     "registration": ("register", "unregister"),
     "session": ("MemorySession",),
     "spans": ("Spans", "message_spans"),

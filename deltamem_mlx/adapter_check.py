@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator
 
 from .adapter_files import AdapterFiles
-from .attention import adapter_shapes, is_off
 from .config import HEADS, DeltaMemConfig
-from .listing import first_few
-from .projections import Projections
+from .model.attention import adapter_shapes, is_off
+from .model.projections import Projections
+from .problems import first_few
 
 NAME = re.compile(r"model\.layers\.(\d+)\.self_attn\.(\w+)")
 Shapes = dict[str, list[int]]

@@ -10,11 +10,18 @@ import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from .adapter_files import AdapterFiles, read_adapter, write_adapter
-from .attention import adapter_shapes, is_off
 from .hub import ADAPTER_FILES, MODEL_FILES, resolve
-from .listing import first_few
-from .patch import attach, attachment, config_of, memory_layers, refuse_attached, set_base_model
-from .sites import choose_sites
+from .model.attention import adapter_shapes, is_off
+from .model.patch import (
+    attach,
+    attachment,
+    config_of,
+    memory_layers,
+    refuse_attached,
+    set_base_model,
+)
+from .model.sites import choose_sites
+from .problems import first_few
 
 
 def load(

@@ -10,8 +10,8 @@ import mlx.nn as nn
 from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import CacheList
 
-from .cache import DeltaMemCache
 from .memory import forget_context, memories, read_only, write_spans
+from .model.cache import DeltaMemCache
 from .spans import Spans
 
 

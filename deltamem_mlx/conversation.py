@@ -15,7 +15,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from .context import Context
 from .memory import memories, read_only
 from .messages import Message
-from .patch import config_of
+from .model.patch import config_of
 from .reply import Reply
 from .spans import Spans
 from .turns import Turn, end_of_turn, leading_system, newest_turns, spans_with, turn_of

@@ -9,7 +9,7 @@ from .adapters import fingerprint_of
 from .config import HEADS
 from .hub import REPO_ID
 from .inspection.adapter_contents import acting_settings
-from .patch import BUILTIN
+from .model.patch import BUILTIN
 
 TAGS = ("delta-mem", "mlx", "mlx-lm")
 WRITES = {

@@ -14,8 +14,8 @@ from .adapter_check import check_tensors
 from .adapter_files import MLX_LM, PUBLISHED, PYTORCH, AdapterFiles, files_of, read_adapter
 from .config import read_json
 from .hub import REPO_ID, looks_like_path
+from .model.patch import BUILTIN
 from .model_card import model_card
-from .patch import BUILTIN
 from .publish_errors import said
 
 if TYPE_CHECKING:

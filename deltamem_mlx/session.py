@@ -14,7 +14,7 @@ from .conversation import PREFILL_STEP_SIZE, Conversation
 from .inspection.measures import layer_measures
 from .memory import memories, memory_state
 from .messages import Message, check_messages
-from .patch import memory_layers
+from .model.patch import memory_layers
 from .turn_lock import TurnLock
 from .turns import as_messages, leading_system
 

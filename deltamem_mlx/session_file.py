@@ -20,7 +20,6 @@ from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_promp
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from .adapters import base_model_of, fingerprint
-from .cache import DeltaMemCache
 from .config import read_json
 from .context import kv_caches
 from .conversation import Said
@@ -28,6 +27,7 @@ from .files import write_atomically, write_text
 from .memory import memories
 from .memory_file import read_memory, restore_memory, save_memory
 from .messages import message_problems
+from .model.cache import DeltaMemCache
 
 if TYPE_CHECKING:
     from .session import MemorySession

@@ -17,7 +17,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 
 import deltamem_mlx as dm
-from deltamem_mlx.patch import config_of
+from deltamem_mlx.model.patch import config_of
 
 STRATEGIES = ["tsw_qo", "msw_heads4", "ssw_message_spans", "ssw_sentence_spans"]
 LENGTH = 97

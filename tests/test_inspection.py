@@ -23,7 +23,7 @@ from deltamem_mlx.inspection.memory_contents import compare, inspect_memory
 from deltamem_mlx.inspection.probe import BOTH, WITH, given_answers, probe, rephrasings
 from deltamem_mlx.inspection.script import Script, messages_script, text_script
 from deltamem_mlx.inspection.trace import Trace, trace
-from deltamem_mlx.patch import memory_layers
+from deltamem_mlx.model.patch import memory_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 from tiny import TOKENIZER, tiny_model
 
 import deltamem_mlx as dm
-from deltamem_mlx.patch import config_of, memory_layers
+from deltamem_mlx.model.patch import config_of, memory_layers
 from deltamem_mlx.training.batching import Batch, pad_batch
 from deltamem_mlx.training.checkpointing import checkpointed
 from deltamem_mlx.training.episodes import (

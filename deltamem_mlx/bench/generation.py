@@ -11,9 +11,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from ..cache import DeltaMemCache
 from ..memory import memories, write_spans
-from ..patch import config_of, is_attached
+from ..model.cache import DeltaMemCache
+from ..model.patch import config_of, is_attached
 from .models import Pair
 from .primitives import cached_arrays
 from .timing import Effort, Samples, alternate

@@ -8,7 +8,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..config import DeltaMemConfig
-from ..patch import attach, config_of, detach
+from ..model.patch import attach, config_of, detach
 
 # What the three write strategies set (arXiv 2605.12357, section 3).
 STRATEGIES: dict[str, dict[str, object]] = {

@@ -9,7 +9,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
-from ..patch import memory_layers
+from ..model.patch import memory_layers
 
 _NODE = re.compile(r'\[label ="([^"]*)", shape=rectangle\]')
 

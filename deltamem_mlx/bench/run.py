@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..patch import config_of, memory_layers
+from ..model.patch import config_of, memory_layers
 from .generation import Row, decode_rows, memory_facts, prefill_rows
 from .machine import machine_facts
 from .models import Pair

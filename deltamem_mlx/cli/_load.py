@@ -49,7 +49,7 @@ def _base_of(adapter: str) -> str:
     from deltamem_mlx import builtin
     from deltamem_mlx.adapter_files import read_adapter
     from deltamem_mlx.hub import ADAPTER_FILES, resolve
-    from deltamem_mlx.patch import BUILTIN
+    from deltamem_mlx.model.patch import BUILTIN
 
     name = read_adapter(resolve(adapter, allow_patterns=ADAPTER_FILES)).base_model.get("name")
     if not isinstance(name, str) or not name:

@@ -45,7 +45,7 @@ def set_up(options: Options) -> Setup:
     Raises:
         FileNotFoundError, ValueError: As the library says, in one sentence each.
     """
-    from deltamem_mlx.patch import config_of
+    from deltamem_mlx.model.patch import config_of
     from deltamem_mlx.training.data import load_conversations
 
     splits = load_conversations(str(options["data"]), seed=options["seed"])

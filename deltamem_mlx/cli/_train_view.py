@@ -43,7 +43,7 @@ def show_plan(options: Mapping[str, object], setup: Setup, trainer: "Trainer") -
 def _rows(
     options: Mapping[str, object], setup: Setup, trainer: "Trainer"
 ) -> Iterator[tuple[str, str]]:
-    from deltamem_mlx.patch import config_of
+    from deltamem_mlx.model.patch import config_of
     from deltamem_mlx.training.plan import plan_of
 
     plan = plan_of(setup.model, setup.report, setup.settings, trainer.group.size())

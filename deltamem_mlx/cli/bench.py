@@ -144,7 +144,7 @@ def _real(
 ) -> tuple["Pair", dict[str, object]]:
     """The models of `--model` and `--adapter`, and what the report says of them."""
     from deltamem_mlx.bench import with_plain_twin, with_random_adapters
-    from deltamem_mlx.patch import attachment
+    from deltamem_mlx.model.patch import attachment
 
     loaded, _ = load_pair(model, adapter, trust_remote_code=trust)
     name = model if adapter is None else attachment(loaded).base_model

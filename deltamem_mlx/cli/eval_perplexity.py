@@ -133,7 +133,7 @@ def _measure(place: Place, source: "Source", choices: _Choices) -> Result:
     from deltamem_mlx.evals.journal import Journal
     from deltamem_mlx.evals.passages import passages
     from deltamem_mlx.evals.perplexity import CONDITIONS, digest, losses, summary
-    from deltamem_mlx.patch import config_of
+    from deltamem_mlx.model.patch import config_of
 
     model, tokenizer = place.load(trust_remote_code=choices.trust_remote_code)
     found = passages(

@@ -146,13 +146,13 @@ class _Choices:
 
 
 def _measure(place: Place, choices: _Choices) -> Result:
-    from deltamem_mlx import patch
     from deltamem_mlx.adapters import base_model_of, fingerprint
     from deltamem_mlx.evals.episodes import digest, in_cells
     from deltamem_mlx.evals.journal import Journal
     from deltamem_mlx.evals.recall import recall as answer_all
     from deltamem_mlx.evals.runner import Runner
     from deltamem_mlx.evals.scores import scores
+    from deltamem_mlx.model import patch
 
     loaded, tokenizer = place.load(trust_remote_code=choices.trust_remote_code)
     builtin = base_model_of(loaded)["name"] == patch.BUILTIN

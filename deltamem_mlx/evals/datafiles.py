@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..hub import resolve
-from ..listing import first_few
+from ..problems import first_few
 
 Rows = list[Mapping[str, object]]
 

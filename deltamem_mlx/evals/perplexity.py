@@ -17,7 +17,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from ..memory import read_only, write_spans
-from ..patch import config_of
+from ..model.patch import config_of
 from ..spans import Spans
 from .journal import Journal, Row
 from .passages import Passage

@@ -12,7 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..memory import memory_state, read_only, set_memory_state, write_spans
 from ..messages import Message
-from ..patch import config_of, memory_layers
+from ..model.patch import config_of, memory_layers
 from ..spans import Spans, message_spans
 
 State = Mapping[int, mx.array]  # layer index -> float32 [1, H, r, r]: one conversation's memory

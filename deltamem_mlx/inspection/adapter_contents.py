@@ -10,7 +10,7 @@ from ..adapter_files import AdapterFiles, read_adapter
 from ..adapters import fingerprint_of
 from ..config import HEADS, DeltaMemConfig
 from ..hub import ADAPTER_FILES, resolve
-from ..listing import first_few
+from ..problems import first_few
 from .measures import half_life
 
 _AT_INIT = ("output_init", "online_gain", "beta_bias_init")

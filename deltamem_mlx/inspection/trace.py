@@ -13,7 +13,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from ..memory import memory_state, observe, set_memory_state, write_spans
-from ..patch import config_of
+from ..model.patch import config_of
 from ..spans import Spans
 from .measures import States, change, similarities, survivals
 from .script import Script, Turn

@@ -18,7 +18,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from ..adapters import fingerprint
 from ..memory import memories
 from ..memory_file import described
-from ..patch import config_of, memory_layers
+from ..model.patch import config_of, memory_layers
 from .ending import usual_end
 from .errors import ApiError
 from .folder import MemoryFolder

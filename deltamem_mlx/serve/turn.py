@@ -12,10 +12,10 @@ from mlx_lm.server import process_message_content
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..conversation import Conversation, Said
-from ..ingest import Ingest, span_ids
 from ..memory import memories, memory_state, set_memory_state
 from ..memory_file import MemoryFile
 from ..messages import Message
+from ..model.ingest import Ingest, span_ids
 from ..spans import Spans
 from ..turns import as_messages, leading_system, turn_of
 from .bodies import MemoryOptions

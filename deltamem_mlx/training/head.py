@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..attention import _view
+from ..model.attention import _view
 
 HEADS = ("lm_head", "head", "output", "embed_out")
 

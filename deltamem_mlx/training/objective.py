@@ -8,8 +8,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..ingest import Ingest, span_ids
-from ..patch import config_of
+from ..model.ingest import Ingest, span_ids
+from ..model.patch import config_of
 from .batching import Batch
 from .episodes import UNSUPERVISED
 from .head import find_heads, labelled_logits

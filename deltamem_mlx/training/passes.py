@@ -12,9 +12,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import CacheList
 
-from ..cache import DeltaMemCache
+from ..model.cache import DeltaMemCache
+from ..model.patch import attachment
 from ..ops import ScanSpec, activate, delta_scan
-from ..patch import attachment
 
 
 @dataclass

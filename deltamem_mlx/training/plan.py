@@ -7,7 +7,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import get_total_parameters
 
-from ..patch import memory_layers
+from ..model.patch import memory_layers
 from .dataset import DatasetReport
 from .settings import TrainSettings
 from .update import adapter_params

@@ -11,7 +11,7 @@ from ..adapter_files import AdapterFiles, read_adapter
 from ..adapters import _load_files
 from ..config import DeltaMemConfig
 from ..hub import ADAPTER_FILES, resolve
-from ..patch import attach, set_base_model
+from ..model.patch import attach, set_base_model
 
 
 def fresh_adapter(

@@ -18,7 +18,7 @@ import numpy as np
 from ..adapter_files import write_adapter
 from ..adapters import adapter_of, base_model_of
 from ..files import write_atomically
-from ..patch import config_of
+from ..model.patch import config_of
 from .episodes import Episode
 from .settings import TrainSettings
 

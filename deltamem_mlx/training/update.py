@@ -10,7 +10,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from ..patch import memory_layers
+from ..model.patch import memory_layers
 from .batching import Batch
 from .checkpointing import checkpointed
 from .objective import Inputs, Objective, Sparsity, Terms

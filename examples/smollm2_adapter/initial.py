@@ -26,7 +26,7 @@ from make_data import Generator, vocabulary
 from recording import Pair, Recording, record
 
 import deltamem_mlx as dm
-from deltamem_mlx.patch import memory_layers
+from deltamem_mlx.model.patch import memory_layers
 
 RANK, LAYERS = 32, tuple(range(18, 30))
 ELSEWHERE = 4  # entries of a query that say that no value comes next

@@ -18,7 +18,7 @@ from make_data import Generator, talk_of, vocabulary
 from recording import attention_inputs, record, tokens_of
 
 import deltamem_mlx as dm
-from deltamem_mlx.patch import memory_layers
+from deltamem_mlx.model.patch import memory_layers
 
 CLOSED, AWAY = -5.0, 1.5  # logits of gates, and entries of queries that no key has
 WINDOW = 256

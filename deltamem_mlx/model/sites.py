@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import CacheList, make_prompt_cache
 
-from .config import DeltaMemConfig
+from ..config import DeltaMemConfig
 from .projections import OUTPUT, PACKED, SEPARATE, Projections, candidates, find_projections
 
 CachePath = tuple[int, ...]

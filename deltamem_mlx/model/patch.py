@@ -9,10 +9,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
-from . import builtin
+from .. import builtin
+from ..config import DeltaMemConfig
 from .attention import DeltaMemAttention, memory_class
 from .cache import DeltaMemCache
-from .config import DeltaMemConfig
 from .sites import CachePath, choose_sites
 
 BUILTIN = "builtin"

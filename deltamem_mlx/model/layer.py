@@ -5,8 +5,8 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
+from ..ops import ScanSpec, Step, activate, delta_scan
 from .cache import MemoryCache
-from .ops import ScanSpec, Step, activate, delta_scan
 
 
 class OwnWay(Protocol):

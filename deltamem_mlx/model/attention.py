@@ -10,10 +10,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from ..config import HEADS, DeltaMemConfig
+from ..ops import ScanSpec, Step, step_for
 from .cache import DeltaMemCache, MemoryCache
-from .config import HEADS, DeltaMemConfig
 from .layer import read_and_write
-from .ops import ScanSpec, Step, step_for
 from .projections import Projections
 
 PARAMETERS = (
