@@ -25,7 +25,7 @@ _HOMES = {
     "model.patch": ("attach", "detach"),
     "registration": ("register", "unregister"),
     "session": ("MemorySession",),
-    "spans": ("Spans", "message_spans"),
+    "text.spans": ("Spans", "message_spans"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

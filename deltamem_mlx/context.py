@@ -12,7 +12,7 @@ from mlx_lm.models.cache import CacheList
 
 from .memory import forget_context, memories, read_only, write_spans
 from .model.cache import DeltaMemCache
-from .spans import Spans
+from .text.spans import Spans
 
 
 class Mark(NamedTuple):

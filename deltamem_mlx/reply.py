@@ -10,7 +10,7 @@ from mlx_lm.sample_utils import greedy_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from .context import Context, Mark
-from .spans import Spans
+from .text.spans import Spans
 
 
 class Reply:

@@ -13,10 +13,10 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from .conversation import PREFILL_STEP_SIZE, Conversation
 from .inspection.measures import layer_measures
 from .memory import memories, memory_state
-from .messages import Message, check_messages
 from .model.patch import memory_layers
+from .text.messages import Message, check_messages
+from .text.turns import as_messages, leading_system
 from .turn_lock import TurnLock
-from .turns import as_messages, leading_system
 
 # Arguments of mlx-lm's generation that would work on another cache than the session's.
 _NOT_OURS = ("prompt_cache", "max_kv_size", "draft_model", "num_draft_tokens", "input_embeddings")

@@ -26,8 +26,8 @@ from .conversation import Said
 from .files import write_atomically, write_text
 from .memory import memories
 from .memory_file import read_memory, restore_memory, save_memory
-from .messages import message_problems
 from .model.cache import DeltaMemCache
+from .text.messages import message_problems
 
 if TYPE_CHECKING:
     from .session import MemorySession

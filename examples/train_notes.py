@@ -12,10 +12,10 @@ import random
 from pathlib import Path
 
 import deltamem_mlx as dm
+from deltamem_mlx.text.rows import Conversation
 from deltamem_mlx.training.dataset import EpisodeDataset
 from deltamem_mlx.training.episodes import EpisodeSettings
 from deltamem_mlx.training.report import Info, Listener
-from deltamem_mlx.training.rows import Conversation
 from deltamem_mlx.training.settings import TrainSettings
 from deltamem_mlx.training.start import fresh_adapter
 from deltamem_mlx.training.trainer import Trainer

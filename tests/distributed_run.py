@@ -14,11 +14,11 @@ from mlx_lm.tokenizer_utils import load
 from tiny import TOKENIZER, tiny_model
 
 import deltamem_mlx as dm
+from deltamem_mlx.text.rows import Conversation
 from deltamem_mlx.training.batching import Batch, batches
 from deltamem_mlx.training.dataset import EpisodeDataset
 from deltamem_mlx.training.episodes import EpisodeSettings
 from deltamem_mlx.training.objective import Objective
-from deltamem_mlx.training.rows import Conversation
 from deltamem_mlx.training.settings import TrainSettings
 from deltamem_mlx.training.trainer import Outcome, Trainer
 from deltamem_mlx.training.update import Figures, Updater

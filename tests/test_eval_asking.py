@@ -20,7 +20,7 @@ from deltamem_mlx.evals.memoryagentbench import MemoryAgentBench, load_memoryage
 from deltamem_mlx.evals.reader import Asked, Reader, memory_of
 from deltamem_mlx.evals.tables import group_scores
 from deltamem_mlx.evals.window import context_window, prompts_alone, prompts_in_window
-from deltamem_mlx.spans import Spans
+from deltamem_mlx.text.spans import Spans
 
 WINDOW = 1500  # characters: one is a token of the tiny models
 

@@ -11,7 +11,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 from tokenizers.normalizers import Prepend
 
-from deltamem_mlx.spans import Spans, message_spans, running_spans, sentence_chunks, turn_spans
+from deltamem_mlx.text.spans import Spans, message_spans, running_spans, sentence_chunks, turn_spans
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CONVERSATIONS = json.loads((FIXTURES / "spans" / "spans.json").read_text())

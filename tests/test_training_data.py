@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
-from deltamem_mlx.training import data
+from deltamem_mlx.text import datasets
+from deltamem_mlx.text.datasets import load_conversations
+from deltamem_mlx.text.rows import Conversation
 from deltamem_mlx.training.batching import (
     Batch,
     batch_indices,
@@ -28,7 +30,6 @@ from deltamem_mlx.training.batching import (
     pad_batch,
     window_size,
 )
-from deltamem_mlx.training.data import load_conversations
 from deltamem_mlx.training.dataset import EpisodeDataset
 from deltamem_mlx.training.episodes import (
     EpisodeSettings,
@@ -36,7 +37,6 @@ from deltamem_mlx.training.episodes import (
     labelled_sequence,
     supervised_turns,
 )
-from deltamem_mlx.training.rows import Conversation
 
 REFERENCE = {
     name: case
@@ -553,7 +553,7 @@ def test_dataset_without_json_needs_the_datasets_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".gitattributes").write_text("")
-    monkeypatch.setattr(data, "resolve", lambda *_args, **_options: tmp_path)
+    monkeypatch.setattr(datasets, "resolve", lambda *_args, **_options: tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="pip install datasets"):
         load_conversations("user/parquet")

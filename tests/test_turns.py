@@ -5,8 +5,15 @@ from conftest import FIXTURES
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
-from deltamem_mlx.spans import Spans
-from deltamem_mlx.turns import Turn, as_messages, end_of_turn, newest_turns, spans_with, turn_of
+from deltamem_mlx.text.spans import Spans
+from deltamem_mlx.text.turns import (
+    Turn,
+    as_messages,
+    end_of_turn,
+    newest_turns,
+    spans_with,
+    turn_of,
+)
 
 # The reasoning of a reply goes when the next message comes.
 DROPS_REASONING = """{%- for m in messages -%}<|im_start|>{{ m.role }}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     from deltamem_mlx.config import DeltaMemConfig
-    from deltamem_mlx.training.data import Splits
+    from deltamem_mlx.text.datasets import Splits
     from deltamem_mlx.training.dataset import DatasetReport, EpisodeDataset
     from deltamem_mlx.training.episodes import EpisodeSettings
     from deltamem_mlx.training.settings import TrainSettings
@@ -46,7 +46,7 @@ def set_up(options: Options) -> Setup:
         FileNotFoundError, ValueError: As the library says, in one sentence each.
     """
     from deltamem_mlx.model.patch import config_of
-    from deltamem_mlx.training.data import load_conversations
+    from deltamem_mlx.text.datasets import load_conversations
 
     splits = load_conversations(str(options["data"]), seed=options["seed"])
     if splits.held_out:

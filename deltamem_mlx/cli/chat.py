@@ -213,7 +213,7 @@ class Chat:
     # Commands.
 
     def remember(self, argument: str) -> None:
-        from deltamem_mlx.cli._remember import read_messages
+        from deltamem_mlx.text.files import read_messages
 
         path = _path(argument, "/remember FILE")
         messages = read_messages(path)

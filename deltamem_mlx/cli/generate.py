@@ -188,7 +188,7 @@ def _prompt(prompt: str | None) -> str:
 
 
 def _notes(paths: list[Path]) -> list[tuple[Path, list]]:
-    from deltamem_mlx.cli._remember import read_messages
+    from deltamem_mlx.text.files import read_messages
 
     for path in paths:
         if path.suffix == ".safetensors":

@@ -216,11 +216,11 @@ def _show_trace(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    from deltamem_mlx.cli._remember import read_messages
     from deltamem_mlx.inspection.as_json import trace_json
     from deltamem_mlx.inspection.report import tokens_text, trace_text
     from deltamem_mlx.inspection.script import messages_script, text_script
     from deltamem_mlx.inspection.trace import trace
+    from deltamem_mlx.text.files import read_messages
 
     messages = read_messages(path)
     model, adapter, trust_remote_code = pair

@@ -9,7 +9,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from .. import builtin
 from ..adapters import load
 from ..config import read_json
-from ..messages import Message
+from ..text.messages import Message
 from .episodes import Episode, read_episodes
 
 EPISODES, STORY = "episodes.jsonl.gz", "story.json"

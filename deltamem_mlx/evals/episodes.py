@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..files import write_atomically
-from ..messages import Message, kind_of, message_problems
+from ..text.messages import Message, kind_of, message_problems
 
 KINDS = ("told", "updated", "never", "heldout_word", "heldout_wording")
 MOST_PROBLEMS = 10

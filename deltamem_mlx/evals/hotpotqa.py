@@ -5,7 +5,7 @@ Data: ``hotpotqa/hotpot_qa`` on the Hub, or ``hotpot_dev_distractor_v1.json``. C
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..messages import Message
+from ..text.messages import Message
 from .benchmark import Count, Material, Question, Unit, first_line, text_of
 from .datafiles import data_files, raise_schema, read_rows
 from .text_scores import f1, normalised

@@ -8,7 +8,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..messages import Message
+from ..text.messages import Message
 from .benchmark import Count, Material, Question, Unit, first_line, text_of
 from .datafiles import data_files, raise_schema, read_rows
 from .text_scores import f1, stems

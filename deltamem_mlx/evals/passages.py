@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..spans import NO_SPAN, Spans, message_spans
-from ..training.data import load_conversations
-from ..training.rows import Conversation
+from ..text.datasets import load_conversations
+from ..text.rows import Conversation
+from ..text.spans import NO_SPAN, Spans, message_spans
 
 TEXTS, ROWS = (".txt", ".md"), (".jsonl", ".json")
 WINDOW = 512

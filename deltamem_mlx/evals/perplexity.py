@@ -18,7 +18,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from ..memory import read_only, write_spans
 from ..model.patch import config_of
-from ..spans import Spans
+from ..text.spans import Spans
 from .journal import Journal, Row
 from .passages import Passage
 from .statistics import paired_bootstrap

@@ -15,8 +15,8 @@ from mlx_lm.generate import (
 
 from ..context import Context
 from ..memory import memory_state, read_only
-from ..messages import Message
-from ..spans import Spans
+from ..text.messages import Message
+from ..text.spans import Spans
 from .benchmark import first_line
 from .runner import Runner, State
 

@@ -11,9 +11,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..memory import memory_state, read_only, set_memory_state, write_spans
-from ..messages import Message
 from ..model.patch import config_of, memory_layers
-from ..spans import Spans, message_spans
+from ..text.messages import Message
+from ..text.spans import Spans, message_spans
 
 State = Mapping[int, mx.array]  # layer index -> float32 [1, H, r, r]: one conversation's memory
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import mlx.nn as nn
 
-from ..spans import Spans
+from ..text.spans import Spans
 from .benchmark import Material, Question, Task, Unit
 from .reader import Reader
 

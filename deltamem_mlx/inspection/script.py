@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..messages import Message
-from ..spans import Spans, message_spans, running_spans
+from ..text.messages import Message
+from ..text.spans import Spans, message_spans, running_spans
 
 _PARAGRAPH = re.compile(r"\n\s*\n+")
 _LINE = re.compile(r"\n+")

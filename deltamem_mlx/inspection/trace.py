@@ -14,7 +14,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from ..memory import memory_state, observe, set_memory_state, write_spans
 from ..model.patch import config_of
-from ..spans import Spans
+from ..text.spans import Spans
 from .measures import States, change, similarities, survivals
 from .script import Script, Turn
 

@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx_lm.generate import StopSequences
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..turns import end_of_turn, spans_with, turn_of
+from ..text.turns import end_of_turn, spans_with, turn_of
 
 Sampler = Callable[[mx.array], mx.array]
 

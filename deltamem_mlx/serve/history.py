@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..messages import Message
+from ..text.messages import Message
 from .errors import ApiError
 
 _FORMAT = "deltamem_mlx.serve"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mlx_lm.server import CompletionRequest, GenerationArguments, GenerationContext, Response
 
-from ..messages import Message
+from ..text.messages import Message
 from .bodies import MemoryOptions
 from .ending import Ending
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from mlx_lm.models.cache import make_prompt_cache
 
-from ..messages import Message
-from ..spans import message_spans
+from ..text.messages import Message
+from ..text.spans import message_spans
 from .job import Answer, Steps
 from .provider import ExactPromptCache
 from .turn import Pair, mark

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mlx_lm.server import GenerationContext, TextStateMachine, ToolCallFormatter
 
-from ..messages import Message
+from ..text.messages import Message
 
 
 def visible(

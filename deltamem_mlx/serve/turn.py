@@ -14,10 +14,10 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from ..conversation import Conversation, Said
 from ..memory import memories, memory_state, set_memory_state
 from ..memory_file import MemoryFile
-from ..messages import Message
 from ..model.ingest import Ingest, span_ids
-from ..spans import Spans
-from ..turns import as_messages, leading_system, turn_of
+from ..text.messages import Message
+from ..text.spans import Spans
+from ..text.turns import as_messages, leading_system, turn_of
 from .bodies import MemoryOptions
 from .errors import ApiError
 from .history import History

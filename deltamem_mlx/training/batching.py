@@ -11,7 +11,7 @@ from itertools import count
 
 import numpy as np
 
-from ..spans import NO_SPAN
+from ..text.spans import NO_SPAN
 from .episodes import UNSUPERVISED, Episode, View
 
 _ORDER, _SHOWN, _GROUPS = 0, 1, 2

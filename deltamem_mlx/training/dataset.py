@@ -4,9 +4,9 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
-from ..messages import Tokenizer
+from ..text.messages import Tokenizer
+from ..text.rows import Conversation, raise_problems
 from .episodes import UNSUPERVISED, Episode, EpisodeSettings, View, build_episodes, supervised_turns
-from .rows import Conversation, raise_problems
 
 
 class EpisodeDataset(Sequence[Episode]):

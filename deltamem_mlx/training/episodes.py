@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..messages import Message, Tokenizer, check_messages
-from ..spans import NO_SPAN, message_spans, running_spans
+from ..text.messages import Message, Tokenizer, check_messages
+from ..text.spans import NO_SPAN, message_spans, running_spans
 
 UNSUPERVISED = -100
 LOSS_MODES = ("all_assistant_turns", "visible_assistant_turns", "final_assistant_only")

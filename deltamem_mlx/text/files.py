@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from deltamem_mlx.messages import Message, kind_of, message_problems
 from deltamem_mlx.problems import first_few
+from deltamem_mlx.text.messages import Message, kind_of, message_problems
 
 EXPECTED = (
     'Expected {"role": "user", "content": "text"} per line of a .jsonl file, or a list of them in '

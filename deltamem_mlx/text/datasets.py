@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..hub import REPO_ID, looks_like_path, resolve
-from ..messages import Problem
+from .messages import Problem
 from .rows import EXPECTED, Conversation, messages_of, raise_problems
 
 _SPLITS = {

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ..messages import Problem, kind_of, message_problems
+from .messages import Problem, kind_of, message_problems
 
 ROLES = ("system", "user", "assistant", "tool")
 

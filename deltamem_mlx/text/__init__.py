@@ -1,0 +1,1 @@
+"""Conversations as text and ids; no model is needed here."""
