@@ -252,3 +252,18 @@ def read_json(path: Path) -> dict[str, object]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, expected a JSON object.")
     return values
+
+
+_AT_INIT = ("output_init", "online_gain", "beta_bias_init")
+
+
+def acting_settings(config: DeltaMemConfig) -> dict[str, object]:
+    """The settings that change what a trained adapter computes, as JSON values."""
+    idle = {*_AT_INIT, "base_slice_ref_width", "delta_scale_init"}
+    if not config.trainable_delta_scale:
+        idle |= {"delta_scale_max", "delta_scale_granularity"}
+    if not config.delta_o_rmsnorm:
+        idle.add("delta_o_rmsnorm_eps")
+    if config.state_update_mode == "no_lambda":
+        idle.add("couple_lambda")
+    return {name: value for name, value in config.to_dict().items() if name not in idle}

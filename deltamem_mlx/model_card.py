@@ -6,9 +6,8 @@ import yaml
 
 from .adapter_files import AdapterFiles
 from .adapters import fingerprint_of
-from .config import HEADS
+from .config import HEADS, acting_settings
 from .hub import REPO_ID
-from .inspection.adapter_contents import acting_settings
 from .model.patch import BUILTIN
 
 TAGS = ("delta-mem", "mlx", "mlx-lm")

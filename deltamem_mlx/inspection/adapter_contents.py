@@ -8,12 +8,10 @@ import numpy as np
 
 from ..adapter_files import AdapterFiles, read_adapter
 from ..adapters import fingerprint_of
-from ..config import HEADS, DeltaMemConfig
+from ..config import HEADS, DeltaMemConfig, acting_settings
 from ..hub import ADAPTER_FILES, resolve
 from ..problems import first_few
 from .measures import half_life
-
-_AT_INIT = ("output_init", "online_gain", "beta_bias_init")
 
 
 @dataclass(frozen=True)
@@ -86,18 +84,6 @@ def inspect_adapter(adapter: str | Path) -> AdapterContents:
         fingerprint=fingerprint_of(files),
         layers=[_layer(i, tensors, files.config) for i, tensors in by_layer.items()],
     )
-
-
-def acting_settings(config: DeltaMemConfig) -> dict[str, object]:
-    """The settings that change what a trained adapter computes, as JSON values."""
-    idle = {*_AT_INIT, "base_slice_ref_width", "delta_scale_init"}
-    if not config.trainable_delta_scale:
-        idle |= {"delta_scale_max", "delta_scale_granularity"}
-    if not config.delta_o_rmsnorm:
-        idle.add("delta_o_rmsnorm_eps")
-    if config.state_update_mode == "no_lambda":
-        idle.add("couple_lambda")
-    return {name: value for name, value in config.to_dict().items() if name not in idle}
 
 
 def _acting(adapter: AdapterFiles) -> AdapterFiles:
