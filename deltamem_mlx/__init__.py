@@ -9,7 +9,7 @@ from importlib import import_module
 from ._version import __version__
 
 _HOMES = {
-    "adapters": ("convert_adapter", "load", "load_adapter", "save_adapter"),
+    "adapters.loading": ("convert_adapter", "load", "load_adapter", "save_adapter"),
     "config": ("DeltaMemConfig",),
     "memory": (
         "forget_context",
@@ -23,7 +23,7 @@ _HOMES = {
     "memory_file": ("load_memory", "save_memory"),
     "ops": ("delta_scan",),
     "model.patch": ("attach", "detach"),
-    "registration": ("register", "unregister"),
+    "adapters.registration": ("register", "unregister"),
     "session": ("MemorySession",),
     "text.spans": ("Spans", "message_spans"),
 }

@@ -14,7 +14,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from .adapters import base_model_of, fingerprint
+from .adapters.loading import base_model_of, fingerprint
 from .files import write_atomically
 from .memory import memories, memory_state, set_memory_state
 

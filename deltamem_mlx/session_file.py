@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from .adapters import base_model_of, fingerprint
+from .adapters.loading import base_model_of, fingerprint
 from .config import read_json
 from .context import kv_caches
 from .conversation import Said

@@ -18,7 +18,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from tiny import tiny_model
 
 import deltamem_mlx as dm
-from deltamem_mlx.adapters import fingerprint
+from deltamem_mlx.adapters.loading import fingerprint
 from deltamem_mlx.memory_file import read_memory
 
 LONG = GOLDEN / "tsw_qo_long" / "adapter"

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
 
 import deltamem_mlx as dm
-from deltamem_mlx.adapters import fingerprint
+from deltamem_mlx.adapters.loading import fingerprint
 from deltamem_mlx.cli.main import app
 
 GOLDEN = FIXTURES / "golden"

@@ -17,7 +17,7 @@ from tiny import tiny_model_folder
 from typer.testing import CliRunner, Result
 
 import deltamem_mlx as dm
-from deltamem_mlx.adapter_files import read_adapter
+from deltamem_mlx.adapters.files import read_adapter
 from deltamem_mlx.cli.main import app
 from deltamem_mlx.training.report import read_metrics
 

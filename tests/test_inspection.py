@@ -16,7 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 import deltamem_mlx as dm
-from deltamem_mlx.adapters import adapter_of, fingerprint
+from deltamem_mlx.adapters.loading import adapter_of, fingerprint
 from deltamem_mlx.inspection import measures
 from deltamem_mlx.inspection.adapter_contents import acting_settings, inspect_adapter
 from deltamem_mlx.inspection.memory_contents import compare, inspect_memory

@@ -15,7 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from safetensors.numpy import save_file
 
 import deltamem_mlx as dm
-from deltamem_mlx.adapters import fingerprint
+from deltamem_mlx.adapters.loading import fingerprint
 from deltamem_mlx.memory_file import read_memory
 
 TOKENS = mx.array([[5, 9, 33, 80, 12, 7, 44, 8]])

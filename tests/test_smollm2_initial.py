@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from deltamem_mlx.publish import prepare
+from deltamem_mlx.adapters.publish import prepare
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "smollm2_adapter"
 D, WORDS, CONTEXT, FACTS, FILLERS = 96, 150, 12, 3, 5

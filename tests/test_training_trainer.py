@@ -21,7 +21,7 @@ from tiny import TOKENIZER, tiny_model, weights_of
 
 import deltamem_mlx as dm
 from deltamem_mlx import files
-from deltamem_mlx.adapters import adapter_of
+from deltamem_mlx.adapters.loading import adapter_of
 from deltamem_mlx.text.rows import Conversation
 from deltamem_mlx.training import trainer as trainer_module
 from deltamem_mlx.training.dataset import EpisodeDataset

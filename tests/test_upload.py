@@ -22,10 +22,10 @@ from hub_server import HubServer
 from typer.testing import CliRunner, Result
 
 import deltamem_mlx as dm
-from deltamem_mlx.adapter_files import read_adapter
+from deltamem_mlx.adapters.files import read_adapter
+from deltamem_mlx.adapters.publish import prepare
+from deltamem_mlx.adapters.publish_errors import said
 from deltamem_mlx.cli.main import app
-from deltamem_mlx.publish import prepare
-from deltamem_mlx.publish_errors import said
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 

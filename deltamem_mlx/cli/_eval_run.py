@@ -131,7 +131,7 @@ def _possible(conditions: list[str], data: Data) -> list[str]:
 def _measure(
     task: "Task", data: Data, choices: Choices, conditions: Sequence[str], place: Place
 ) -> Result:
-    from deltamem_mlx.adapters import fingerprint
+    from deltamem_mlx.adapters.loading import fingerprint
     from deltamem_mlx.evals.asking import Examination, digest
     from deltamem_mlx.evals.journal import Journal
     from deltamem_mlx.evals.reader import Reader

@@ -19,7 +19,7 @@ def load_pair(
     model without `--adapter` has no memory.
     """
     from deltamem_mlx import builtin
-    from deltamem_mlx.adapters import load
+    from deltamem_mlx.adapters.loading import load
 
     if model is None and adapter is None:
         model, adapter = str(builtin.base_folder()), str(builtin.adapter_folder())
@@ -47,7 +47,7 @@ def refuse_without_memory(flags: Mapping[str, object]) -> None:
 
 def _base_of(adapter: str) -> str:
     from deltamem_mlx import builtin
-    from deltamem_mlx.adapter_files import read_adapter
+    from deltamem_mlx.adapters.files import read_adapter
     from deltamem_mlx.hub import ADAPTER_FILES, resolve
     from deltamem_mlx.model.patch import BUILTIN
 

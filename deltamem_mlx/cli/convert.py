@@ -76,8 +76,8 @@ def convert(
     """
     import mlx.core as mx
 
-    from deltamem_mlx.adapter_files import MLX_LM, PUBLISHED
-    from deltamem_mlx.adapters import convert_adapter
+    from deltamem_mlx.adapters.files import MLX_LM, PUBLISHED
+    from deltamem_mlx.adapters.loading import convert_adapter
 
     if folder.is_file():
         raise UsageError(f"{str(folder)!r} is a file; expected a folder to write to.")

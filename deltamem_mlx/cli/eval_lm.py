@@ -123,7 +123,7 @@ def _measure(
 ) -> Result:
     from importlib.metadata import version
 
-    from deltamem_mlx.adapters import fingerprint
+    from deltamem_mlx.adapters.loading import fingerprint
     from deltamem_mlx.evals.journal import Journal
     from deltamem_mlx.evals.lm import evaluate
     from deltamem_mlx.evals.runner import Runner

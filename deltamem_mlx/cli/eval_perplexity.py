@@ -129,7 +129,7 @@ class _Choices:
 
 
 def _measure(place: Place, source: "Source", choices: _Choices) -> Result:
-    from deltamem_mlx.adapters import fingerprint
+    from deltamem_mlx.adapters.loading import fingerprint
     from deltamem_mlx.evals.journal import Journal
     from deltamem_mlx.evals.passages import passages
     from deltamem_mlx.evals.perplexity import CONDITIONS, digest, losses, summary

@@ -146,7 +146,7 @@ class _Choices:
 
 
 def _measure(place: Place, choices: _Choices) -> Result:
-    from deltamem_mlx.adapters import base_model_of, fingerprint
+    from deltamem_mlx.adapters.loading import base_model_of, fingerprint
     from deltamem_mlx.evals.episodes import digest, in_cells
     from deltamem_mlx.evals.journal import Journal
     from deltamem_mlx.evals.recall import recall as answer_all

@@ -192,7 +192,7 @@ def serve(
         check_exposure(settings)
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
-    from deltamem_mlx.adapters import base_model_of
+    from deltamem_mlx.adapters.loading import base_model_of
     from deltamem_mlx.serve.log import set_up
     from deltamem_mlx.serve.server import Serving
 

@@ -11,7 +11,7 @@ from deltamem_mlx.cli._command import command
 from deltamem_mlx.cli._errors import UsageError
 
 if TYPE_CHECKING:
-    from deltamem_mlx.publish import Upload
+    from deltamem_mlx.adapters.publish import Upload
 
 Source = Annotated[
     Path,
@@ -79,7 +79,7 @@ def upload(
 
     It takes a login that may write: hf auth login, or HF_TOKEN.
     """
-    from deltamem_mlx.publish import check_repo, prepare, send
+    from deltamem_mlx.adapters.publish import check_repo, prepare, send
 
     for flag, name in (("--repo", repo), ("--base-model", base_model)):
         try:

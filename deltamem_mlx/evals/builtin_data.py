@@ -7,7 +7,7 @@ import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from .. import builtin
-from ..adapters import load
+from ..adapters.loading import load
 from ..config import read_json
 from ..text.messages import Message
 from .episodes import Episode, read_episodes

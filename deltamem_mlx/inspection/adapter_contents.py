@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..adapter_files import AdapterFiles, read_adapter
-from ..adapters import fingerprint_of
+from ..adapters.files import AdapterFiles, read_adapter
+from ..adapters.loading import fingerprint_of
 from ..config import HEADS, DeltaMemConfig, acting_settings
 from ..hub import ADAPTER_FILES, resolve
 from ..problems import first_few

@@ -15,7 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.server import get_system_fingerprint
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..adapters import fingerprint
+from ..adapters.loading import fingerprint
 from ..memory import memories
 from ..memory_file import described
 from ..model.patch import config_of, memory_layers

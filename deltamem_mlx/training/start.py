@@ -7,8 +7,8 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..adapter_files import AdapterFiles, read_adapter
-from ..adapters import _load_files
+from ..adapters.files import AdapterFiles, read_adapter
+from ..adapters.loading import _load_files
 from ..config import DeltaMemConfig
 from ..hub import ADAPTER_FILES, resolve
 from ..model.patch import attach, set_base_model

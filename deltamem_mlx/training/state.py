@@ -15,8 +15,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..adapter_files import write_adapter
-from ..adapters import adapter_of, base_model_of
+from ..adapters.files import write_adapter
+from ..adapters.loading import adapter_of, base_model_of
 from ..files import write_atomically
 from ..model.patch import config_of
 from .episodes import Episode

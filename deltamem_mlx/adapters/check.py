@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterator
 
-from .adapter_files import AdapterFiles
-from .config import HEADS, DeltaMemConfig
-from .model.attention import adapter_shapes, is_off
-from .model.projections import Projections
-from .problems import first_few
+from ..config import HEADS, DeltaMemConfig
+from ..model.attention import adapter_shapes, is_off
+from ..model.projections import Projections
+from ..problems import first_few
+from .files import AdapterFiles
 
 NAME = re.compile(r"model\.layers\.(\d+)\.self_attn\.(\w+)")
 Shapes = dict[str, list[int]]

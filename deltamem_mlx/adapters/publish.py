@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._version import __version__
-from .adapter_check import check_tensors
-from .adapter_files import MLX_LM, PUBLISHED, PYTORCH, AdapterFiles, files_of, read_adapter
-from .config import read_json
-from .hub import REPO_ID, looks_like_path
-from .model.patch import BUILTIN
-from .model_card import model_card
+from .._version import __version__
+from ..config import read_json
+from ..hub import REPO_ID, looks_like_path
+from ..model.patch import BUILTIN
+from .card import model_card
+from .check import check_tensors
+from .files import MLX_LM, PUBLISHED, PYTORCH, AdapterFiles, files_of, read_adapter
 from .publish_errors import said
 
 if TYPE_CHECKING:

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import yaml
 
-from .adapter_files import AdapterFiles
-from .adapters import fingerprint_of
-from .config import HEADS, acting_settings
-from .hub import REPO_ID
-from .model.patch import BUILTIN
+from ..config import HEADS, acting_settings
+from ..hub import REPO_ID
+from ..model.patch import BUILTIN
+from .files import AdapterFiles
+from .loading import fingerprint_of
 
 TAGS = ("delta-mem", "mlx", "mlx-lm")
 WRITES = {

@@ -6,8 +6,8 @@ from pathlib import Path
 import mlx.nn as nn
 from mlx_lm.tuner import utils as tuner_utils
 
-from .adapter_files import is_delta_mem
-from .adapters import load_adapter
+from .files import is_delta_mem
+from .loading import load_adapter
 
 
 def register() -> None:

@@ -9,10 +9,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from .adapter_files import AdapterFiles, read_adapter, write_adapter
-from .hub import ADAPTER_FILES, MODEL_FILES, resolve
-from .model.attention import adapter_shapes, is_off
-from .model.patch import (
+from ..hub import ADAPTER_FILES, MODEL_FILES, resolve
+from ..model.attention import adapter_shapes, is_off
+from ..model.patch import (
     attach,
     attachment,
     config_of,
@@ -20,8 +19,9 @@ from .model.patch import (
     refuse_attached,
     set_base_model,
 )
-from .model.sites import choose_sites
-from .problems import first_few
+from ..model.sites import choose_sites
+from ..problems import first_few
+from .files import AdapterFiles, read_adapter, write_adapter
 
 
 def load(

@@ -7,10 +7,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ._version import __version__
-from .config import DeltaMemConfig, read_json
-from .files import write_atomically, write_text
-from .problems import first_few
+from .._version import __version__
+from ..config import DeltaMemConfig, read_json
+from ..files import write_atomically, write_text
+from ..problems import first_few
 
 FORMS = ("mlx-lm", "published")
 FINE_TUNE_TYPE = "delta_mem"

@@ -1,0 +1,1 @@
+"""An adapter's life: read, check, load, publish."""
