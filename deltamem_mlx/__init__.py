@@ -11,7 +11,7 @@ from ._version import __version__
 _HOMES = {
     "adapters.loading": ("convert_adapter", "load", "load_adapter", "save_adapter"),
     "config": ("DeltaMemConfig",),
-    "memory": (
+    "memory.actions": (
         "forget_context",
         "memory_state",
         "observe",
@@ -20,11 +20,11 @@ _HOMES = {
         "set_memory_state",
         "write_spans",
     ),
-    "memory_file": ("load_memory", "save_memory"),
+    "memory.file": ("load_memory", "save_memory"),
     "ops": ("delta_scan",),
     "model.patch": ("attach", "detach"),
     "adapters.registration": ("register", "unregister"),
-    "session": ("MemorySession",),
+    "session.session": ("MemorySession",),
     "text.spans": ("Spans", "message_spans"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -19,7 +19,7 @@ from tiny import tiny_model
 
 import deltamem_mlx as dm
 from deltamem_mlx.adapters.loading import fingerprint
-from deltamem_mlx.memory_file import read_memory
+from deltamem_mlx.memory.file import read_memory
 
 LONG = GOLDEN / "tsw_qo_long" / "adapter"
 TOKENS = mx.array([[5, 9, 33, 80, 12, 7, 44, 8]])

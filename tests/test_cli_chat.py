@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 import deltamem_mlx as dm
 from deltamem_mlx.cli import chat as chat_module
 from deltamem_mlx.cli.main import app
-from deltamem_mlx.memory_file import read_memory
+from deltamem_mlx.memory.file import read_memory
 
 
 @pytest.fixture(scope="module")

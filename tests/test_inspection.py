@@ -17,12 +17,12 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 import deltamem_mlx as dm
 from deltamem_mlx.adapters.loading import adapter_of, fingerprint
-from deltamem_mlx.inspection import measures
 from deltamem_mlx.inspection.adapter_contents import acting_settings, inspect_adapter
 from deltamem_mlx.inspection.memory_contents import compare, inspect_memory
 from deltamem_mlx.inspection.probe import BOTH, WITH, given_answers, probe, rephrasings
 from deltamem_mlx.inspection.script import Script, messages_script, text_script
 from deltamem_mlx.inspection.trace import Trace, trace
+from deltamem_mlx.memory import measures
 from deltamem_mlx.model.patch import memory_layers
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 import deltamem_mlx as dm
 from deltamem_mlx.adapters.loading import fingerprint
-from deltamem_mlx.memory_file import read_memory
+from deltamem_mlx.memory.file import read_memory
 
 TOKENS = mx.array([[5, 9, 33, 80, 12, 7, 44, 8]])
 

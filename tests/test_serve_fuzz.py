@@ -13,7 +13,7 @@ from serving import Client, server
 
 import deltamem_mlx as dm
 from deltamem_mlx import builtin
-from deltamem_mlx.memory_file import read_memory
+from deltamem_mlx.memory.file import read_memory
 from deltamem_mlx.serve.server import Serving
 from deltamem_mlx.serve.settings import ServeSettings
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from serving import Client, server
 
-from deltamem_mlx.memory_file import read_memory
+from deltamem_mlx.memory.file import read_memory
 
 FACT, QUESTION = "anna lives in oslo .", "where does anna live ?"
 

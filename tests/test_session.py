@@ -17,7 +17,7 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 from tiny import tiny_model
 
 import deltamem_mlx as dm
-from deltamem_mlx import context
+from deltamem_mlx.session import context
 
 EOS, NEWLINE = 2, 67
 SYSTEM = "Be terse."

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 import deltamem_mlx as dm
-from deltamem_mlx import session_file
+from deltamem_mlx.session import file
 
 QUESTION = "Which name is it?"
 SYSTEM = "Be terse."
@@ -245,7 +245,7 @@ def _resealed(folder: Path, change: Callable[[Values], object]) -> None:
     values = json.loads(path.read_text())
     del values["checksum"]
     change(values)
-    values["checksum"] = session_file._checksum(values)
+    values["checksum"] = file._checksum(values)
     path.write_text(json.dumps(values))
 
 

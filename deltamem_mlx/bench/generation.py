@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from ..memory import memories, write_spans
+from ..memory.actions import memories, write_spans
 from ..model.cache import DeltaMemCache
 from ..model.patch import config_of, is_attached
 from .models import Pair

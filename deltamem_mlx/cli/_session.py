@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlx_lm.generate import GenerationResponse
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-    from deltamem_mlx.session import MemorySession
+    from deltamem_mlx.session.session import MemorySession
 
 Memory = Annotated[
     Path | None,
@@ -85,7 +85,7 @@ def open_session(
     settings: dict[str, object],
 ) -> "MemorySession":
     """A session with the memory of a file, if there is one."""
-    from deltamem_mlx.session import MemorySession
+    from deltamem_mlx.session.session import MemorySession
 
     if memory is not None and memory.exists():
         return MemorySession.restore(memory, model, tokenizer, **settings)
@@ -102,7 +102,7 @@ def without_memory(
     generation: dict[str, object],
 ) -> Iterator["GenerationResponse"]:
     """The answer of the model alone: nothing was remembered, and nothing is while answering."""
-    from deltamem_mlx.session import MemorySession
+    from deltamem_mlx.session.session import MemorySession
 
     session = MemorySession(model, tokenizer, **settings)
     with session.read_only():

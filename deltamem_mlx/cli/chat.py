@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mlx_lm.generate import GenerationResponse
 
     from deltamem_mlx.cli._chat_ui import ChatUI
-    from deltamem_mlx.session import MemorySession
+    from deltamem_mlx.session.session import MemorySession
 
 MaxContext = Annotated[
     int | None,
@@ -277,7 +277,7 @@ class Chat:
             raise ValueError("Expected /probe QUESTION.")
         from deltamem_mlx.inspection.probe import probe
         from deltamem_mlx.inspection.report import probe_text
-        from deltamem_mlx.memory import memory_state
+        from deltamem_mlx.memory.actions import memory_state
 
         probed = probe(
             self.session.model,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mlx_lm.generate import GenerationResponse
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-    from deltamem_mlx.session import MemorySession
+    from deltamem_mlx.session.session import MemorySession
 
 Remember = Annotated[
     list[Path] | None,

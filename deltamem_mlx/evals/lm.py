@@ -22,7 +22,7 @@ from mlx_lm.evaluate import MLXLM, chat_template_fn
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..memory import memories, set_memory_state
+from ..memory.actions import memories, set_memory_state
 from .journal import Journal, Row
 from .runner import State
 

@@ -16,7 +16,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
-from ..memory import read_only, write_spans
+from ..memory.actions import read_only, write_spans
 from ..model.patch import config_of
 from ..text.spans import Spans
 from .journal import Journal, Row

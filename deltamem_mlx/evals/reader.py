@@ -13,8 +13,8 @@ from mlx_lm.generate import (
     generation_stream,
 )
 
-from ..context import Context
-from ..memory import memory_state, read_only
+from ..memory.actions import memory_state, read_only
+from ..session.context import Context
 from ..text.messages import Message
 from ..text.spans import Spans
 from .benchmark import first_line

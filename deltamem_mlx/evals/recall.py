@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..memory import memory_state
-from ..memory_file import load_memory, save_memory
+from ..memory.actions import memory_state
+from ..memory.file import load_memory, save_memory
 from .episodes import Cell, Episode
 from .journal import Journal, Row
 from .runner import Runner, State

@@ -10,7 +10,7 @@ from mlx_lm.generate import PromptProcessingBatch, batch_generate, generation_st
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..memory import memory_state, read_only, set_memory_state, write_spans
+from ..memory.actions import memory_state, read_only, set_memory_state, write_spans
 from ..model.patch import config_of, memory_layers
 from ..text.messages import Message
 from ..text.spans import Spans, message_spans

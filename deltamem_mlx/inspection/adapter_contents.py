@@ -10,8 +10,8 @@ from ..adapters.files import AdapterFiles, read_adapter
 from ..adapters.loading import fingerprint_of
 from ..config import HEADS, DeltaMemConfig, acting_settings
 from ..hub import ADAPTER_FILES, resolve
+from ..memory.measures import half_life
 from ..problems import first_few
-from .measures import half_life
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import numpy as np
 from mlx_lm.models.cache import load_prompt_cache
 
 from ..config import read_json
-from ..memory import memories, memory_state
-from ..memory_file import MemoryFile, read_memory
-from ..session_file import SESSION
-from .measures import LayerDistance, LayerMeasures, distances, layer_measures
+from ..memory.actions import memories, memory_state
+from ..memory.file import MemoryFile, read_memory
+from ..memory.measures import LayerDistance, LayerMeasures, distances, layer_measures
+from ..session.file import SESSION
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..memory import read_only, set_memory_state
+from ..memory.actions import read_only, set_memory_state
 from ..text.spans import message_spans
 
 WITH, WITHOUT, BOTH, GIVEN = "with memory", "without memory", "with and without", "given"

@@ -12,10 +12,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
-from ..memory import memory_state, observe, set_memory_state, write_spans
+from ..memory.actions import memory_state, observe, set_memory_state, write_spans
+from ..memory.measures import States, change, similarities, survivals
 from ..model.patch import config_of
 from ..text.spans import Spans
-from .measures import States, change, similarities, survivals
 from .script import Script, Turn
 
 MARKS = 64

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ..memory_file import MemoryFile, read_memory, write_memory
+from ..memory.file import MemoryFile, read_memory, write_memory
 from .errors import ApiError
 from .turn import Pair
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ..conversation import Conversation
-from ..memory_file import MemoryFile
+from ..memory.file import MemoryFile
+from ..session.conversation import Conversation
 from .errors import ApiError
 from .folder import MemoryFolder
 from .history import History

@@ -16,8 +16,8 @@ from mlx_lm.server import get_system_fingerprint
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..adapters.loading import fingerprint
-from ..memory import memories
-from ..memory_file import described
+from ..memory.actions import memories
+from ..memory.file import described
 from ..model.patch import config_of, memory_layers
 from .ending import usual_end
 from .errors import ApiError

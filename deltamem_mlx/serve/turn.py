@@ -11,10 +11,10 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.server import process_message_content
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..conversation import Conversation, Said
-from ..memory import memories, memory_state, set_memory_state
-from ..memory_file import MemoryFile
+from ..memory.actions import memories, memory_state, set_memory_state
+from ..memory.file import MemoryFile
 from ..model.ingest import Ingest, span_ids
+from ..session.conversation import Conversation, Said
 from ..text.messages import Message
 from ..text.spans import Spans
 from ..text.turns import as_messages, leading_system, turn_of

@@ -12,13 +12,13 @@ import mlx.nn as nn
 from mlx_lm.generate import GenerationResponse
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ..memory.actions import memories, read_only
+from ..model.patch import config_of
+from ..text.messages import Message
+from ..text.spans import Spans
+from ..text.turns import Turn, end_of_turn, leading_system, newest_turns, spans_with, turn_of
 from .context import Context
-from .memory import memories, read_only
-from .model.patch import config_of
 from .reply import Reply
-from .text.messages import Message
-from .text.spans import Spans
-from .text.turns import Turn, end_of_turn, leading_system, newest_turns, spans_with, turn_of
 
 PREFILL_STEP_SIZE = 2048
 MAX_TOKENS = 256

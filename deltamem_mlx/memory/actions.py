@@ -15,8 +15,8 @@ from mlx_lm.models.cache import (
     RotatingKVCache,
 )
 
-from .model.cache import DeltaMemCache, MemoryCache, Observer
-from .model.ingest import IdRows, Ingest, span_ids
+from ..model.cache import DeltaMemCache, MemoryCache, Observer
+from ..model.ingest import IdRows, Ingest, span_ids
 
 PromptCache = list
 

@@ -14,9 +14,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from .adapters.loading import base_model_of, fingerprint
-from .files import write_atomically
-from .memory import memories, memory_state, set_memory_state
+from ..adapters.loading import base_model_of, fingerprint
+from ..files import write_atomically
+from .actions import memories, memory_state, set_memory_state
 
 FORMAT = "deltamem_mlx.memory"
 VERSION = 1

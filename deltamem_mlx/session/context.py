@@ -10,9 +10,9 @@ import mlx.nn as nn
 from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import CacheList
 
-from .memory import forget_context, memories, read_only, write_spans
-from .model.cache import DeltaMemCache
-from .text.spans import Spans
+from ..memory.actions import forget_context, memories, read_only, write_spans
+from ..model.cache import DeltaMemCache
+from ..text.spans import Spans
 
 
 class Mark(NamedTuple):

@@ -19,15 +19,15 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from .adapters.loading import base_model_of, fingerprint
-from .config import read_json
+from ..adapters.loading import base_model_of, fingerprint
+from ..config import read_json
+from ..files import write_atomically, write_text
+from ..memory.actions import memories
+from ..memory.file import read_memory, restore_memory, save_memory
+from ..model.cache import DeltaMemCache
+from ..text.messages import message_problems
 from .context import kv_caches
 from .conversation import Said
-from .files import write_atomically, write_text
-from .memory import memories
-from .memory_file import read_memory, restore_memory, save_memory
-from .model.cache import DeltaMemCache
-from .text.messages import message_problems
 
 if TYPE_CHECKING:
     from .session import MemorySession

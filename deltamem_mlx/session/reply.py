@@ -9,8 +9,8 @@ from mlx_lm.generate import GenerationResponse, stream_generate
 from mlx_lm.sample_utils import greedy_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ..text.spans import Spans
 from .context import Context, Mark
-from .text.spans import Spans
 
 
 class Reply:

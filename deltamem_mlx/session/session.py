@@ -10,13 +10,13 @@ from mlx_lm.generate import GenerationResponse
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ..memory.actions import memories, memory_state
+from ..memory.measures import layer_measures
+from ..model.patch import memory_layers
+from ..text.messages import Message, check_messages
+from ..text.turns import as_messages, leading_system
 from .conversation import PREFILL_STEP_SIZE, Conversation
-from .inspection.measures import layer_measures
-from .memory import memories, memory_state
-from .model.patch import memory_layers
-from .text.messages import Message, check_messages
-from .text.turns import as_messages, leading_system
-from .turn_lock import TurnLock
+from .lock import TurnLock
 
 # Arguments of mlx-lm's generation that would work on another cache than the session's.
 _NOT_OURS = ("prompt_cache", "max_kv_size", "draft_model", "num_draft_tokens", "input_embeddings")
@@ -231,7 +231,7 @@ class MemorySession:
             ValueError: If the state is not finite, or the folder holds other things.
             OSError: If the file or folder cannot be written.
         """
-        from .session_file import save_session
+        from .file import save_session
 
         with self._lock:
             save_session(self, Path(path), note)
@@ -255,7 +255,7 @@ class MemorySession:
             FileNotFoundError: If there is nothing.
             ValueError: If it is damaged, altered, or was saved under another adapter.
         """
-        from .session_file import restore_session
+        from .file import restore_session
 
         return restore_session(cls, Path(path), model, tokenizer, settings)
 
