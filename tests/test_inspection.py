@@ -17,7 +17,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 import deltamem_mlx as dm
 from deltamem_mlx.adapters.loading import adapter_of, fingerprint
-from deltamem_mlx.inspection.adapter_contents import acting_settings, inspect_adapter
+from deltamem_mlx.config import acting_settings
+from deltamem_mlx.inspection.adapter_contents import inspect_adapter
 from deltamem_mlx.inspection.memory_contents import compare, inspect_memory
 from deltamem_mlx.inspection.probe import BOTH, WITH, given_answers, probe, rephrasings
 from deltamem_mlx.inspection.script import Script, messages_script, text_script

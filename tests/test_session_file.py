@@ -189,7 +189,7 @@ def test_an_interrupted_save_leaves_the_old(
 
     for name in ("write_text", "save_prompt_cache"):
         with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-            patch.setattr(session_file, name, fail)
+            patch.setattr(file, name, fail)
             session.save(folder)
         restored = dm.MemorySession.restore(folder, session.model, session.tokenizer)
         assert_same(restored, told)

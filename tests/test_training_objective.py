@@ -17,7 +17,6 @@ from tiny import TOKENIZER, tiny_model
 import deltamem_mlx as dm
 from deltamem_mlx.model.patch import config_of, memory_layers
 from deltamem_mlx.training.batching import Batch, pad_batch
-from deltamem_mlx.training.checkpointing import checkpointed
 from deltamem_mlx.training.episodes import (
     NO_WRITE,
     Episode,
@@ -27,6 +26,7 @@ from deltamem_mlx.training.episodes import (
     WritePart,
     build_episodes,
 )
+from deltamem_mlx.training.grad_checkpoint import checkpointed
 from deltamem_mlx.training.objective import Objective, Sparsity, Terms
 
 Gradients = dict[str, np.ndarray]

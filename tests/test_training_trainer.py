@@ -24,12 +24,12 @@ from deltamem_mlx import files
 from deltamem_mlx.adapters.loading import adapter_of
 from deltamem_mlx.text.rows import Conversation
 from deltamem_mlx.training import trainer as trainer_module
+from deltamem_mlx.training.checkpoint import STATE_FILE
 from deltamem_mlx.training.dataset import EpisodeDataset
 from deltamem_mlx.training.episodes import EpisodeSettings
 from deltamem_mlx.training.guard import Diverged
 from deltamem_mlx.training.report import Info, Listener, read_metrics
 from deltamem_mlx.training.settings import TrainSettings
-from deltamem_mlx.training.state import STATE_FILE
 from deltamem_mlx.training.trainer import Outcome, Trainer
 
 RUN = TrainSettings(

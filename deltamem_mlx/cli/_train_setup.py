@@ -67,8 +67,8 @@ def set_up(options: Options) -> Setup:
 
 
 def _put_adapter(model: "nn.Module", options: Options) -> None:
+    from deltamem_mlx.training.checkpoint import STATE_FILE
     from deltamem_mlx.training.start import adapter_from, fresh_adapter
-    from deltamem_mlx.training.state import STATE_FILE
 
     values = adapter_values(options)
     config = adapter_config(values)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from .state import Progress
+from .checkpoint import Progress
 from .update import Figures
 
 WINDOW = 10

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from .state import STATE_FILE, Identity, Progress, check_identity, read_checkpoint
+from .checkpoint import STATE_FILE, Identity, Progress, check_identity, read_checkpoint
 from .update import Updater
 
 

@@ -15,15 +15,15 @@ from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from .batching import Batch, batches
+from .checkpoint import clear_leftovers, clear_run, identity_of, save_checkpoint
 from .episodes import Episode
-from .evaluate import evaluate
 from .guard import Diverged, check_loss, interruptible
 from .objective import Objective
 from .report import Info, Listener, Metrics, draw_curve, train_info
 from .resume import begin
 from .settings import TrainSettings
-from .state import clear_leftovers, clear_run, identity_of, save_checkpoint
 from .update import Figures, Updater
+from .validation import evaluate
 
 
 class Outcome(NamedTuple):

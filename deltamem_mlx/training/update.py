@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from ..model.patch import memory_layers
 from .batching import Batch
-from .checkpointing import checkpointed
+from .grad_checkpoint import checkpointed
 from .objective import Inputs, Objective, Sparsity, Terms
 from .settings import TrainSettings
 
