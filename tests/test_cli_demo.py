@@ -12,9 +12,9 @@ import deltamem_mlx as dm
 from deltamem_mlx import builtin
 from deltamem_mlx.cli import demo as command
 from deltamem_mlx.cli.main import app
-from deltamem_mlx.evals.builtin_data import EPISODES, STORY
-from deltamem_mlx.evals.demo import CELLS, CONDITIONS
-from deltamem_mlx.evals.episodes import Cell, Episode, write_episodes
+from deltamem_mlx.evals.recall.builtin_data import EPISODES, STORY
+from deltamem_mlx.evals.recall.demo import CELLS, CONDITIONS
+from deltamem_mlx.evals.recall.episodes import Cell, Episode, write_episodes
 
 
 def exchange(text: str) -> list[dict[str, str]]:

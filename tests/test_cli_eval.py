@@ -12,10 +12,10 @@ from typer.testing import CliRunner, Result
 import deltamem_mlx as dm
 from deltamem_mlx import builtin
 from deltamem_mlx.cli.main import app
-from deltamem_mlx.evals.builtin_data import EPISODES
-from deltamem_mlx.evals.episodes import read_episodes, write_episodes
-from deltamem_mlx.evals.facts import fact_episodes
-from deltamem_mlx.evals.recall import CONDITIONS
+from deltamem_mlx.evals.recall.builtin_data import EPISODES
+from deltamem_mlx.evals.recall.episodes import read_episodes, write_episodes
+from deltamem_mlx.evals.recall.facts import fact_episodes
+from deltamem_mlx.evals.recall.recall import CONDITIONS
 from deltamem_mlx.evals.runner import Runner
 
 SHORT = ("--facts", "1", "--limit", "2", "-m", "3", "--batch-size", "4")

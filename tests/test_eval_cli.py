@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 import deltamem_mlx as dm
 from deltamem_mlx.cli._scores import as_text, group_tables, score_tables
 from deltamem_mlx.cli.main import app
-from deltamem_mlx.evals.reader import Reader
+from deltamem_mlx.evals.benchmarks.reader import Reader
 
 Pair = tuple[str, ...]
 

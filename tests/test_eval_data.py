@@ -10,11 +10,17 @@ from pathlib import Path
 import pytest
 from benchmarks import AGENT, HOTPOTQA, LOCOMO, written
 
-from deltamem_mlx.evals.benchmark import Material, Task, Unit, first_line, limited, text_of
-from deltamem_mlx.evals.hotpotqa import HotpotQA, load_hotpotqa
-from deltamem_mlx.evals.locomo import NO_ANSWER, LoCoMo, load_locomo, many_f1, says_unanswered
-from deltamem_mlx.evals.memoryagentbench import MemoryAgentBench, load_memoryagentbench
-from deltamem_mlx.evals.text_scores import stems
+from deltamem_mlx.evals.benchmarks.hotpotqa import HotpotQA, load_hotpotqa
+from deltamem_mlx.evals.benchmarks.locomo import (
+    NO_ANSWER,
+    LoCoMo,
+    load_locomo,
+    many_f1,
+    says_unanswered,
+)
+from deltamem_mlx.evals.benchmarks.memoryagentbench import MemoryAgentBench, load_memoryagentbench
+from deltamem_mlx.evals.benchmarks.task import Material, Task, Unit, first_line, limited, text_of
+from deltamem_mlx.evals.benchmarks.text_scores import stems
 
 WORDS = lambda text: len(text.split())  # noqa: E731
 

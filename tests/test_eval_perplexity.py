@@ -19,10 +19,10 @@ from typer.testing import CliRunner, Result
 import deltamem_mlx as dm
 from deltamem_mlx.cli.main import app
 from deltamem_mlx.evals import perplexity
+from deltamem_mlx.evals.intervals import paired_bootstrap
 from deltamem_mlx.evals.journal import Journal
 from deltamem_mlx.evals.passages import passages, read_source
 from deltamem_mlx.evals.perplexity import losses, passage_nats, summary
-from deltamem_mlx.evals.statistics import paired_bootstrap
 from deltamem_mlx.text.spans import Spans
 
 WORDS = "The ferry to the island leaves at nine, and on Sundays it does not leave at all. "

@@ -12,9 +12,12 @@ import pytest
 from tiny import strong_pair
 
 import deltamem_mlx as dm
-from deltamem_mlx.evals import demo
-from deltamem_mlx.evals.builtin_data import builtin_episodes, builtin_story
-from deltamem_mlx.evals.episodes import (
+from deltamem_mlx.evals.intervals import paired_bootstrap, wilson
+from deltamem_mlx.evals.journal import QUESTIONS, RESULT, Journal
+from deltamem_mlx.evals.recall import demo
+from deltamem_mlx.evals.recall.builtin_data import builtin_episodes, builtin_story
+from deltamem_mlx.evals.recall.correct import contains, says_unknown, words
+from deltamem_mlx.evals.recall.episodes import (
     KINDS,
     Cell,
     Episode,
@@ -23,14 +26,11 @@ from deltamem_mlx.evals.episodes import (
     read_episodes,
     write_episodes,
 )
-from deltamem_mlx.evals.facts import CELLS, UNKNOWN, fact_episodes
-from deltamem_mlx.evals.journal import QUESTIONS, RESULT, Journal
-from deltamem_mlx.evals.recall import CONDITIONS, is_correct, recall
+from deltamem_mlx.evals.recall.facts import CELLS, UNKNOWN, fact_episodes
+from deltamem_mlx.evals.recall.recall import CONDITIONS, is_correct, recall
+from deltamem_mlx.evals.recall.scores import scores
+from deltamem_mlx.evals.recall.wordings import RELATIONS
 from deltamem_mlx.evals.runner import Runner, State
-from deltamem_mlx.evals.scores import scores
-from deltamem_mlx.evals.scoring import contains, says_unknown, words
-from deltamem_mlx.evals.statistics import paired_bootstrap, wilson
-from deltamem_mlx.evals.wordings import RELATIONS
 
 GRANULARITIES = ("token", "message_mean", "sentence_mean")
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from deltamem_mlx.evals.facts import fact_episodes
-from deltamem_mlx.evals.wordings import PEOPLE
-from deltamem_mlx.evals.wordings import RELATIONS as ASKED
+from deltamem_mlx.evals.recall.facts import fact_episodes
+from deltamem_mlx.evals.recall.wordings import PEOPLE
+from deltamem_mlx.evals.recall.wordings import RELATIONS as ASKED
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "smollm2_adapter"
 

@@ -41,7 +41,7 @@ class Place:
 
     def load(self, *, trust_remote_code: bool) -> tuple["nn.Module", "TokenizerWrapper"]:
         """Model and tokenizer."""
-        from deltamem_mlx.evals.builtin_data import load_builtin
+        from deltamem_mlx.evals.recall.builtin_data import load_builtin
 
         if self.model is None and self.adapter is None:
             return load_builtin()

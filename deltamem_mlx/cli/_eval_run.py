@@ -16,7 +16,7 @@ from deltamem_mlx.cli._session import template_kwargs
 if TYPE_CHECKING:
     import mlx.nn as nn
 
-    from deltamem_mlx.evals.benchmark import Material, Task
+    from deltamem_mlx.evals.benchmarks.task import Material, Task
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def run_benchmark(
         among (Sequence[Material]): Of which to ask. Default: of all.
         options (Mapping[str, object]): Of the task, for the settings of the run.
     """
-    from deltamem_mlx.evals.asking import strangers_of
-    from deltamem_mlx.evals.benchmark import limited
+    from deltamem_mlx.evals.benchmarks.asking import strangers_of
+    from deltamem_mlx.evals.benchmarks.task import limited
 
     began = time.perf_counter()
     materials = limited(everything if among is None else among, choices.limit, choices.seed)
@@ -94,7 +94,7 @@ def run_benchmark(
         _output.result_json(result)
     else:
         from deltamem_mlx.cli._scores import show_groups
-        from deltamem_mlx.evals.asking import NO_CONTEXT, WITH_CONTEXT
+        from deltamem_mlx.evals.benchmarks.asking import NO_CONTEXT, WITH_CONTEXT
 
         says = NO_CONTEXT if choices.no_context else WITH_CONTEXT
         shown = {name: says[name] for name in conditions}
@@ -113,7 +113,7 @@ def chosen_conditions(given: Sequence[str] | None) -> list[str]:
     Raises:
         UsageError: If there is no such condition.
     """
-    from deltamem_mlx.evals.asking import NO_CONTEXT
+    from deltamem_mlx.evals.benchmarks.asking import NO_CONTEXT
 
     return chosen_of("--condition", given, NO_CONTEXT)
 
@@ -132,9 +132,9 @@ def _measure(
     task: "Task", data: Data, choices: Choices, conditions: Sequence[str], place: Place
 ) -> Result:
     from deltamem_mlx.adapters.loading import fingerprint
-    from deltamem_mlx.evals.asking import Examination, digest
+    from deltamem_mlx.evals.benchmarks.asking import Examination, digest
+    from deltamem_mlx.evals.benchmarks.reader import Reader
     from deltamem_mlx.evals.journal import Journal
-    from deltamem_mlx.evals.reader import Reader
     from deltamem_mlx.evals.tables import group_scores
 
     kwargs = template_kwargs(choices.chat_template_config)
@@ -175,7 +175,7 @@ def _measure(
 
 
 def _window(model: "nn.Module", given: int | None) -> int:
-    from deltamem_mlx.evals.window import context_window
+    from deltamem_mlx.evals.benchmarks.window import context_window
 
     found = given or context_window(model)
     if found is None:

@@ -10,8 +10,8 @@ from deltamem_mlx.cli._command import command
 from deltamem_mlx.cli._progress import answering
 
 if TYPE_CHECKING:
-    from deltamem_mlx.evals.builtin_data import Story
-    from deltamem_mlx.evals.demo import Told
+    from deltamem_mlx.evals.recall.builtin_data import Story
+    from deltamem_mlx.evals.recall.demo import Told
 
 EACH = 32
 MAX_TOKENS = 16  # the pair's answers have ten words at most
@@ -52,8 +52,8 @@ def show(
         as_json (bool): One JSON document instead.
     """
     began = time.perf_counter()
-    from deltamem_mlx.evals.builtin_data import builtin_episodes, builtin_story, load_builtin
-    from deltamem_mlx.evals.demo import CELLS, CONDITIONS, short_scores, tell_story
+    from deltamem_mlx.evals.recall.builtin_data import builtin_episodes, builtin_story, load_builtin
+    from deltamem_mlx.evals.recall.demo import CELLS, CONDITIONS, short_scores, tell_story
     from deltamem_mlx.evals.runner import Runner
 
     runner = Runner(*load_builtin(base, adapter), batch_size=EACH, max_tokens=MAX_TOKENS)

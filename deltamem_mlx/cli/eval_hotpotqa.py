@@ -46,6 +46,6 @@ def hotpotqa(
     memory only, and the question is asked alone.
     """
     choices = Choices.of(locals())
-    from deltamem_mlx.evals.hotpotqa import HotpotQA, load_hotpotqa
+    from deltamem_mlx.evals.benchmarks.hotpotqa import HotpotQA, load_hotpotqa
 
     run_benchmark(HotpotQA(), path, load_hotpotqa(path), choices)

@@ -161,6 +161,6 @@ def _measure(
 
 def _stranger(runner: "Runner", seed: int) -> "State":
     """The memory of made-up facts."""
-    from deltamem_mlx.evals.facts import fact_episodes
+    from deltamem_mlx.evals.recall.facts import fact_episodes
 
     return runner.remember([next(iter(fact_episodes(1, seed=seed))).tell])[0]

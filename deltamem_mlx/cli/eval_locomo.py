@@ -57,8 +57,8 @@ def locomo(
     stems, in category 5 (no true answer) the share that says so.
     """
     choices = Choices.of(locals())
-    from deltamem_mlx.evals.locomo import LoCoMo, load_locomo
-    from deltamem_mlx.evals.text_scores import stems
+    from deltamem_mlx.evals.benchmarks.locomo import LoCoMo, load_locomo
+    from deltamem_mlx.evals.benchmarks.text_scores import stems
 
     stems("")  # raises now, not after the first answers, if its library is missing
     everything = load_locomo(path)

@@ -58,7 +58,10 @@ def memoryagentbench(
     recommendations count where their entity2id.json is beside the data.
     """
     choices = Choices.of(locals())
-    from deltamem_mlx.evals.memoryagentbench import MemoryAgentBench, load_memoryagentbench
+    from deltamem_mlx.evals.benchmarks.memoryagentbench import (
+        MemoryAgentBench,
+        load_memoryagentbench,
+    )
 
     sources = sorted(source or [])
     everything = load_memoryagentbench(path, sources)

@@ -17,7 +17,7 @@ from deltamem_mlx.cli._parse import chosen_of
 from deltamem_mlx.cli._progress import answering
 
 if TYPE_CHECKING:
-    from deltamem_mlx.evals.episodes import Episode
+    from deltamem_mlx.evals.recall.episodes import Episode
 
 FACTS = "facts"
 
@@ -100,9 +100,9 @@ def recall(
     so counts).
     """
     began = time.perf_counter()
-    from deltamem_mlx.evals.episodes import KINDS
     from deltamem_mlx.evals.journal import QUESTIONS
-    from deltamem_mlx.evals.recall import CONDITIONS
+    from deltamem_mlx.evals.recall.episodes import KINDS
+    from deltamem_mlx.evals.recall.recall import CONDITIONS
 
     conditions = chosen_of("--condition", condition, CONDITIONS)
     choices = _Choices(
@@ -147,11 +147,11 @@ class _Choices:
 
 def _measure(place: Place, choices: _Choices) -> Result:
     from deltamem_mlx.adapters.loading import base_model_of, fingerprint
-    from deltamem_mlx.evals.episodes import digest, in_cells
     from deltamem_mlx.evals.journal import Journal
-    from deltamem_mlx.evals.recall import recall as answer_all
+    from deltamem_mlx.evals.recall.episodes import digest, in_cells
+    from deltamem_mlx.evals.recall.recall import recall as answer_all
+    from deltamem_mlx.evals.recall.scores import scores
     from deltamem_mlx.evals.runner import Runner
-    from deltamem_mlx.evals.scores import scores
     from deltamem_mlx.model import patch
 
     loaded, tokenizer = place.load(trust_remote_code=choices.trust_remote_code)
@@ -189,9 +189,9 @@ def _measure(place: Place, choices: _Choices) -> Result:
 
 
 def _episodes(data: str, choices: _Choices) -> list["Episode"]:
-    from deltamem_mlx.evals.builtin_data import builtin_episodes
-    from deltamem_mlx.evals.episodes import read_episodes
-    from deltamem_mlx.evals.facts import CELLS, fact_episodes
+    from deltamem_mlx.evals.recall.builtin_data import builtin_episodes
+    from deltamem_mlx.evals.recall.episodes import read_episodes
+    from deltamem_mlx.evals.recall.facts import CELLS, fact_episodes
 
     kinds, facts = choices.kinds, choices.facts
     if data == FACTS:
@@ -210,7 +210,7 @@ def _show(result: dict[str, object], conditions: Sequence[str], *, as_json: bool
         _output.result_json(result)
         return
     from deltamem_mlx.cli._scores import as_text, score_tables
-    from deltamem_mlx.evals.recall import CONDITIONS
+    from deltamem_mlx.evals.recall.recall import CONDITIONS
 
     for table in score_tables(result.get("models", [result]), conditions):
         _output.result(as_text(table) + "\n")

@@ -19,9 +19,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from ..memory.actions import read_only, write_spans
 from ..model.patch import config_of
 from ..text.spans import Spans
+from .intervals import paired_bootstrap
 from .journal import Journal, Row
 from .passages import Passage
-from .statistics import paired_bootstrap
 
 BASE, ADAPTED = "none", "memory"
 CONDITIONS = {

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from .intervals import paired_bootstrap
 from .journal import Row
-from .statistics import paired_bootstrap
 
 BASE = "none"
 

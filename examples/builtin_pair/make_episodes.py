@@ -12,7 +12,7 @@ from pathlib import Path
 
 from language import PEOPLE, RELATIONS, Fact, Generator, evaluation
 
-from deltamem_mlx.evals.episodes import Episode, write_episodes
+from deltamem_mlx.evals.recall.episodes import Episode, write_episodes
 
 BUILTIN = Path(__file__).parents[2] / "deltamem_mlx" / "builtin"
 FIELDS = Episode.__dataclass_fields__

@@ -19,7 +19,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_tokenizer
 from relations import PEOPLE, RELATIONS, Relation
 
-from deltamem_mlx.evals.wordings import RELATIONS as EVALUATED
+from deltamem_mlx.evals.recall.wordings import RELATIONS as EVALUATED
 
 Message = dict[str, str]
 Turn = tuple[str, str]  # what is said, and the reply

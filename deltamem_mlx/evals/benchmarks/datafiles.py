@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..hub import resolve
-from ..problems import first_few
+from ...hub import resolve
+from ...problems import first_few
 
 Rows = list[Mapping[str, object]]
 

@@ -13,12 +13,12 @@ from mlx_lm.generate import (
     generation_stream,
 )
 
-from ..memory.actions import memory_state, read_only
-from ..session.context import Context
-from ..text.messages import Message
-from ..text.spans import Spans
-from .benchmark import first_line
-from .runner import Runner, State
+from ...memory.actions import memory_state, read_only
+from ...session.context import Context
+from ...text.messages import Message
+from ...text.spans import Spans
+from ..runner import Runner, State
+from .task import first_line
 
 # Over a long context a CPU is fastest in small steps, and a GPU has to be kept busy.
 CPU_STEP, GPU_STEP = 128, 1024

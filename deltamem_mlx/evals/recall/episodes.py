@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..files import write_atomically
-from ..text.messages import Message, kind_of, message_problems
+from ...files import write_atomically
+from ...text.messages import Message, kind_of, message_problems
 
 KINDS = ("told", "updated", "never", "heldout_word", "heldout_wording")
 MOST_PROBLEMS = 10

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..files import write_atomically
-from .benchmark import Material, Question, Task
-from .journal import Journal, Row
+from ...files import write_atomically
+from ..journal import Journal, Row
+from ..runner import State
 from .reader import Asked, Reader, memory_of
-from .runner import State
+from .task import Material, Question, Task
 from .window import Prompts, prompts_alone, prompts_in_window
 
 WITH_CONTEXT = {

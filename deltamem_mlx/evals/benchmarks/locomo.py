@@ -8,9 +8,9 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..text.messages import Message
-from .benchmark import Count, Material, Question, Unit, first_line, text_of
+from ...text.messages import Message
 from .datafiles import data_files, raise_schema, read_rows
+from .task import Count, Material, Question, Unit, first_line, text_of
 from .text_scores import f1, stems
 
 MULTI_HOP, TEMPORAL, OPEN_DOMAIN, SINGLE_HOP, ADVERSARIAL = "12345"

@@ -5,9 +5,9 @@ Data: ``hotpotqa/hotpot_qa`` on the Hub, or ``hotpot_dev_distractor_v1.json``. C
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..text.messages import Message
-from .benchmark import Count, Material, Question, Unit, first_line, text_of
+from ...text.messages import Message
 from .datafiles import data_files, raise_schema, read_rows
+from .task import Count, Material, Question, Unit, first_line, text_of
 from .text_scores import f1, normalised
 
 HUB = "hotpotqa/hotpot_qa"

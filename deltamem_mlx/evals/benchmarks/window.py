@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import mlx.nn as nn
 
-from ..text.spans import Spans
-from .benchmark import Material, Question, Task, Unit
+from ...text.spans import Spans
 from .reader import Reader
+from .task import Material, Question, Task, Unit
 
 # Questions whose prompts are compared for what they share must not begin alike by chance.
 PROBES = ("", "0", "?")

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..memory.actions import memory_state
-from ..memory.file import load_memory, save_memory
+from ...memory.actions import memory_state
+from ...memory.file import load_memory, save_memory
+from ..journal import Journal, Row
+from ..runner import Runner, State
+from .correct import contains, says_unknown
 from .episodes import Cell, Episode
-from .journal import Journal, Row
-from .runner import Runner, State
-from .scoring import contains, says_unknown
 
 CONDITIONS: dict[str, str] = {
     "memory": "what was told went through the memory, its context was dropped",

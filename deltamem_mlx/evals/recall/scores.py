@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from ..intervals import paired_bootstrap, wilson
+from ..journal import Row
 from .episodes import Cell
-from .journal import Row
-from .statistics import paired_bootstrap, wilson
 
 Scores = dict[str, object]
 

@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..text.messages import Message
-from ..text.spans import sentence_chunks
+from ...text.messages import Message
+from ...text.spans import sentence_chunks
 from .agent_scores import KINDS, scores_of
-from .benchmark import Count, Material, Question, Unit
 from .datafiles import data_files, raise_schema, read_rows
+from .task import Count, Material, Question, Unit
 
 HUB = "ai-hyz/MemoryAgentBench"
 FILES = ("data/*.parquet", "entity2id.json")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
-from ..text.messages import Message
+from ...text.messages import Message
 
 
 class Unit(NamedTuple):

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..text.messages import Message
+from ...text.messages import Message
 from .episodes import Cell, Episode
 from .wordings import ACKNOWLEDGEMENTS, CHATS, PEOPLE, RELATIONS, Relation
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ..runner import Runner
 from .builtin_data import Story
+from .correct import contains
 from .episodes import Cell, Episode
 from .recall import recall
-from .runner import Runner
 from .scores import Scores, scores
-from .scoring import contains
 
 CONDITIONS = ("memory", "none", "foreign")
 CELLS = (

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from .. import builtin
-from ..adapters.loading import load
-from ..config import read_json
-from ..text.messages import Message
+from ... import builtin
+from ...adapters.loading import load
+from ...config import read_json
+from ...text.messages import Message
 from .episodes import Episode, read_episodes
 
 EPISODES, STORY = "episodes.jsonl.gz", "story.json"

@@ -1,0 +1,1 @@
+"""How much is remembered: facts told, dropped from the context, and asked."""
