@@ -19,7 +19,7 @@ from deltamem_mlx.evals.benchmarks.reader import Asked, Reader, memory_of
 from deltamem_mlx.evals.benchmarks.task import Material, text_of
 from deltamem_mlx.evals.benchmarks.window import context_window, prompts_alone, prompts_in_window
 from deltamem_mlx.evals.journal import QUESTIONS, Journal
-from deltamem_mlx.evals.tables import group_scores
+from deltamem_mlx.evals.scores import group_scores
 from deltamem_mlx.text.spans import Spans
 
 WINDOW = 1500  # characters: one is a token of the tiny models

@@ -135,7 +135,7 @@ def _measure(
     from deltamem_mlx.evals.benchmarks.asking import Examination, digest
     from deltamem_mlx.evals.benchmarks.reader import Reader
     from deltamem_mlx.evals.journal import Journal
-    from deltamem_mlx.evals.tables import group_scores
+    from deltamem_mlx.evals.scores import group_scores
 
     kwargs = template_kwargs(choices.chat_template_config)
     model, tokenizer = place.load(trust_remote_code=choices.trust_remote_code)

@@ -127,7 +127,7 @@ def _measure(
     from deltamem_mlx.evals.journal import Journal
     from deltamem_mlx.evals.lm import evaluate
     from deltamem_mlx.evals.runner import Runner
-    from deltamem_mlx.evals.tables import group_scores
+    from deltamem_mlx.evals.scores import group_scores
 
     model, tokenizer = place.load(trust_remote_code=trust_remote_code)
     values = asdict(settings)
