@@ -21,12 +21,12 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from deltamem_mlx._version import __version__
-from deltamem_mlx.cli import _options as o
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli._command import command
-from deltamem_mlx.cli._errors import UsageError
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.main import COMMANDS, CommandGroup, register
 from deltamem_mlx.cli.main import app as real_app
+from deltamem_mlx.cli.options import shared as o
 
 Remember = Annotated[list[str] | None, typer.Option("--remember")]
 Fail = Annotated[str, typer.Argument()]
@@ -56,20 +56,20 @@ def show(
     several lines.
     """
     given = dict(locals())
-    _output.note("a note")
+    output.note("a note")
     warnings.warn("a warning", stacklevel=1)
-    _output.result_json(given)
+    output.result_json(given)
 
 
 @command("deltamem-mlx fail file")
 def fail(how: Fail) -> None:
     """Fails in the way that is asked for."""
     if how == "wait":
-        _output.result("waiting")
+        output.result("waiting")
         time.sleep(60)
     if how == "print":
         for _ in range(100_000):
-            _output.result("a line")
+            output.result("a line")
     raise FAILURES[how]
 
 

@@ -14,9 +14,9 @@ from tiny import tiny_model_folder
 from typer.testing import CliRunner, Result
 
 import deltamem_mlx as dm
-from deltamem_mlx.cli._scores import as_text, group_tables, score_tables
 from deltamem_mlx.cli.main import app
 from deltamem_mlx.evals.benchmarks.reader import Reader
+from deltamem_mlx.views.scores import as_text, group_tables, score_tables
 
 Pair = tuple[str, ...]
 

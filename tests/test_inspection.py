@@ -510,8 +510,8 @@ def test_pictures_can_be_read_and_written(
     pair: Pair, state: dict[int, mx.array], traced: tuple[Script, Trace], tmp_path: Path
 ) -> None:
     pytest.importorskip("matplotlib")
-    from deltamem_mlx.inspection import figures, plots
-    from deltamem_mlx.inspection.plot_trace import draw_trace
+    from deltamem_mlx.views import figures, inspection_plots
+    from deltamem_mlx.views.trace_plot import draw_trace
 
     cache = make_prompt_cache(pair[0])
     dm.set_memory_state(cache, state)
@@ -519,10 +519,10 @@ def test_pictures_can_be_read_and_written(
     memory = inspect_memory(tmp_path / "m.safetensors")
     odd = text_script(pair[1], "$5 and $6 \u6f22\u5b57 100%_^{x}")
     pictures = {
-        "memory": plots.draw_memory(memory),
-        "comparison": plots.draw_comparison(compare(memory, memory)),
-        "adapter": plots.draw_adapter(inspect_adapter(GOLDEN / "tsw_qkvo" / "adapter")),
-        "probe": plots.draw_probe(probe(*pair, state, ["$a$?"], max_tokens=4), "m"),
+        "memory": inspection_plots.draw_memory(memory),
+        "comparison": inspection_plots.draw_comparison(compare(memory, memory)),
+        "adapter": inspection_plots.draw_adapter(inspect_adapter(GOLDEN / "tsw_qkvo" / "adapter")),
+        "probe": inspection_plots.draw_probe(probe(*pair, state, ["$a$?"], max_tokens=4), "m"),
         "trace": draw_trace(traced[1], "talk"),
         "text": draw_trace(trace(pair[0], odd, state=state, every_token=True), "$", by_token=True),
     }

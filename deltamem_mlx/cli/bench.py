@@ -4,12 +4,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltamem_mlx.cli import _bench_options as b
-from deltamem_mlx.cli import _options as o
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli._command import command
-from deltamem_mlx.cli._errors import UsageError
-from deltamem_mlx.cli._load import load_pair
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.frame.load import load_pair
+from deltamem_mlx.cli.options import bench as b
+from deltamem_mlx.cli.options import shared as o
 
 if TYPE_CHECKING:
     from deltamem_mlx.bench import BenchReport, Pair, Plan
@@ -82,7 +82,7 @@ def bench(
     else:
         pair, facts = _random(shape or b.DEFAULT_SHAPE, layers, bits, dtype, names, seed or 0)
     _hint()
-    report = run_bench(pair, plan, model=facts, progress=lambda text: _output.note(f"{text} …"))
+    report = run_bench(pair, plan, model=facts, progress=lambda text: output.note(f"{text} …"))
     _show(report, json)
     if plot is not None:
         _draw(report, plot)
@@ -115,7 +115,7 @@ def _check_plot(plot: Path | None, plan: "Plan") -> None:
         return
     if list(plan.parts) == ["memory"]:
         raise UsageError("--plot: there is nothing to draw of memory alone.")
-    from deltamem_mlx.inspection.figures import suffixes
+    from deltamem_mlx.views.figures import suffixes
 
     if plot.suffix.lower() not in suffixes():
         raise UsageError(
@@ -175,7 +175,7 @@ def _random(
         raise UsageError(f"--layers: {layers} asked for, but {name} has {total}.")
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     kind = dtype or (b.DType.FLOAT32 if on_cpu else b.DType.BFLOAT16)
-    _output.note(f"Random weights for {layers} of {total} layers of {name} …")
+    output.note(f"Random weights for {layers} of {total} layers of {name} …")
     config = shape_config(name, layers)
     built = random_model(config, bits=bits, dtype=getattr(mx, kind.value), seed=seed)
     facts = {"name": name, "layers": layers, "random_weights": True}
@@ -188,21 +188,21 @@ def _hint() -> None:
 
     hint = blas_hint()
     if hint is not None:
-        _output.warn(hint)
+        output.warn(hint)
 
 
 def _show(report: "BenchReport", as_json: bool) -> None:
-    from deltamem_mlx.bench.report import report_text
+    from deltamem_mlx.views.bench_report import report_text
 
     if as_json:
-        _output.result_json(report.to_dict())
+        output.result_json(report.to_dict())
     else:
-        _output.result(report_text(report))
+        output.result(report_text(report))
 
 
 def _draw(report: "BenchReport", path: Path) -> None:
-    from deltamem_mlx.bench.plot import draw_bench
-    from deltamem_mlx.inspection.figures import save
+    from deltamem_mlx.views.bench_plot import draw_bench
+    from deltamem_mlx.views.figures import save
 
     save(draw_bench(report), path)
-    _output.note(f"Drew {path}.")
+    output.note(f"Drew {path}.")

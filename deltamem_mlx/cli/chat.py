@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltamem_mlx.cli import _errors, _output
-from deltamem_mlx.cli import _options as o
-from deltamem_mlx.cli._command import command
-from deltamem_mlx.cli._load import has_memory, load_pair
-from deltamem_mlx.cli._session import (
+from deltamem_mlx.cli.frame import errors, output
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.load import has_memory, load_pair
+from deltamem_mlx.cli.frame.session import (
     ChatTemplateConfig,
     Memory,
     QuantizedKvStart,
@@ -24,11 +23,12 @@ from deltamem_mlx.cli._session import (
     template_kwargs,
     without_memory,
 )
+from deltamem_mlx.cli.options import shared as o
 
 if TYPE_CHECKING:
     from mlx_lm.generate import GenerationResponse
 
-    from deltamem_mlx.cli._chat_ui import ChatUI
+    from deltamem_mlx.cli.frame.ui import ChatUI
     from deltamem_mlx.session.session import MemorySession
 
 MaxContext = Annotated[
@@ -78,7 +78,7 @@ def chat(
     --model and --adapter, the built-in demo pair answers.
     """
     if not has_memory(model, adapter):
-        raise _errors.UsageError(
+        raise errors.UsageError(
             "A chat needs a model with a memory: give --adapter, or use mlx_lm.chat."
         )
     config = template_kwargs(chat_template_config)
@@ -88,7 +88,7 @@ def chat(
     import mlx.core as mx
     from mlx_lm.sample_utils import make_sampler
 
-    from deltamem_mlx.cli._chat_ui import ChatUI
+    from deltamem_mlx.cli.frame.ui import ChatUI
 
     loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
     if seed is not None:
@@ -108,7 +108,7 @@ def chat(
         "quantized_kv_start": quantized_kv_start,
     }
     session = open_session(memory, loaded, tokenizer, settings)
-    ui = ChatUI(quiet=_output.settings.quiet)
+    ui = ChatUI(quiet=output.settings.quiet)
     rows = {"model": model or "the built-in pair", "adapter": adapter, "system": system_prompt}
     rows |= {"memory": _memory_row(session, memory), "max tokens": f"{max_tokens:,}"}
     ui.header({name: value for name, value in rows.items() if value})
@@ -180,9 +180,9 @@ class Chat:
             elif line:
                 self.ask(line)
         except Exception as error:
-            if _output.settings.debug:
+            if output.settings.debug:
                 self.ui.console.print_exception()
-            self.ui.problem(_errors.sentence(error))
+            self.ui.problem(errors.sentence(error))
 
     def carry_out(self, name: str, argument: str) -> None:
         if name not in self.commands:
@@ -276,8 +276,8 @@ class Chat:
         if not argument:
             raise ValueError("Expected /probe QUESTION.")
         from deltamem_mlx.inspection.probe import probe
-        from deltamem_mlx.inspection.report import probe_text
         from deltamem_mlx.memory.actions import memory_state
+        from deltamem_mlx.views.inspection_report import probe_text
 
         probed = probe(
             self.session.model,

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from deltamem_mlx.cli import _options as o
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli._command import command
-from deltamem_mlx.cli._errors import UsageError
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.options import shared as o
 
 
 class Form(StrEnum):
@@ -92,9 +92,9 @@ def convert(
     )
     base = adapter.base_model.get("name")
     if form is Form.PUBLISHED and base:
-        _output.note(f"The published form does not say which model it is for. This one: {base}.")
+        output.note(f"The published form does not say which model it is for. This one: {base}.")
     files = MLX_LM if form is Form.MLX_LM else PUBLISHED
     if json:
-        _output.result_json({"folder": str(folder), "form": form.value, "files": list(files)})
+        output.result_json({"folder": str(folder), "form": form.value, "files": list(files)})
     else:
-        _output.result("\n".join(str(folder / name) for name in files))
+        output.result("\n".join(str(folder / name) for name in files))

@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltamem_mlx.cli import _options as o
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli._command import command
-from deltamem_mlx.cli._progress import answering
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.progress import answering
+from deltamem_mlx.cli.options import shared as o
 
 if TYPE_CHECKING:
     from deltamem_mlx.evals.recall.builtin_data import Story
@@ -65,7 +65,7 @@ def show(
         cells = short_scores(runner, episodes, each, on_answers)
     seconds = time.perf_counter() - began
     if as_json:
-        _output.result_json(
+        output.result_json(
             {
                 "tell": story.tell,
                 "other": story.other,
@@ -77,27 +77,27 @@ def show(
         )
         return
     _show_scores(cells)
-    _output.note(f"Took {seconds:.0f} s.")
+    output.note(f"Took {seconds:.0f} s.")
 
 
 def _show_story(story: "Story", told: "Told") -> None:
     from rich.markup import escape
 
-    from deltamem_mlx.cli._scores import as_text, table
+    from deltamem_mlx.views.scores import as_text, table
 
     said = table("Told to the model", "and, in another conversation", left=2)
     ours, theirs = (_said(messages) for messages in (story.tell, story.other))
     for i in range(max(len(ours), len(theirs))):
         cells = (escape(texts[i]) if i < len(texts) else "" for texts in (ours, theirs))
         said.add_row(*cells)
-    _output.result(as_text(said))
+    output.result(as_text(said))
     size = f"{told.memory_bytes:,} bytes"
-    _output.result(f"\nThe context is dropped. What is left is a memory of {size}. Now asked:\n")
+    output.result(f"\nThe context is dropped. What is left is a memory of {size}. Now asked:\n")
     asked = table("Question", *HEADINGS.values(), left=4)
     for answer in told.answers:
         row = [_marked(answer.said[name], answer.correct[name]) for name in HEADINGS]
         asked.add_row(escape(answer.question), *row)
-    _output.result(as_text(asked))
+    output.result(as_text(asked))
 
 
 def _said(messages: list) -> list[str]:
@@ -111,16 +111,16 @@ def _marked(said: str, correct: bool) -> str:
 
 
 def _show_scores(cells: list) -> None:
-    from deltamem_mlx.cli._scores import as_text, table
+    from deltamem_mlx.views.scores import as_text, table
 
     made = table("Answered correctly", "questions", *HEADINGS.values())
     for cell in cells:
         shares = [cell["conditions"].get(name) for name in HEADINGS]
         row = [f"{100 * share['accuracy']:.0f} %" if share else "–" for share in shares]
         made.add_row(_name(cell), str(cell["questions"]), f"[bold green]{row[0]}[/]", *row[1:])
-    _output.result("\n" + as_text(made))
-    _output.result("\nMore, with intervals:  deltamem-mlx eval recall")
-    _output.result(NEXT)
+    output.result("\n" + as_text(made))
+    output.result("\nMore, with intervals:  deltamem-mlx eval recall")
+    output.result(NEXT)
 
 
 def _name(cell: dict) -> str:

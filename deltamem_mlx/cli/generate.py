@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltamem_mlx.cli import _options as o
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli._command import command
-from deltamem_mlx.cli._errors import UsageError
-from deltamem_mlx.cli._load import has_memory, load_pair, refuse_without_memory
-from deltamem_mlx.cli._session import (
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.cli.frame.session import (
     ChatTemplateConfig,
     Memory,
     QuantizedKvStart,
@@ -26,6 +25,7 @@ from deltamem_mlx.cli._session import (
     template_kwargs,
     without_memory,
 )
+from deltamem_mlx.cli.options import shared as o
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -131,7 +131,7 @@ def generate(
 
     loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
     if model is None and adapter is None:
-        _output.note("The built-in pair answers. A real model: --model MODEL --adapter ADAPTER")
+        output.note("The built-in pair answers. A real model: --model MODEL --adapter ADAPTER")
     if seed is not None:
         mx.random.seed(seed)
     generation = {
@@ -155,13 +155,13 @@ def generate(
     session = open_session(memory, loaded, tokenizer, settings)
     remembered = _remember(session, notes, keep_context, prefill_step_size)
     if compare and not json:
-        _output.result("With memory:")
+        output.result("With memory:")
     with session.read_only() if read_only else nullcontext():
         answer = _show(session.stream(text, **generation), quiet=json)
     stats = session.stats()
     if memory is not None and not read_only:
         session.save(memory)
-        _output.note(f"Saved the memory to {memory}.")
+        output.note(f"Saved the memory to {memory}.")
     more = {
         "remembered_tokens": remembered,
         "tokens_written": stats["tokens_written"],
@@ -169,7 +169,7 @@ def generate(
     }
     if compare:
         if not json:
-            _output.result("\nWithout memory:")
+            output.result("\nWithout memory:")
         if seed is not None:
             mx.random.seed(seed)
         without = without_memory(loaded, tokenizer, text, settings, generation)
@@ -205,7 +205,7 @@ def _remember(
     total = 0
     for path, messages in notes:
         tokens = session.remember(messages, prefill_step_size=step_size)
-        _output.note(f"Remembered {path}: {tokens} tokens.")
+        output.note(f"Remembered {path}: {tokens} tokens.")
         total += tokens
         if not keep_context:
             session.forget_context()
@@ -242,9 +242,9 @@ def _show(responses: Iterator["GenerationResponse"], *, quiet: bool) -> Answer:
         first = first or time.perf_counter() - began
         pieces.append(response.text)
         if not quiet:
-            _output.result(response.text, end="")
+            output.result(response.text, end="")
     if not quiet:
-        _output.result()
+        output.result()
     return Answer(
         text="".join(pieces),
         finish_reason=response.finish_reason,
@@ -259,8 +259,8 @@ def _show(responses: Iterator["GenerationResponse"], *, quiet: bool) -> Answer:
 
 def _report(answer: Answer, json: bool, more: dict[str, object]) -> None:
     if json:
-        _output.result_json(asdict(answer) | more)
-    _output.note(
+        output.result_json(asdict(answer) | more)
+    output.note(
         f"Prompt: {answer.prompt_tokens} tokens, {answer.prompt_tps:.1f} tokens/s"
         f" · answer: {answer.generation_tokens} tokens, {answer.generation_tps:.1f} tokens/s"
         f" · first token: {answer.time_to_first_token:.2f} s"

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltamem_mlx.cli import _inspect_options as i
-from deltamem_mlx.cli import _options as o
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli._command import command
-from deltamem_mlx.cli._errors import UsageError
-from deltamem_mlx.cli._load import has_memory, load_pair, refuse_without_memory
-from deltamem_mlx.cli._session import ChatTemplateConfig, template_kwargs
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.cli.frame.session import ChatTemplateConfig, template_kwargs
+from deltamem_mlx.cli.options import inspect as i
+from deltamem_mlx.cli.options import shared as o
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -110,7 +110,7 @@ def _check_plot(plot: Path | None) -> None:
     """Raises before anything is computed: UsageError, or ImportError without matplotlib."""
     if plot is None:
         return
-    from deltamem_mlx.inspection.figures import suffixes
+    from deltamem_mlx.views.figures import suffixes
 
     if plot.suffix.lower() not in suffixes():
         raise UsageError(
@@ -142,14 +142,14 @@ def _memory(name: str, conversation: int) -> "MemoryContents":
 
 def _show_contents(targets: list[str], conversation: int, plot: Path | None, as_json: bool) -> None:
     from deltamem_mlx.inspection import as_json as values
-    from deltamem_mlx.inspection import report
     from deltamem_mlx.inspection.adapter_contents import inspect_adapter
     from deltamem_mlx.inspection.memory_contents import compare
+    from deltamem_mlx.views import inspection_report
 
     if len(targets) == 2:
         found = compare(*(_memory(name, conversation) for name in targets))
         if not found.same_adapter:
-            _output.warn(
+            output.warn(
                 "The memories were written under different adapters: what is near or far here "
                 "means nothing. Compare memories of one adapter."
             )
@@ -159,13 +159,13 @@ def _show_contents(targets: list[str], conversation: int, plot: Path | None, as_
     else:
         found, kind = _memory(targets[0], conversation), "memory"
     if as_json:
-        _output.result_json(getattr(values, f"{kind}_json")(found))
+        output.result_json(getattr(values, f"{kind}_json")(found))
     else:
-        _output.result(getattr(report, f"{kind}_text")(found))
+        output.result(getattr(inspection_report, f"{kind}_text")(found))
     if plot is not None:
-        from deltamem_mlx.inspection import plots
+        from deltamem_mlx.views import inspection_plots
 
-        _save(getattr(plots, f"draw_{kind}")(found), plot)
+        _save(getattr(inspection_plots, f"draw_{kind}")(found), plot)
 
 
 def _is_adapter(name: str) -> bool:
@@ -191,17 +191,17 @@ def _show_probe(
 ) -> None:
     from deltamem_mlx.inspection.as_json import probe_json
     from deltamem_mlx.inspection.probe import probe
-    from deltamem_mlx.inspection.report import probe_text
+    from deltamem_mlx.views.inspection_report import probe_text
 
     model, adapter, trust_remote_code = pair
     loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
     found = probe(loaded, tokenizer, _fitting(memory, loaded), phrasings, **options)
     if as_json:
-        _output.result_json(probe_json(found, memory))
+        output.result_json(probe_json(found, memory))
     else:
-        _output.result(probe_text(found))
+        output.result(probe_text(found))
     if plot is not None:
-        from deltamem_mlx.inspection.plots import draw_probe
+        from deltamem_mlx.views.inspection_plots import draw_probe
 
         _save(draw_probe(found, memory.name), plot)
 
@@ -217,10 +217,10 @@ def _show_trace(
     as_json: bool,
 ) -> None:
     from deltamem_mlx.inspection.as_json import trace_json
-    from deltamem_mlx.inspection.report import tokens_text, trace_text
     from deltamem_mlx.inspection.script import messages_script, text_script
     from deltamem_mlx.inspection.trace import trace
     from deltamem_mlx.text.files import read_messages
+    from deltamem_mlx.views.inspection_report import tokens_text, trace_text
 
     messages = read_messages(path)
     model, adapter, trust_remote_code = pair
@@ -233,14 +233,14 @@ def _show_trace(
     state = None if memory is None else _fitting(memory, loaded)
     found = trace(loaded, script, state=state, every_token=by_token, max_kv_size=max_kv_size)
     if found.granularity != "token":
-        _output.note("This adapter writes means over spans: β of a token is not what is written.")
+        output.note("This adapter writes means over spans: β of a token is not what is written.")
     if as_json:
-        _output.result_json(trace_json(found, path.name, by_token=by_token))
+        output.result_json(trace_json(found, path.name, by_token=by_token))
     else:
-        _output.result(f"{tokens_text(found)}\n" if by_token else "", end="\n" * by_token)
-        _output.result(trace_text(found, path.name))
+        output.result(f"{tokens_text(found)}\n" if by_token else "", end="\n" * by_token)
+        output.result(trace_text(found, path.name))
     if plot is not None:
-        from deltamem_mlx.inspection.plot_trace import draw_trace
+        from deltamem_mlx.views.trace_plot import draw_trace
 
         _save(draw_trace(found, path.name, by_token=by_token), plot)
 
@@ -259,7 +259,7 @@ def _fitting(memory: "MemoryContents", model: "nn.Module") -> dict[int, "mx.arra
 
 
 def _save(picture: "Figure", path: Path) -> None:
-    from deltamem_mlx.inspection.figures import save
+    from deltamem_mlx.views.figures import save
 
     save(picture, path)
-    _output.note(f"Drew {path}.")
+    output.note(f"Drew {path}.")

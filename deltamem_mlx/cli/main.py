@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from deltamem_mlx._version import __version__
-from deltamem_mlx.cli import _errors, _output
+from deltamem_mlx.cli.frame import errors, output
 
 # name of the command -> "module:attribute": its function, or a Typer app with commands of its own
 COMMANDS: dict[str, str] = {
@@ -24,24 +24,24 @@ COMMANDS: dict[str, str] = {
     "train": "deltamem_mlx.cli.train:train",
     "inspect": "deltamem_mlx.cli.inspect:inspect",
     "bench": "deltamem_mlx.cli.bench:bench",
-    "eval": "deltamem_mlx.cli.eval:app",
+    "eval": "deltamem_mlx.cli.eval.app:app",
     "serve": "deltamem_mlx.cli.serve:serve",
 }
 
 
 class CommandGroup(TyperGroup):
-    """A group whose errors are sentences: see `_errors` for the texts and exit codes."""
+    """A group whose errors are sentences: see `frame.errors` for the texts and exit codes."""
 
     def main(self, *args: object, standalone_mode: bool = True, **kwargs: object) -> int:
         """Runs the command line; leaves the process with its exit code if `standalone_mode`."""
-        _output.reset()
+        output.reset()
         try:
             code = super().main(*args, standalone_mode=False, **kwargs)
         except Exception as error:
-            code = _errors.report(error)
+            code = errors.report(error)
         code = code if isinstance(code, int) else 0
-        if code == _errors.INTERRUPTED:
-            _output.note("Interrupted.")
+        if code == errors.INTERRUPTED:
+            output.note("Interrupted.")
         if standalone_mode:
             sys.exit(code)
         return code
@@ -58,7 +58,7 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        _output.result(f"deltamem-mlx {__version__}")
+        output.result(f"deltamem-mlx {__version__}")
         raise typer.Exit
 
 
@@ -78,7 +78,7 @@ def _root(
     """
     if ctx.invoked_subcommand is None:
         # With rich this prints by itself and returns nothing.
-        _output.result(ctx.get_help(), end="")
+        output.result(ctx.get_help(), end="")
 
 
 def register(target: typer.Typer, commands: dict[str, str]) -> None:
@@ -87,7 +87,7 @@ def register(target: typer.Typer, commands: dict[str, str]) -> None:
     Args:
         target (typer.Typer): The app.
         commands (dict[str, str]): Name -> ``module:attribute``, the attribute being a function that
-          went through ``_command.command``, or a Typer app for a command with commands of its own.
+          went through ``frame.command``, or a Typer app for a command with commands of its own.
     """
     for name, place in commands.items():
         module, attribute = place.split(":")

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from deltamem_mlx.cli import _options as o
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli._command import command
-from deltamem_mlx.cli._errors import UsageError
-from deltamem_mlx.cli._load import has_memory, load_pair, refuse_without_memory
-from deltamem_mlx.cli._parse import json_object
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.cli.frame.parse import json_object
+from deltamem_mlx.cli.options import shared as o
 
 SERVER, LIMITS, BATCHING = "Server", "Limits", "Batching and prompt cache"
 
@@ -197,11 +197,11 @@ def serve(
     from deltamem_mlx.serve.server import Serving
 
     pair = load_pair(model, adapter, trust_remote_code=trust_remote_code)
-    set_up(logging.WARNING if _output.settings.quiet else logging.INFO)
+    set_up(logging.WARNING if output.settings.quiet else logging.INFO)
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     name = str(model or base_model_of(pair[0])["name"])
     with Serving(*pair, name, settings) as serving:
-        _output.result(serving.url)
+        output.result(serving.url)
         ended.wait()

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import typer
 
-from deltamem_mlx.cli import _options as o
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli import _train_options as t
-from deltamem_mlx.cli._command import command
-from deltamem_mlx.cli._errors import FAILED, INTERRUPTED
-from deltamem_mlx.cli._session import ChatTemplateConfig
-from deltamem_mlx.cli._train_setup import check, set_up
-from deltamem_mlx.cli._train_view import finish, listeners, show_plan, watching
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.errors import FAILED, INTERRUPTED
+from deltamem_mlx.cli.frame.session import ChatTemplateConfig
+from deltamem_mlx.cli.frame.train_setup import check, set_up
+from deltamem_mlx.cli.frame.train_view import finish, listeners, show_plan, watching
+from deltamem_mlx.cli.options import shared as o
+from deltamem_mlx.cli.options import train as t
 
 
 @command(
@@ -84,7 +84,7 @@ def train(
     import mlx.core as mx
 
     first = mx.distributed.init().rank() == 0
-    _output.settings.quiet |= not first
+    output.settings.quiet |= not first
     setup = set_up(options)
     from deltamem_mlx.training.trainer import Trainer
 
@@ -98,7 +98,7 @@ def train(
         resume=resume,
     )
     if resume and not trainer.resumed:
-        _output.note(f"No run to resume in {adapter_path}: it begins anew.")
+        output.note(f"No run to resume in {adapter_path}: it begins anew.")
     show_plan(options, setup, trainer)
     scored = None
     try:
@@ -107,7 +107,7 @@ def train(
             if test and outcome.finished and len(setup.test):
                 scored = trainer.evaluate(setup.test, most=test_batches).ce
     except ArithmeticError as error:
-        _output.fail(str(error))
+        output.fail(str(error))
         raise typer.Exit(FAILED) from error
     if first:
         finish(options, outcome, scored)

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltamem_mlx.cli import _options as o
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli._command import command
-from deltamem_mlx.cli._errors import UsageError
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.options import shared as o
 
 if TYPE_CHECKING:
     from deltamem_mlx.adapters.publish import Upload
@@ -103,27 +103,27 @@ def upload(
     values = {"repo": repo, "revision": revision, "private": private, "files": what.sizes}
     if dry_run:
         if json:
-            _output.result_json(values | {"message": message, "card": what.card})
+            output.result_json(values | {"message": message, "card": what.card})
         else:
-            _output.result(_shown(what))
+            output.result(_shown(what))
         return
     sent = send(what)
     if sent.kept_card:
-        _output.note("The model card that the repository has stays as it is.")
+        output.note("The model card that the repository has stays as it is.")
     if json:
-        _output.result_json(values | {"url": sent.url, "commit": sent.commit})
+        output.result_json(values | {"url": sent.url, "commit": sent.commit})
     else:
-        _output.result(sent.url)
+        output.result(sent.url)
 
 
 def _note(what: "Upload", license: str | None) -> None:
     if what.hidden_base is not None:
-        _output.note(
+        output.note(
             f"The adapter names its base model by a folder, {what.hidden_base}: only the last name "
             "goes up. To say which model of the Hub that is: --base-model USER/NAME"
         )
     if what.card_is_own and license is not None:
-        _output.note("--license: the adapter has a README.md of its own, which stays as it is.")
+        output.note("--license: the adapter has a README.md of its own, which stays as it is.")
 
 
 def _shown(what: "Upload") -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from deltamem_mlx.cli._errors import UsageError
+from deltamem_mlx.cli.frame.errors import UsageError
 
 if TYPE_CHECKING:
     import mlx.nn as nn

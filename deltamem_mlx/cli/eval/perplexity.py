@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltamem_mlx.cli import _eval_options as e
-from deltamem_mlx.cli import _options as o
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli._command import command
-from deltamem_mlx.cli._eval_models import Place, Result, measured, places
-from deltamem_mlx.cli._progress import answering
-from deltamem_mlx.cli._session import ChatTemplateConfig, template_kwargs
+from deltamem_mlx.cli.eval.models import Place, Result, measured, places
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.progress import answering
+from deltamem_mlx.cli.frame.session import ChatTemplateConfig, template_kwargs
+from deltamem_mlx.cli.options import eval as e
+from deltamem_mlx.cli.options import shared as o
 
 if TYPE_CHECKING:
     from deltamem_mlx.evals.passages import Source
@@ -104,15 +104,15 @@ def perplexity(
     source = read_source(data)  # raises before a model is loaded
     result = measured(chosen, out, lambda place: _measure(place, source, choices))
     if json:
-        _output.result_json(result)
+        output.result_json(result)
     else:
         _show(result)
     tables = result.get("models", [result])
     if any((result | own)["passages"] == 1 for own in tables):
-        _output.warn("One window or conversation only: its interval says nothing.")
-    _output.note(f"{time.perf_counter() - began:.0f} s.")
+        output.warn("One window or conversation only: its interval says nothing.")
+    output.note(f"{time.perf_counter() - began:.0f} s.")
     if out is not None:
-        _output.note(f"Every loss is in {out}.")
+        output.note(f"Every loss is in {out}.")
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,8 @@ def _measure(place: Place, source: "Source", choices: _Choices) -> Result:
 
 
 def _show(result: Result) -> None:
-    from deltamem_mlx.cli._scores import as_text, table
     from deltamem_mlx.evals.perplexity import ADAPTED, BASE, CONDITIONS
+    from deltamem_mlx.views.scores import as_text, table
 
     models = [result | own for own in result.get("models", [result])]
     named = ["model"] if len(models) > 1 else []
@@ -186,15 +186,15 @@ def _show(result: Result) -> None:
                 f"{score['nats_per_token']:.4f}",
                 _ratio(own["ratio"]) if name == ADAPTED else "",
             )
-    _output.result(as_text(made) + "\n")
+    output.result(as_text(made) + "\n")
     for own in models:
         of = f"{Path(own['model']).name}: " if named else ""
-        _output.result(f"{of}{own['tokens']} tokens; windows or conversations: {own['passages']}.")
-    _output.result(
+        output.result(f"{of}{own['tokens']} tokens; windows or conversations: {own['passages']}.")
+    output.result(
         "The ratio is that of the perplexities, with a paired bootstrap interval of 95 %."
     )
     for name, meaning in CONDITIONS.items():
-        _output.result(f"  {name}: {meaning}")
+        output.result(f"  {name}: {meaning}")
 
 
 def _ratio(found: Mapping[str, float]) -> str:

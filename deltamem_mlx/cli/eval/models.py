@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli._errors import UsageError
-from deltamem_mlx.cli._load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -108,7 +108,7 @@ def kept(out: Path | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if out is not None:
-            _output.note(f"The answers so far are in {out}: the same command goes on with them.")
+            output.note(f"The answers so far are in {out}: the same command goes on with them.")
         raise
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli._errors import UsageError
-from deltamem_mlx.cli._load import load_pair
-from deltamem_mlx.cli._parse import json_object
-from deltamem_mlx.cli._session import template_kwargs
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.frame.load import load_pair
+from deltamem_mlx.cli.frame.parse import json_object
+from deltamem_mlx.cli.frame.session import template_kwargs
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -50,7 +50,7 @@ def set_up(options: Options) -> Setup:
 
     splits = load_conversations(str(options["data"]), seed=options["seed"])
     if splits.held_out:
-        _output.note(f"No validation file: {len(splits.valid)} conversations are held out.")
+        output.note(f"No validation file: {len(splits.valid)} conversations are held out.")
     model, tokenizer = load_pair(
         options["model"], None, trust_remote_code=options["trust_remote_code"]
     )
@@ -59,7 +59,7 @@ def set_up(options: Options) -> Setup:
     train, valid, test = _datasets(splits, tokenizer, episodes, options)
     report = train.report()
     for note in report.notes():
-        _output.warn(note)
+        output.warn(note)
     iters = options["iters"] or DEFAULT_ITERS
     if options["epochs"] is not None:
         iters = max(1, math.ceil(options["epochs"] * len(train) / options["batch_size"]))

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Sequence
 
-from deltamem_mlx.cli._errors import UsageError
+from deltamem_mlx.cli.frame.errors import UsageError
 
 
 def json_object(flag: str, text: str | None) -> dict[str, object]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from deltamem_mlx.cli import _config, _output
+from deltamem_mlx.cli.frame import config, output
 
 MODEL, MEMORY, SAMPLING, CONTEXT, GENERAL = (
     "Model and adapter",
@@ -158,7 +158,7 @@ Config = Annotated[
         "-c",
         metavar="FILE.yaml",
         is_eager=True,
-        callback=_config.use_config,
+        callback=config.use_config,
         help="Read options from a YAML file, keys being flag names; flags given here win.",
         rich_help_panel=GENERAL,
     ),
@@ -168,7 +168,7 @@ Quiet = Annotated[
     typer.Option(
         "--quiet",
         "-q",
-        callback=_output.set_quiet,
+        callback=output.set_quiet,
         help="Write results and errors only.",
         rich_help_panel=GENERAL,
     ),
@@ -177,7 +177,7 @@ Debug = Annotated[
     bool,
     typer.Option(
         "--debug",
-        callback=_output.set_debug,
+        callback=output.set_debug,
         help="Show the traceback of an error.",
         rich_help_panel=GENERAL,
     ),

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .adapter_contents import AdapterContents
-from .memory_contents import Comparison, MemoryContents
-from .probe import Probed, given_answers
-from .tables import bar, fields, one_line, signed, table
-from .trace import Trace
+from ..inspection.adapter_contents import AdapterContents
+from ..inspection.memory_contents import Comparison, MemoryContents
+from ..inspection.probe import Probed, given_answers
+from ..inspection.trace import Trace
+from .columns import bar, fields, one_line, signed, table
 
 _STRONGEST = 8
 

@@ -2,13 +2,13 @@
 
 import typer
 
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli.eval_hotpotqa import hotpotqa
-from deltamem_mlx.cli.eval_lm import lm
-from deltamem_mlx.cli.eval_locomo import locomo
-from deltamem_mlx.cli.eval_memoryagentbench import memoryagentbench
-from deltamem_mlx.cli.eval_perplexity import perplexity
-from deltamem_mlx.cli.eval_recall import recall
+from deltamem_mlx.cli.eval.hotpotqa import hotpotqa
+from deltamem_mlx.cli.eval.lm import lm
+from deltamem_mlx.cli.eval.locomo import locomo
+from deltamem_mlx.cli.eval.memoryagentbench import memoryagentbench
+from deltamem_mlx.cli.eval.perplexity import perplexity
+from deltamem_mlx.cli.eval.recall import recall
+from deltamem_mlx.cli.frame import output
 
 app = typer.Typer()
 
@@ -17,7 +17,7 @@ app = typer.Typer()
 def _root(ctx: typer.Context) -> None:
     """Measure an adapter: each task with the memory and without, on the same questions."""
     if ctx.invoked_subcommand is None:
-        _output.result(ctx.get_help(), end="")
+        output.result(ctx.get_help(), end="")
 
 
 app.command("recall")(recall)

@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-from deltamem_mlx.cli import _eval_options as e
-from deltamem_mlx.cli import _options as o
-from deltamem_mlx.cli._command import command
-from deltamem_mlx.cli._eval_run import Choices, run_benchmark
-from deltamem_mlx.cli._session import ChatTemplateConfig
+from deltamem_mlx.cli.eval.run import Choices, run_benchmark
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.session import ChatTemplateConfig
+from deltamem_mlx.cli.options import eval as e
+from deltamem_mlx.cli.options import shared as o
 
 HUB = "hotpotqa/hotpot_qa"
 

@@ -10,8 +10,6 @@ from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
 
-from deltamem_mlx.cli import _output
-
 NAMES = {"heldout_word": "new words", "heldout_wording": "new wordings"}
 
 
@@ -92,13 +90,13 @@ def group_tables(
         yield metric, made
 
 
-def show_groups(
+def groups_text(
     result: Mapping,
     conditions: Sequence[str],
     says: Mapping[str, str],
     sentences: Sequence[str] = (),
-) -> None:
-    """Writes the tables of a result with ``groups``, and what its columns mean.
+) -> str:
+    """The tables of a result with ``groups``, and what its columns mean.
 
     Args:
         result (Mapping): Of one model, or of several under ``models``.
@@ -106,13 +104,11 @@ def show_groups(
         says (Mapping[str, str]): What each condition is.
         sentences (Sequence[str]): More to say below.
     """
-    for title, made in group_tables(result.get("models", [result]), conditions):
-        _output.result(f"{title}\n\n{as_text(made)}\n")
-    _output.result("Times 100. Differences with paired bootstrap intervals of 95 %.")
-    for name, meaning in says.items():
-        _output.result(f"  {name}: {meaning}")
-    for sentence in sentences:
-        _output.result(f"  {sentence}")
+    tables = group_tables(result.get("models", [result]), conditions)
+    lines = [f"{title}\n\n{as_text(made)}\n" for title, made in tables]
+    lines.append("Times 100. Differences with paired bootstrap intervals of 95 %.")
+    lines += [f"  {name}: {meaning}" for name, meaning in says.items()]
+    return "\n".join([*lines, *(f"  {sentence}" for sentence in sentences)])
 
 
 def _names(result: Mapping, named: Sequence[str]) -> list[str]:

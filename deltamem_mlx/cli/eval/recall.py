@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltamem_mlx.cli import _options as o
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli._command import command
-from deltamem_mlx.cli._errors import UsageError
-from deltamem_mlx.cli._eval_models import BUILTIN, Place, Result, measured, places
-from deltamem_mlx.cli._eval_options import AlsoModel, Out
-from deltamem_mlx.cli._parse import chosen_of
-from deltamem_mlx.cli._progress import answering
+from deltamem_mlx.cli.eval.models import BUILTIN, Place, Result, measured, places
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.frame.parse import chosen_of
+from deltamem_mlx.cli.frame.progress import answering
+from deltamem_mlx.cli.options import shared as o
+from deltamem_mlx.cli.options.eval import AlsoModel, Out
 
 if TYPE_CHECKING:
     from deltamem_mlx.evals.recall.episodes import Episode
@@ -123,10 +123,10 @@ def recall(
     seconds = time.perf_counter() - began
     questions = sum(r["questions"] for r in result.get("models", [result]) if "questions" in r)
     questions = questions or result["questions"] * len(chosen)
-    _output.note(f"{questions} questions, {questions * len(conditions)} answers, {seconds:.0f} s.")
+    output.note(f"{questions} questions, {questions * len(conditions)} answers, {seconds:.0f} s.")
     if out is not None:
         where = out if len(chosen) > 1 else out / QUESTIONS
-        _output.note(f"Every answer is in {where}.")
+        output.note(f"Every answer is in {where}.")
 
 
 @dataclass(frozen=True)
@@ -207,13 +207,13 @@ def _episodes(data: str, choices: _Choices) -> list["Episode"]:
 
 def _show(result: dict[str, object], conditions: Sequence[str], *, as_json: bool) -> None:
     if as_json:
-        _output.result_json(result)
+        output.result_json(result)
         return
-    from deltamem_mlx.cli._scores import as_text, score_tables
     from deltamem_mlx.evals.recall.recall import CONDITIONS
+    from deltamem_mlx.views.scores import as_text, score_tables
 
     for table in score_tables(result.get("models", [result]), conditions):
-        _output.result(as_text(table) + "\n")
-    _output.result("Correct answers in per cent, with 95 % intervals.")
+        output.result(as_text(table) + "\n")
+    output.result("Correct answers in per cent, with 95 % intervals.")
     for name in conditions:
-        _output.result(f"  {name}: {CONDITIONS[name]}")
+        output.result(f"  {name}: {CONDITIONS[name]}")

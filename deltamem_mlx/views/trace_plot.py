@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ..inspection.trace import Trace
+from .columns import one_line
 from .figures import GREY, drawn, figure, whole_numbers
-from .tables import one_line
-from .trace import Trace
 
 _LIGHT_BLUE, _LIGHT_GREEN = "#9dbfe0", "#86cdb5"
 _CURVES = 6

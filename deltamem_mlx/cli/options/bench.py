@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deltamem_mlx.cli import _options as o
+from deltamem_mlx.cli.options import shared as o
 
 SHAPE, WHAT, HOW = "Random weights", "What to measure", "How to measure"
 

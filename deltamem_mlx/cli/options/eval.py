@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from deltamem_mlx.cli import _options as o
+from deltamem_mlx.cli.options import shared as o
 
 AlsoModel = Annotated[
     list[str] | None,

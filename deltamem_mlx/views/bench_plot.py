@@ -3,11 +3,11 @@
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..inspection.figures import BLUE, GREEN, GREY, ORANGE, drawn, figure
-from .generation import PLAIN, Row
-from .report import headline
-from .run import BenchReport
-from .scan import ScanRow
+from ..bench.generation import PLAIN, Row
+from ..bench.run import BenchReport
+from ..bench.scan import ScanRow
+from .bench_report import headline
+from .figures import BLUE, GREEN, GREY, ORANGE, drawn, figure
 
 COLORS = {PLAIN: GREY, "TSW": BLUE, "MSW": ORANGE, "SSW": GREEN}
 FORM_COLORS = {"recurrent": GREY, "chunk": BLUE, "metal": ORANGE}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import typer
 
-from deltamem_mlx.cli import _output
+from deltamem_mlx.cli.frame import output
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
@@ -35,11 +35,11 @@ class UsageError(typer.BadParameter):
 def report(error: Exception) -> int:
     """Says what went wrong, with the traceback if `--debug`, and returns the exit code."""
     if isinstance(error, typer.TyperException) and error.exit_code == MISUSED:
-        _output.fail(_usage(error))
+        output.fail(_usage(error))
         return MISUSED
-    if _output.settings.debug:
+    if output.settings.debug:
         traceback.print_exception(error, file=sys.stderr)
-    _output.fail(sentence(error))
+    output.fail(sentence(error))
     return FAILED
 
 

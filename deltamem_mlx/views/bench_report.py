@@ -7,10 +7,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from .generation import Row
-from .run import BenchReport
-from .scan import ScanRow
-from .timing import Samples
+from ..bench.generation import Row
+from ..bench.run import BenchReport
+from ..bench.scan import ScanRow
+from ..bench.timing import Samples
 
 
 def report_text(report: BenchReport) -> str:

@@ -9,11 +9,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from .adapter_contents import AdapterContents
+from ..inspection.adapter_contents import AdapterContents
+from ..inspection.memory_contents import Comparison, MemoryContents
+from ..inspection.probe import Probed
+from .columns import one_line, signed
 from .figures import BLUE, GREEN, GREY, ORANGE, drawn, figure, whole_numbers
-from .memory_contents import Comparison, MemoryContents
-from .probe import Probed
-from .tables import one_line, signed
 
 _HEATMAPS = 5
 

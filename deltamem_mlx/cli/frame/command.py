@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rich.markup import escape
 
-from deltamem_mlx.cli._options import Config, Debug, Quiet
+from deltamem_mlx.cli.options.shared import Config, Debug, Quiet
 
 COMMON = {"config": (Config, None), "quiet": (Quiet, False), "debug": (Debug, False)}
 

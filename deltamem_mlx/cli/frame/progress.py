@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from deltamem_mlx.cli import _output
+from deltamem_mlx.cli.frame import output
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def answering(total: int | None) -> Iterator[Callable[[int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = _output.settings.quiet or not _output.stderr.is_terminal
+    hidden = output.settings.quiet or not output.stderr.is_terminal
     # This stderr, whatever is put in its place while a library works that prints too much.
     console = Console(file=sys.stderr)
     bar = Progress(*columns, console=console, transient=True, disable=hidden)

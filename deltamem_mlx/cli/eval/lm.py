@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltamem_mlx.cli import _eval_options as e
-from deltamem_mlx.cli import _options as o
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli._command import command
-from deltamem_mlx.cli._errors import UsageError
-from deltamem_mlx.cli._eval_models import Place, Result, measured, places
-from deltamem_mlx.cli._eval_run import chosen_conditions
-from deltamem_mlx.cli._progress import answering
-from deltamem_mlx.cli._session import ChatTemplateConfig, template_kwargs
+from deltamem_mlx.cli.eval.models import Place, Result, measured, places
+from deltamem_mlx.cli.eval.run import chosen_conditions
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.frame.progress import answering
+from deltamem_mlx.cli.frame.session import ChatTemplateConfig, template_kwargs
+from deltamem_mlx.cli.options import eval as e
+from deltamem_mlx.cli.options import shared as o
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -104,14 +104,16 @@ def lm(
         lambda place: _measure(place, settings, manager, conditions, trust_remote_code),
     )
     if json:
-        _output.result_json(result)
+        output.result_json(result)
     else:
-        from deltamem_mlx.cli._scores import show_groups
+        from deltamem_mlx.views.scores import groups_text
 
-        show_groups(result, conditions, {name: CONDITIONS[name] for name in conditions})
-    _output.note(f"{time.perf_counter() - began:.0f} s.")
+        output.result(
+            groups_text(result, conditions, {name: CONDITIONS[name] for name in conditions})
+        )
+    output.note(f"{time.perf_counter() - began:.0f} s.")
     if out is not None:
-        _output.note(f"Every answer is in {out}.")
+        output.note(f"Every answer is in {out}.")
 
 
 def _measure(

@@ -6,12 +6,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli._errors import UsageError
-from deltamem_mlx.cli._eval_models import Place, Result, measured, places
-from deltamem_mlx.cli._parse import chosen_of
-from deltamem_mlx.cli._progress import answering
-from deltamem_mlx.cli._session import template_kwargs
+from deltamem_mlx.cli.eval.models import Place, Result, measured, places
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.frame.parse import chosen_of
+from deltamem_mlx.cli.frame.progress import answering
+from deltamem_mlx.cli.frame.session import template_kwargs
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -91,20 +91,20 @@ def run_benchmark(
         chosen, choices.out, lambda place: _measure(task, data, choices, conditions, place)
     )
     if choices.json:
-        _output.result_json(result)
+        output.result_json(result)
     else:
-        from deltamem_mlx.cli._scores import show_groups
         from deltamem_mlx.evals.benchmarks.asking import NO_CONTEXT, WITH_CONTEXT
+        from deltamem_mlx.views.scores import groups_text
 
         says = NO_CONTEXT if choices.no_context else WITH_CONTEXT
         shown = {name: says[name] for name in conditions}
-        show_groups(result, conditions, shown, task.differences)
+        output.result(groups_text(result, conditions, shown, task.differences))
     questions = sum(len(m.questions) for m in data.materials)
     answers = questions * len(conditions) * len(chosen)
     seconds = time.perf_counter() - began
-    _output.note(f"{questions} questions, {answers} answers, {seconds:.0f} s.")
+    output.note(f"{questions} questions, {answers} answers, {seconds:.0f} s.")
     if choices.out is not None:
-        _output.note(f"Every answer is in {choices.out}.")
+        output.note(f"Every answer is in {choices.out}.")
 
 
 def chosen_conditions(given: Sequence[str] | None) -> list[str]:
@@ -124,7 +124,7 @@ def _possible(conditions: list[str], data: Data) -> list[str]:
         return conditions
     if conditions == ["shuffled"]:
         raise UsageError("--condition: 'shuffled' needs data with two materials or more.")
-    _output.warn("No shuffled memory: the data has nothing else to remember.")
+    output.warn("No shuffled memory: the data has nothing else to remember.")
     return [name for name in conditions if name != "shuffled"]
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli._train_setup import Setup
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.train_setup import Setup
 
 if TYPE_CHECKING:
     from mlx_lm.tuner.callbacks import TrainingCallback
@@ -32,12 +32,12 @@ def listeners(options: Mapping[str, object]) -> list["TrainingCallback"]:
 
 def show_plan(options: Mapping[str, object], setup: Setup, trainer: "Trainer") -> None:
     """A table of what will be trained, on stderr."""
-    if _output.settings.quiet:
+    if output.settings.quiet:
         return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, text in _rows(options, setup, trainer):
         table.add_row(name, text)
-    _output.stderr.print(table, highlight=False)
+    output.stderr.print(table, highlight=False)
 
 
 def _rows(
@@ -90,7 +90,7 @@ def watching(trainer: "Trainer") -> Iterator[None]:
     """Within this context the run's reports are lines on stderr, above a progress bar."""
     from deltamem_mlx.training.report import Listener
 
-    if _output.settings.quiet:
+    if output.settings.quiet:
         yield
         return
     bar = Progress(
@@ -99,7 +99,7 @@ def watching(trainer: "Trainer") -> Iterator[None]:
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
-        console=_output.stderr,
+        console=output.stderr,
         transient=True,
     )
     task = bar.add_task("training", total=trainer.iterations, figures="", start=False)
@@ -151,16 +151,16 @@ def finish(options: Mapping[str, object], outcome: "Outcome", test_loss: float |
     """Where the adapter is and how to use it; after Ctrl-C, how to go on."""
     folder = str(options["adapter_path"])
     if not outcome.finished:
-        _output.note(f"Stopped at iteration {outcome.iteration}; everything is saved in {folder}.")
-        _output.note(f"Go on with: {_resume_command()}")
+        output.note(f"Stopped at iteration {outcome.iteration}; everything is saved in {folder}.")
+        output.note(f"Go on with: {_resume_command()}")
         return
     if options["json"]:
-        _output.result_json(outcome._asdict() | {"adapter_path": folder, "test_loss": test_loss})
+        output.result_json(outcome._asdict() | {"adapter_path": folder, "test_loss": test_loss})
         return
-    _output.note(_summary(outcome, test_loss))
+    output.note(_summary(outcome, test_loss))
     words = ["deltamem-mlx", "generate", "--model", str(options["model"]), "--adapter", folder]
-    _output.result(f"The adapter is in {folder}. Use it:")
-    _output.result("  " + shlex.join([*words, "--remember", "notes.txt", "--prompt", "..."]))
+    output.result(f"The adapter is in {folder}. Use it:")
+    output.result("  " + shlex.join([*words, "--remember", "notes.txt", "--prompt", "..."]))
 
 
 def _summary(outcome: "Outcome", test_loss: float | None) -> str:

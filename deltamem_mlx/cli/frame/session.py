@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltamem_mlx.cli import _options as o
-from deltamem_mlx.cli import _output
-from deltamem_mlx.cli._errors import UsageError
-from deltamem_mlx.cli._parse import json_object
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.frame.parse import json_object
+from deltamem_mlx.cli.options import shared as o
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -90,7 +90,7 @@ def open_session(
     if memory is not None and memory.exists():
         return MemorySession.restore(memory, model, tokenizer, **settings)
     if memory is not None:
-        _output.note(f"No memory file {memory} yet: the memory is empty.")
+        output.note(f"No memory file {memory} yet: the memory is empty.")
     return MemorySession(model, tokenizer, **settings)
 
 

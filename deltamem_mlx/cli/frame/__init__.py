@@ -1,0 +1,1 @@
+"""What every command stands in: its errors, output, progress, settings and models."""

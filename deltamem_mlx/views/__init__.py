@@ -1,0 +1,1 @@
+"""Everything that is shown to people: tables, lines and pictures."""
