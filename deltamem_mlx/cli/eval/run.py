@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choices:
-    """The options that every benchmark takes; see ``_eval_options``."""
+    """The options that every benchmark takes; see ``options.eval``."""
 
     model: str | None
     adapter: str | None

@@ -14,7 +14,7 @@ COMMON = {"config": (Config, None), "quiet": (Quiet, False), "debug": (Debug, Fa
 def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Adds `--config`, `--quiet`, `--debug`, and examples at the end of the help text.
 
-    The function does not see the added flags: `_output` acts on quiet and debug.
+    The function does not see the added flags: `output` acts on quiet and debug.
 
     Args:
         examples (str): Command lines as one would type them.

@@ -1,7 +1,7 @@
 """The options that commands share, each written once; names and meanings are mlx-lm's.
 
 A command takes what it needs: `def generate(model: Model = None, temp: Temp = 0.0, …)`. Those that
-every command has (`--config`, `--quiet`, `--debug`) are added by `_command.command`.
+every command has (`--config`, `--quiet`, `--debug`) are added by `frame.command`.
 """
 
 from pathlib import Path
