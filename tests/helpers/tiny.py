@@ -18,7 +18,7 @@ from mlx_lm.utils import quantize_model, save_model
 
 import deltamem_mlx as dm
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 TOKENIZER = FIXTURES / "tokenizers" / "char96"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from deltamem_mlx.adapters.publish import prepare
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "smollm2_adapter"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2_adapter"
 D, WORDS, CONTEXT, FACTS, FILLERS = 96, 150, 12, 3, 5
 
 

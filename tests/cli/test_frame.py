@@ -90,7 +90,7 @@ FAILURES: dict[str, BaseException] = {
 }
 
 app = typer.Typer(cls=CommandGroup, pretty_exceptions_enable=False, rich_markup_mode="rich")
-register(app, {"show": "test_cli_frame:show", "fail": "test_cli_frame:fail"})
+register(app, {"show": "test_frame:show", "fail": "test_frame:fail"})
 
 
 @pytest.fixture(autouse=True)
@@ -114,8 +114,8 @@ def shown(*args: str | Path) -> dict:
 
 def process(*args: str, **options: object) -> subprocess.Popen[str]:
     """The commands of this file in a process of their own."""
-    code = "from test_cli_frame import app; app(prog_name='deltamem-mlx')"
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    code = "from test_frame import app; app(prog_name='deltamem-mlx')"
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent), str(ROOT / "tests" / "helpers")])
     return subprocess.Popen(
         [sys.executable, "-c", code, *args],
         env=os.environ | {"PYTHONPATH": path, "COLUMNS": "100"},

@@ -13,7 +13,7 @@ from tokenizers.normalizers import Prepend
 
 from deltamem_mlx.text.spans import Spans, message_spans, running_spans, sentence_chunks, turn_spans
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 CONVERSATIONS = json.loads((FIXTURES / "spans" / "spans.json").read_text())
 SESSIONS = json.loads((FIXTURES / "spans" / "sessions.json").read_text())
 CHUNKS = json.loads((FIXTURES / "spans" / "sentence_chunks.json").read_text())

@@ -13,7 +13,7 @@ from deltamem_mlx.evals.recall.facts import fact_episodes
 from deltamem_mlx.evals.recall.wordings import PEOPLE
 from deltamem_mlx.evals.recall.wordings import RELATIONS as ASKED
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "smollm2_adapter"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2_adapter"
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def module(*args: object, log: Path) -> Iterator[subprocess.Popen]:
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", *map(str, args)],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

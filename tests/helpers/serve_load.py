@@ -1,7 +1,7 @@
 """Load on `deltamem-mlx serve`, and the same load on mlx-lm's own server with the plain model.
 
-    python tests/serve_load.py --clients 50 --sessions 20 --seconds 120
-    python tests/serve_load.py --model MODEL --adapter ADAPTER
+    python tests/helpers/serve_load.py --clients 50 --sessions 20 --seconds 120
+    python tests/helpers/serve_load.py --model MODEL --adapter ADAPTER
 
 Clients share sessions: whoever has no request running takes the next message of its session. A
 session is a script of messages that begins anew when all were answered. Our server gets each

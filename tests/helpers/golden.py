@@ -13,7 +13,7 @@ from mlx_lm.utils import load_model
 
 import deltamem_mlx as dm
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 GOLDEN = FIXTURES / "golden"
 INDEX = json.loads((GOLDEN / "index.json").read_text())
 TOLERANCE = INDEX["tolerance"]

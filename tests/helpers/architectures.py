@@ -1,6 +1,6 @@
 """Tiny random models of mlx-lm's architectures, with what is known of each one's attention.
 
-``python tests/architectures.py`` prints the README's table of what can be patched.
+``python tests/helpers/architectures.py`` prints the README's table of what can be patched.
 """
 
 import importlib
