@@ -1,11 +1,10 @@
 """One call after which mlx-lm's own ``load`` takes δ-mem adapters by ``adapter_path``."""
 
-from functools import wraps
 from pathlib import Path
 
 import mlx.nn as nn
-from mlx_lm.tuner import utils as tuner_utils
 
+from ..compat import LoadAdapters, load_adapters_with
 from .files import is_delta_mem
 from .loading import load_adapter
 
@@ -16,22 +15,18 @@ def register() -> None:
     mlx-lm's own chat, server and scripts then load them too; other adapters load as before.
     Calling it again changes nothing; ``unregister`` undoes it.
     """
-    original = tuner_utils.load_adapters
-    if hasattr(original, "before_deltamem"):
-        return
+    load_adapters_with(_ours_too)
 
-    @wraps(original)
+
+def unregister() -> None:
+    """Undo ``register``."""
+    load_adapters_with(None)
+
+
+def _ours_too(original: LoadAdapters) -> LoadAdapters:
     def load_adapters(model: nn.Module, adapter_path: str) -> nn.Module:
         if Path(adapter_path).is_dir() and is_delta_mem(adapter_path):
             return load_adapter(model, adapter_path)
         return original(model, adapter_path)
 
-    load_adapters.before_deltamem = original
-    tuner_utils.load_adapters = load_adapters
-
-
-def unregister() -> None:
-    """Undo ``register``."""
-    original = getattr(tuner_utils.load_adapters, "before_deltamem", None)
-    if original is not None:
-        tuner_utils.load_adapters = original
+    return load_adapters

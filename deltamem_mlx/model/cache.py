@@ -1,7 +1,7 @@
 """The prompt cache of a patched layer: its KV cache and its memory, side by side.
 
 All that mlx-lm does to a prompt cache (batching, filtering, saving, copying, quantizing) is done
-to both. What a user calls on a prompt cache is in ``memory.py``.
+to both. What a user calls on a prompt cache is in ``memory/actions.py``.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,16 +9,17 @@ from functools import partial
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models import cache as mlx_cache
-from mlx_lm.models.cache import CacheList, _BaseCache
+from mlx_lm.models.cache import CacheList
 
+from ..compat import BaseCache, make_savable
 from .ingest import Ingest
 
 Observer = Callable[[int, dict[str, mx.array]], None]
 Indices = Sequence[int] | mx.array
 
 
-class MemoryCache(_BaseCache):
+@make_savable
+class MemoryCache(BaseCache):
     """The memory of one layer for a batch of B conversations.
 
     Counters and flags are Python lists with an entry per conversation: arrays that no output
@@ -214,6 +215,7 @@ class MemoryCache(_BaseCache):
         return 0 if self.matrix is None else self.matrix.nbytes
 
 
+@make_savable
 class DeltaMemCache(CacheList):
     """A layer's KV cache and its memory.
 
@@ -235,7 +237,7 @@ class DeltaMemCache(CacheList):
         return self.kv[idx]
 
     @property
-    def kv(self) -> _BaseCache:
+    def kv(self) -> BaseCache:
         return self.caches[0]
 
     @property
@@ -271,8 +273,3 @@ class DeltaMemCache(CacheList):
 
     def size(self) -> int:
         return self.kv.size()
-
-
-# ``load_prompt_cache`` looks cache classes up by name in mlx-lm's module.
-mlx_cache.MemoryCache = MemoryCache
-mlx_cache.DeltaMemCache = DeltaMemCache

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
 
 from .. import builtin
+from ..compat import wanted_max_kv_size
 from ..config import DeltaMemConfig
 from .attention import DeltaMemAttention, memory_class
 from .cache import DeltaMemCache
@@ -38,9 +39,8 @@ class DeltaMemModel(nn.Module):
         ``make_prompt_cache`` asks a model that has this method without passing its
         ``max_kv_size`` on, so it is read from there.
         """
-        caller = sys._getframe(1)
-        if max_kv_size is None and caller.f_code is make_prompt_cache.__code__:
-            max_kv_size = caller.f_locals.get("max_kv_size")
+        if max_kv_size is None:
+            max_kv_size = wanted_max_kv_size(sys._getframe(1))
         caches = list(_base_caches(self, super(), max_kv_size))
         for path, attention in self._memory_attached.paths.items():
             kv = _at(caches, path)

@@ -17,11 +17,9 @@ from mlx_lm.server import (
     GenerationArguments,
     GenerationContext,
     Response,
-    _format_top_logprobs,
-    _make_logits_processors,
-    _make_sampler,
 )
 
+from ..compat import format_top_logprobs, make_logits_processors, make_sampler
 from .ending import Ending, Sampler
 from .errors import ApiError, refused
 from .job import Answer, Fed, Feed, Job
@@ -133,7 +131,7 @@ class Batch:
             [step.segments or [step.tokens]],
             max_tokens=[args.max_tokens + len(step.end)],
             samplers=[sampler],
-            logits_processors=[_make_logits_processors(args)],
+            logits_processors=[make_logits_processors(args)],
             stop_sequences=[stops],
             **shared,
         )
@@ -155,7 +153,7 @@ class Batch:
         if key not in self._samplers:
             if len(self._samplers) >= _SAMPLERS:
                 self._samplers.clear()
-            self._samplers[key] = _make_sampler(args, self.pair.tokenizer)
+            self._samplers[key] = make_sampler(args, self.pair.tokenizer)
         return self._samplers[key]
 
     def advance(self) -> None:
@@ -224,7 +222,7 @@ class Batch:
             response.token,
             read_logprob(response.logprobs, response.token) if shown else 0.0,
             reason,
-            _format_top_logprobs(response.logprobs, args.top_logprobs, self.pair.tokenizer),
+            format_top_logprobs(response.logprobs, args.top_logprobs, self.pair.tokenizer),
         )
         if reason is not None:
             job.last = said

@@ -11,8 +11,8 @@ from functools import lru_cache
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
-from mlx_lm.models.cache import _BaseCache
 
+from ..compat import BaseCache
 from .passes import fork_cache, memories_in
 
 
@@ -51,7 +51,7 @@ def _call(layer: nn.Module, base: type[nn.Module], args: tuple, kwargs: dict) ->
     arrays among the layer's own arguments. The second run has to find the caches as the first
     did, so each run works on forks.
     """
-    caches = [a for a in (*args, *kwargs.values()) if isinstance(a, _BaseCache)]
+    caches = [a for a in (*args, *kwargs.values()) if isinstance(a, BaseCache)]
     memories = [memory for cache in caches for memory in memories_in(cache)]
 
     def run(params: dict, states: list, args: tuple, kwargs: dict) -> tuple:

@@ -115,7 +115,8 @@ def shown(*args: str | Path) -> dict:
 def process(*args: str, **options: object) -> subprocess.Popen[str]:
     """The commands of this file in a process of their own."""
     code = "from test_frame import app; app(prog_name='deltamem-mlx')"
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent), str(ROOT / "tests" / "helpers")])
+    folders = [ROOT, Path(__file__).parent, ROOT / "tests", ROOT / "tests" / "helpers"]
+    path = os.pathsep.join(map(str, folders))
     return subprocess.Popen(
         [sys.executable, "-c", code, *args],
         env=os.environ | {"PYTHONPATH": path, "COLUMNS": "100"},
@@ -247,7 +248,7 @@ def test_results_go_to_stdout_and_the_rest_to_stderr() -> None:
     assert (quiet.stderr, quiet.stdout.count("\n")) == ("", 1)
     assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
     assert call("show").stderr != "", "quiet is for one run only"
-    assert "test_cli_frame.py:" in call("show", "--debug").stderr
+    assert "test_frame.py:" in call("show", "--debug").stderr
     assert call("fail", "value", "--quiet").stderr.startswith("Error: The rank is 0.")
 
 

@@ -40,7 +40,7 @@ dm.save_adapter(dm.load_adapter(model, sys.argv[2]), sys.argv[3])
 # Uploads each [folder, repository, token, options] and prints what came of it, a line each.
 SEND = """
 import json, os, sys
-from deltamem_mlx.publish import prepare, send
+from deltamem_mlx.adapters.publish import prepare, send
 for folder, repo, token, options in json.loads(sys.argv[1]):
     os.environ["HF_TOKEN"] = token
     try:

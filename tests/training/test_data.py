@@ -521,7 +521,7 @@ def test_sources_that_cannot_be_read(
 
 LOAD = """
 import json, sys
-from deltamem_mlx.training.data import load_conversations
+from deltamem_mlx.text.datasets import load_conversations
 for source in sys.argv[1:]:
     splits = load_conversations(source)
     print(json.dumps([len(splits.train), len(splits.valid), len(splits.test)]))

@@ -326,7 +326,7 @@ def launch(*words: str | Path, size: int = 2) -> subprocess.CompletedProcess[str
     program = Path(sys.executable).with_name("mlx.launch")
     if not program.exists():
         pytest.skip("mlx.launch is not installed beside this Python")
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
     return subprocess.run(
         [program, "-n", str(size), "--", sys.executable, *map(str, words)],
         env=os.environ | {"PYTHONPATH": paths},
@@ -340,7 +340,7 @@ def launch(*words: str | Path, size: int = 2) -> subprocess.CompletedProcess[str
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes wrote."""
     folder = tmp_path_factory.mktemp("two")
-    done = launch(ROOT / "tests" / "distributed_run.py", folder)
+    done = launch(ROOT / "tests" / "helpers" / "distributed_run.py", folder)
     assert (folder / "stopped" / "0000004_adapters.safetensors").exists(), done.stderr
     return folder
 

@@ -1,0 +1,125 @@
+"""The house: imports run one way through the rooms, and nothing in it grows out of hand."""
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from conftest import ROOT
+
+PACKAGE = ROOT / "deltamem_mlx"
+
+# From the ground up. A room knows rooms of floors below its own, and none beside it.
+FLOORS = (
+    ("ops", "builtin", "files", "problems", "_version"),
+    ("compat", "config", "hub"),
+    ("model", "text"),
+    ("adapters",),
+    ("memory", "training"),
+    ("session", "bench"),
+    ("inspection", "evals", "serve"),
+    ("views",),
+    ("cli",),
+    ("__init__", "__main__"),
+)
+FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
+
+
+@cache
+def parsed() -> dict[str, ast.Module]:
+    """File, from the package's root → what is in it."""
+    return {
+        path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text())
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def imported(name: str, node: ast.stmt) -> Iterator[str]:
+    """The package's files that a statement of the file ``name`` imports."""
+    if isinstance(node, ast.Import):
+        targets = [alias.name.split(".") for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        folder = ["deltamem_mlx", *Path(name).parent.parts]
+        start = folder[: len(folder) - node.level + 1] if node.level else []
+        module = [*start, *(node.module.split(".") if node.module else [])]
+        targets = [[*module, alias.name] for alias in node.names]
+    else:
+        return
+    for first, *rest in targets:
+        if first == "deltamem_mlx":
+            whole, parent = "/".join(rest), "/".join(rest[:-1])
+            candidates = (f"{whole}.py", f"{whole}/__init__.py", f"{parent}.py")
+            found = next((file for file in candidates if file in parsed()), None)
+            yield found or (f"{parent}/__init__.py" if parent else "__init__.py")
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """File → those it imports, lazily and for types only included."""
+    return {
+        name: {file for node in ast.walk(tree) for file in imported(name, node)} - {name}
+        for name, tree in parsed().items()
+    }
+
+
+def room(name: str) -> str:
+    return Path(name).parts[0].removesuffix(".py")
+
+
+def test_every_file_is_in_a_room_that_is_named() -> None:
+    assert {room(name) for name in parsed()} <= set(FLOOR)
+
+
+def test_imports_run_one_way_through_the_rooms() -> None:
+    broken = [
+        f"{name} ({room(name)}) imports {other} ({room(other)})"
+        for name, others in imports().items()
+        for other in sorted(others)
+        if room(name) != room(other) and FLOOR[room(other)] >= FLOOR[room(name)]
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    left = {name: set(others) for name, others in imports().items()}
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    circle = [f"{name} imports {', '.join(sorted(o & left.keys()))}" for name, o in left.items()]
+    assert not circle, "in a circle, or above one:\n" + "\n".join(circle)
+
+
+def test_no_file_and_no_function_is_too_long() -> None:
+    files = [
+        f"{name}: {length} lines"
+        for name in parsed()
+        if (length := len((PACKAGE / name).read_text().splitlines())) > MOST_LINES
+    ]
+    functions = [
+        f"{name}:{node.lineno} {node.name}: {length} lines"
+        for name, tree in parsed().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        and (length := (node.end_lineno or node.lineno) - node.lineno + 1)
+        > MOST_LINES_OF_A_FUNCTION
+    ]
+    assert not files + functions
+
+
+def test_a_class_name_is_used_once() -> None:
+    names = Counter(
+        node.name
+        for tree in parsed().values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    )
+    assert not {name: count for name, count in names.items() if count > 1}
+
+
+def test_no_module_hides_a_public_name() -> None:
+    import deltamem_mlx as dm
+
+    modules = {Path(name).stem for name in parsed() if len(Path(name).parts) == 1}
+    assert not (modules | {room(name) for name in parsed()}) & set(dm.__all__)
