@@ -1,6 +1,7 @@
 # make demo   the built-in pair remembers what its context has lost
-# make test   lint, format check and the quick tests
-# Both make .venv and install into it first, on macOS and Linux, with any Python from 3.11 on.
+# make test   lint, types and the quick tests
+# make docs   the pages of docs/ with a reference, in site/
+# All make .venv and install into it first, on macOS and Linux, with any Python from 3.11 on.
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -15,7 +16,7 @@ else
 EXTRAS := test
 endif
 
-.PHONY: demo test lint format test-slow test-metal test-real install clean
+.PHONY: demo test lint format docs test-slow test-metal test-real install clean
 
 demo: $(STAMP)
 	$(BIN)/deltamem-mlx demo
@@ -31,6 +32,10 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 test-slow: $(STAMP)
 	$(PYTEST) -q -m slow
 
@@ -43,7 +48,7 @@ test-real: $(STAMP) $(MODELS)/smollm2-float32 $(MODELS)/smollm2-q4
 install: $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(MODELS)/smollm2-%: | $(STAMP)

@@ -21,6 +21,29 @@ ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
 MODELS = Path(os.environ.get("DELTAMEM_MODELS", ROOT / ".models"))
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--only-skips",
+        metavar="FILE",
+        help="Fail where a test is skipped for a reason that begins with no line of this file.",
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    file = session.config.getoption("--only-skips")
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if file is None or reporter is None:  # none in the processes of pytest-xdist
+        return
+    allowed = tuple(line for line in Path(file).read_text().splitlines() if line)
+    for report in reporter.stats.get("skipped", []):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if not reason.startswith(allowed):
+            reporter.write_line(f"{report.nodeid} was skipped: {reason}", red=True)
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 RunCli = Callable[..., subprocess.CompletedProcess[str]]
 
 
