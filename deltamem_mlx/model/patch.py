@@ -1,6 +1,7 @@
 """Attach a memory to a loaded mlx-lm model, and take it away again."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..compat import wanted_max_kv_size
 from ..config import DeltaMemConfig
 from .attention import DeltaMemAttention, memory_class
 from .cache import DeltaMemCache
-from .sites import CachePath, choose_sites
+from .sites import CachePath, Site, choose_sites
 
 BUILTIN = "builtin"
 
@@ -57,7 +58,13 @@ def _base_caches(model: nn.Module, base: object, max_kv_size: int | None) -> lis
     return [RotatingKVCache(max_size=max_kv_size, keep=4) for _ in model.layers]
 
 
-def attach(model: nn.Module, config: DeltaMemConfig, *, seed: int | None = None) -> nn.Module:
+def attach(
+    model: nn.Module,
+    config: DeltaMemConfig,
+    *,
+    seed: int | None = None,
+    sites: Sequence[Site] | None = None,
+) -> nn.Module:
     """Patch a loaded mlx-lm model in place with a freshly initialised adapter.
 
     The base is frozen, the adapter trainable. Base parameters keep their names; the adapter's
@@ -67,6 +74,8 @@ def attach(model: nn.Module, config: DeltaMemConfig, *, seed: int | None = None)
         model (nn.Module): A model from ``mlx_lm.load``, quantized or not.
         config (DeltaMemConfig): The adapter's settings.
         seed (int): Seed of the random initial weights. Default: mlx's global state.
+        sites (Sequence[Site]): What ``choose_sites`` found for this model and config, so that it
+          need not look again. Default: look.
 
     Returns:
         nn.Module: The same model.
@@ -75,7 +84,7 @@ def attach(model: nn.Module, config: DeltaMemConfig, *, seed: int | None = None)
         ValueError: If the model has an adapter already, or no attention that can keep a memory.
     """
     refuse_attached(model)
-    sites = choose_sites(model, config)
+    sites = choose_sites(model, config) if sites is None else sites
     for module in model.modules():  # not every mlx-lm model calls the constructor that sets it
         vars(module).setdefault("_no_grad", set())
     trainable = {name: set(module._no_grad) for name, module in model.named_modules()}
