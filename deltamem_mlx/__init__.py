@@ -17,6 +17,7 @@ _HOMES = {
         "observe",
         "read_only",
         "reset_memory",
+        "rewindable",
         "set_memory_state",
         "write_spans",
     ),

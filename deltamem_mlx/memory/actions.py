@@ -17,6 +17,7 @@ from mlx_lm.models.cache import (
 
 from ..model.cache import DeltaMemCache, MemoryCache, Observer
 from ..model.ingest import IdRows, Ingest, span_ids
+from ..model.trail import Trail
 
 PromptCache = list
 
@@ -79,6 +80,7 @@ def set_memory_state(cache: PromptCache, state: Mapping[int, mx.array]) -> None:
     for i, memory in found.items():
         memory.open(state[i].shape[0])
         memory.matrix, memory.ingest = state[i].astype(mx.float32), None
+        memory.forget_way_back()
 
 
 def reset_memory(cache: PromptCache) -> None:
@@ -104,6 +106,7 @@ def forget_context(cache: PromptCache) -> None:
 def _without_context(cache: object) -> object:
     if isinstance(cache, DeltaMemCache):
         cache.memory.finalize()
+        cache.memory.forget_way_back()
         cache.caches = (_without_context(cache.kv), cache.memory)
         return cache
     if isinstance(cache, CacheList):
@@ -190,6 +193,43 @@ def write_spans(
             f"write_spans was given ids for {total} tokens, but {fed} were fed before it ended; "
             "nothing was written."
         )
+
+
+class rewindable:  # a function that is a context manager as well
+    """Let the last tokens of a prompt cache be taken back, exactly.
+
+    From this call on the memory keeps its states from before each of the last ``tokens`` tokens, so
+    that ``mlx_lm.models.cache.trim_prompt_cache`` and mlx-lm's speculative decoding work. Copies,
+    saved files, and what is merged into batches or extracted from them, are not trimmable. What an
+    ingest of ``write_spans`` has written can only be taken back as a whole.
+
+    As a context manager it ends that at the end of the block; called alone it lasts.
+
+    Args:
+        cache (list): A prompt cache of a model with an adapter.
+        tokens (int): How many tokens can be taken back. Taking back more raises ValueError.
+
+    Raises:
+        ValueError: If the prompt cache holds no memory, or ``tokens`` is less than 1.
+    """
+
+    def __init__(self, cache: PromptCache, tokens: int):
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+            raise ValueError(
+                f"tokens is {tokens!r}; expected how many can be taken back, 1 or more."
+            )
+        self._cache = cache
+        self._before = {i: memory.trail for i, memory in memories(cache).items()}
+        for memory in memories(cache).values():
+            memory.trail = Trail(tokens)
+
+    def __enter__(self) -> PromptCache:
+        return self._cache
+
+    def __exit__(self, *_: object) -> None:
+        for i, memory in memories(self._cache).items():
+            memory.trail = self._before[i]
+            memory.forget_way_back()  # an outer one has not seen these tokens
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from mlx_lm.models.cache import CacheList
 
 from ..compat import BaseCache, make_savable
 from .ingest import Ingest
+from .trail import Step, Trail
 
 Observer = Callable[[int, dict[str, mx.array]], None]
 Indices = Sequence[int] | mx.array
@@ -39,6 +40,8 @@ class MemoryCache(BaseCache):
           the coming positions of each conversation; ``None`` where there is none.
         ingest (Ingest): Span writes in progress.
         observer (Callable): Called with the layer's gates. Not part of the state.
+        trail (Trail): The way back over the last tokens; None: there is none. Not part of the
+          state: copies, and what is merged, extracted or saved, begin without one.
     """
 
     def __init__(self, layer: int, heads: int, rank: int, granularity: str = "token"):
@@ -51,6 +54,7 @@ class MemoryCache(BaseCache):
         self.lengths: list[int] | None = None
         self.ingest: Ingest | None = None
         self.observer: Observer | None = None
+        self.trail: Trail | None = None
 
     def fresh(self) -> "MemoryCache":
         """An empty memory of the same kind."""
@@ -101,8 +105,23 @@ class MemoryCache(BaseCache):
             mask &= position < np.array(self.lengths)[:, None]
         return mask
 
-    def advance(self, matrix: mx.array, n: int, written: Sequence[int] | int | None = None) -> None:
-        """Keep ``matrix`` after a call over ``n`` positions that wrote ``written`` tokens a row."""
+    def __getstate__(self) -> dict[str, object]:
+        # For copies: nobody who copies a cache expects it to be trimmable for as long as this is.
+        return vars(self) | {"trail": None}
+
+    def advance(
+        self,
+        matrix: mx.array,
+        n: int,
+        written: Sequence[int] | int | None = None,
+        before: Ingest | None = None,
+    ) -> None:
+        """Keep ``matrix`` after a call over ``n`` positions that wrote ``written`` tokens a row.
+
+        ``before`` is a copy of the ingest as it was before the call, where there is one.
+        """
+        if self.trail is not None:
+            self.trail.add(Step(n, self.matrix, self.written, before))
         self.matrix = matrix
         if isinstance(written, int):
             self.written = [count + written for count in self.written]
@@ -119,6 +138,28 @@ class MemoryCache(BaseCache):
         """Forget everything; read-only flags stay."""
         self.matrix, self.ingest = None, None
         self.written = [0] * self.batch_size
+        self.forget_way_back()
+
+    def forget_way_back(self) -> None:
+        """Nothing that was fed before can be taken back."""
+        if self.trail is not None:
+            self.trail.clear()
+
+    def trim(self, n: int) -> int:
+        """Go back to before the last ``n`` tokens, exactly.
+
+        Raises:
+            ValueError: If the trail does not reach as far.
+        """
+        if self.trail is None:
+            raise ValueError(
+                "A prompt cache with a memory cannot be trimmed unless it keeps the way back: make "
+                "it dm.rewindable(cache, tokens=N) before the tokens that may be dropped, or copy "
+                "it (copy.deepcopy) there."
+            )
+        if n > 0:
+            _, self.matrix, self.written, self.ingest = self.trail.back(n)
+        return n
 
     # What mlx-lm does to a cache.
 
@@ -136,7 +177,7 @@ class MemoryCache(BaseCache):
         self.read_only, self.written, self.left_padding, self.lengths = rows
         self.read_only = [bool(flag) for flag in self.read_only]
         self.ingest = None if ingest is None else Ingest.from_state(ingest)
-        self.observer = None
+        self.observer, self.trail = None, None
 
     def prepare(
         self,
@@ -219,8 +260,8 @@ class MemoryCache(BaseCache):
 class DeltaMemCache(CacheList):
     """A layer's KV cache and its memory.
 
-    Stands in for the KV cache where a model asks it for an offset or a mask. It cannot be
-    trimmed: the memory has no record of single tokens.
+    Stands in for the KV cache where a model asks it for an offset or a mask. It can be trimmed
+    while its memory keeps the way back: see ``dm.rewindable``.
 
     Args:
         kv: The layer's cache as mlx-lm makes it, of any kind.
@@ -245,13 +286,11 @@ class DeltaMemCache(CacheList):
         return self.caches[1]
 
     def is_trimmable(self) -> bool:
-        return False
+        return self.memory.trail is not None and self.kv.is_trimmable()
 
     def trim(self, n: int) -> int:
-        raise ValueError(
-            "A prompt cache with a memory cannot be trimmed: what was written cannot be taken "
-            "back. Copy the cache (copy.deepcopy) before the tokens that may be dropped."
-        )
+        n = self.memory.trim(n)  # raises before anything has changed
+        return self.kv.trim(n)
 
     # mlx-lm asks with hasattr what a cache can do, so offer only what the KV cache can.
 

@@ -34,9 +34,20 @@ class Ingest:
         """Ingest of the ids [B, T] of the next T positions; negative ids belong to no span."""
         return cls([_dense(row) for row in ids], aligned=True)
 
+    def copy(self) -> "Ingest":
+        """The same, to go back to: feeding replaces rows and sums and changes nothing in place."""
+        new = Ingest(list(self.rows), self.aligned)
+        new.fed, new.sums = list(self.fed), self.sums
+        return new
+
     @property
     def done(self) -> bool:
         return all(n >= len(row) for n, row in zip(self.fed, self.rows, strict=True))
+
+    @property
+    def longest(self) -> int:
+        """Tokens that are still to come of the row that has most of them."""
+        return max((len(row) - n for row, n in zip(self.rows, self.fed, strict=True)), default=0)
 
     @property
     def spans(self) -> int:

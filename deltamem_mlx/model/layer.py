@@ -1,5 +1,6 @@
 """One layer's memory over one call: the reads of its tokens, and the state they leave."""
 
+from itertools import pairwise
 from typing import Protocol
 
 import mlx.core as mx
@@ -43,6 +44,34 @@ def read_and_write(
     Raises:
         ValueError: If the memory holds another number of conversations, or of another adapter.
     """
+    if isinstance(memory, MemoryCache) and memory.trail is not None:
+        return _in_steps(rows, batch_size, memory, spec, step)
+    return _at_once(rows, batch_size, memory, spec, step)
+
+
+def _in_steps(
+    rows: mx.array, batch_size: int, memory: MemoryCache, spec: ScanSpec, step: Step
+) -> mx.array:
+    """The same in pieces, so that the memory's trail has a state from before each last token."""
+    tokens = rows.reshape(batch_size, -1, rows.shape[-1])
+    T = tokens.shape[1]
+    if T == 1 or memory.real(T) is not None:
+        return _at_once(rows, batch_size, memory, spec, step)
+    together = T - memory.trail.most
+    if memory.ingest is not None:  # its tokens are written as one
+        together = memory.ingest.longest
+    cuts = sorted({0, *range(min(max(together, 0), T), T + 1)})
+    reads = [
+        _at_once(tokens[:, a:b].reshape(1, -1, rows.shape[-1]), batch_size, memory, spec, step)
+        for a, b in pairwise(cuts)
+    ]
+    parts = [part.reshape(batch_size, -1, spec.read_width) for part in reads]
+    return mx.concatenate(parts, axis=1).reshape(1, -1, spec.read_width)
+
+
+def _at_once(
+    rows: mx.array, batch_size: int, memory: Memory | None, spec: ScanSpec, step: Step
+) -> mx.array:
     _, n, width = rows.shape
     own = isinstance(memory, MemoryCache)
     if own and (memory.heads != spec.heads or memory.rank != spec.rank):
@@ -98,6 +127,7 @@ def _ingest(
     """Reads from before the ingest, sums per span, the writes once a conversation's ids end."""
     B, T, _ = projected.shape
     ingest = memory.ingest
+    before = ingest.copy() if memory.trail is not None else None
     if ingest.aligned:
         longest = max(len(row) for row in ingest.rows)
         ingest.begin(memory.real(max(T, longest)))
@@ -125,7 +155,7 @@ def _ingest(
     written = ((ids >= 0) & ~np.array(memory.read_only)[:, None]) | writing
     if ingest.done:
         memory.ingest = None
-    memory.advance(state, T, written.sum(axis=1).tolist())
+    memory.advance(state, T, written.sum(axis=1).tolist(), before)
     return _flat(reads)
 
 

@@ -159,7 +159,7 @@ def test_read_only_on_a_fresh_cache_of_a_batch(token_model: nn.Module) -> None:
     assert states(cache).any()
 
 
-def test_trim_is_refused(model: nn.Module) -> None:
+def test_trim_is_refused_without_a_way_back(model: nn.Module) -> None:
     cache = fed(model, PROMPTS[0])
     before = states(cache)
     assert not can_trim_prompt_cache(cache)
@@ -170,7 +170,7 @@ def test_trim_is_refused(model: nn.Module) -> None:
         cache[0].trim(1)
 
 
-def test_speculative_decoding_is_refused(token_model: nn.Module) -> None:
+def test_speculative_decoding_is_refused_without_a_way_back(token_model: nn.Module) -> None:
     from mlx_lm.generate import speculative_generate_step
 
     draft = base_model("models/qwen3-tiny")
