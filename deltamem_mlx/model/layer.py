@@ -6,7 +6,7 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
-from ..ops import ScanSpec, Step, activate, delta_scan
+from ..ops import Gates, ScanSpec, Step, Tokens, activate, delta_scan
 from .cache import MemoryCache
 
 
@@ -103,16 +103,15 @@ def _scan(
     state: mx.array,
     real: np.ndarray | None,
 ) -> mx.array:
-    q, k, v, *gates = activate(projected, spec)
+    tokens = activate(projected, spec)
     mask = None if real is None else mx.array(real)
-    _observe(memory, gates, mask)
+    _observe(memory, tokens.gates, mask)
     T = projected.shape[1]
     if all(memory.read_only):
-        reads = _read(state, q, mask)
+        reads = _read(state, tokens.q, mask)
         memory.advance(state, T)
     else:
-        gates = _hold_read_only(memory, gates)
-        reads, state = delta_scan(state, q, k, v, *gates, mask)
+        reads, state = delta_scan(state, *_hold_read_only(memory, tokens), mask=mask)
         memory.advance(state, T, _written(memory, real, T))
     return _flat(reads)
 
@@ -136,19 +135,19 @@ def _ingest(
     ids, inside = ingest.take(real)
     if inside.any():
         ingest.add(projected, ids)
-    q, k, v, *gates = activate(projected, spec)
-    _observe(memory, gates, mx.array(real))
-    reads = _read(state, q, mx.array(real))
+    tokens = activate(projected, spec)
+    _observe(memory, tokens.gates, mx.array(real))
+    reads = _read(state, tokens.q, mx.array(real))
 
     finished = ingest.finished() & ~done_before & ~np.array(memory.read_only)
     if finished.any() and ingest.spans:
         means, writes = ingest.means(finished)
-        state = delta_scan(state, *activate(means, spec), writes)[1]
+        state = delta_scan(state, *activate(means, spec), mask=writes)[1]
     after = real & ~inside
     if after.any():
         writing = after & ~np.array(memory.read_only)[:, None]
-        gates = _hold_read_only(memory, gates)
-        token_reads, state = delta_scan(state, q, k, v, *gates, mx.array(after))
+        held = _hold_read_only(memory, tokens)
+        token_reads, state = delta_scan(state, *held, mask=mx.array(after))
         reads = mx.where(mx.array(after)[..., None, None], token_reads, reads)
     else:
         writing = np.zeros_like(after)
@@ -165,13 +164,16 @@ def _read(state: mx.array, q: mx.array, mask: mx.array | None) -> mx.array:
     return reads if mask is None else mx.where(mask[..., None, None], reads, 0.0)
 
 
-def _hold_read_only(memory: MemoryCache, gates: list[mx.array]) -> list[mx.array]:
-    """Gates under which read-only conversations keep their state."""
+def _hold_read_only(memory: MemoryCache, tokens: Tokens) -> Tokens:
+    """The tokens with gates under which read-only conversations keep their state."""
     if not any(memory.read_only):
-        return gates
+        return tokens
     hold = mx.array(memory.read_only)[:, None, None, None]
-    held = (1.0, 0.0, 0.0)  # keep, erase, write
-    return [mx.where(hold, value, gate) for gate, value in zip(gates, held, strict=True)]
+    return tokens._replace(
+        keep=mx.where(hold, 1.0, tokens.keep),
+        erase=mx.where(hold, 0.0, tokens.erase),
+        write=mx.where(hold, 0.0, tokens.write),
+    )
 
 
 def _written(memory: MemoryCache, real: np.ndarray | None, n: int) -> list[int]:
@@ -179,9 +181,9 @@ def _written(memory: MemoryCache, real: np.ndarray | None, n: int) -> list[int]:
     return [0 if held else c for c, held in zip(counts, memory.read_only, strict=True)]
 
 
-def _observe(memory: MemoryCache, gates: list[mx.array], mask: mx.array | None) -> None:
+def _observe(memory: MemoryCache, gates: Gates, mask: mx.array | None) -> None:
     if memory.observer is not None:
-        names = dict(zip(("keep", "erase", "write"), gates, strict=True))
+        names = gates._asdict()
         memory.observer(memory.layer, names if mask is None else names | {"mask": mask})
 
 

@@ -4,16 +4,26 @@ Nothing here knows of models, caches or adapters.
 """
 
 import os
+from collections.abc import Callable
 
 import mlx.core as mx
 
 from .chunk import chunk_scan
 from .metal import metal_scan, metal_step, why_not_metal
 from .recurrent import recurrent_scan
-from .spec import ScanSpec, activate
+from .spec import Gates, ScanSpec, Tokens, activate
 from .step import Step, compiled_step
 
-__all__ = ["FORMS", "ScanSpec", "Step", "activate", "delta_scan", "delta_step", "step_for"]
+__all__ = [
+    "FORMS",
+    "Gates",
+    "ScanSpec",
+    "Step",
+    "Tokens",
+    "activate",
+    "delta_scan",
+    "step_for",
+]
 
 FORMS = ("recurrent", "chunk", "metal")
 VARIABLE = "DELTAMEM_SCAN"
@@ -57,38 +67,27 @@ def delta_scan(
     """
     inputs = {"q": q, "k": k, "v": v, "keep": keep, "erase": erase, "write": write}
     _check_shapes(state, inputs, mask)
-    scans = {"recurrent": recurrent_scan, "chunk": chunk_scan, "metal": metal_scan}
+    scans: dict[str, Callable[..., Pair]] = {
+        "recurrent": recurrent_scan,
+        "chunk": chunk_scan,
+        "metal": metal_scan,
+    }
     scan = scans[_pick(form, *q.shape[1::2])]
-    state, *tokens = (x.astype(mx.float32) for x in (state, *inputs.values()))
-    return scan(state, *tokens, None if mask is None else mask.astype(mx.bool_))
-
-
-def delta_step(state: mx.array, projected: mx.array, spec: ScanSpec) -> Pair:
-    """Return what one projected token of each conversation reads, and the state it leaves.
-
-    Args:
-        state (mx.array): float32 [B, H, r, r], rows value, columns key.
-        projected (mx.array): [1, B, packed_width], any float dtype, biases added.
-        spec (ScanSpec): The settings.
-
-    Returns:
-        tuple[mx.array, mx.array]: float32 reads [1, B, r·H] and state [B, H, r, r].
-
-    Raises:
-        ValueError: If the shapes do not fit the spec, or ``DELTAMEM_SCAN`` names an unknown form.
-        RuntimeError: If ``DELTAMEM_SCAN`` asks for the metal form and it cannot run here.
-    """
-    B, H, r = state.shape[0], spec.heads, spec.rank
-    if projected.shape != (1, B, spec.packed_width) or state.shape != (B, H, r, r):
-        raise ValueError(
-            f"delta_step: projected is {list(projected.shape)} and state {list(state.shape)}, "
-            f"expected [1, B, {spec.packed_width}] and [B, {H}, {r}, {r}] for {spec}."
-        )
-    return step_for(spec)(state, projected)
+    tokens = Tokens(*(x.astype(mx.float32) for x in inputs.values()))
+    mask = None if mask is None else mask.astype(mx.bool_)
+    return scan(state.astype(mx.float32), *tokens, mask=mask)
 
 
 def step_for(spec: ScanSpec) -> Step:
-    """``delta_step`` in the form that serves this device, without its checks: for many calls.
+    """The decode step in the form that serves this device, without checks: for many calls.
+
+    Args:
+        spec (ScanSpec): The settings.
+
+    Returns:
+        Step: Of the states, float32 [B, H, r, r], and one projected token of each conversation,
+        [1, B, packed_width] of any float dtype, biases added: the reads, float32 [1, B, r·H], and
+        the states that follow.
 
     Raises:
         ValueError: If ``DELTAMEM_SCAN`` names an unknown form.

@@ -8,6 +8,8 @@ counts the states that one chunk is walked from.
 
 import mlx.core as mx
 
+from .seams import split, with_gradient
+
 Lanes = list[mx.array]
 
 # Few steps, unless a walked state would outgrow a CPU core's cache or the chain of chunks shows.
@@ -53,7 +55,7 @@ def chunk_scan(
         tokens = mx.concatenate([tokens, padding], axis=2)
     tokens = tokens.reshape(5, B, N, C, H, r).transpose(0, 3, 5, 2, 1, 4)
     tokens = mx.contiguous(tokens).reshape(5, C, r, N, B * H)
-    reads, rows, *_ = _scan(state.reshape(B * H, r, r), *(x[0] for x in mx.split(tokens, 5)))
+    reads, rows, *_ = _scan(state.reshape(B * H, r, r), *(x[0] for x in split(tokens, 5)))
     reads = reads.reshape(C, r, N, B, H).transpose(3, 2, 0, 4, 1).reshape(B, N * C, H, r)
     return reads[:, :T], rows.reshape(state.shape)
 
@@ -64,8 +66,7 @@ def _chunk_size(T: int, lanes: int, r: int) -> int:
     return next(fitting, SIZES[-1])
 
 
-@mx.custom_function
-def _scan(
+def _walk(
     state: mx.array, q: mx.array, k: mx.array, w: mx.array, erase: mx.array, keep: mx.array
 ) -> tuple[mx.array, ...]:
     """Scan laid out tokens.
@@ -81,23 +82,22 @@ def _scan(
         [N, L, r rows, r keys].
     """
     C, r, N, L = q.shape
-    keys, w, erase, keep = _columns(k), _rows(w), _rows(erase), _rows(keep)
+    keys, ws, erases, keeps = _columns(k), _rows(w), _rows(erase), _rows(keep)
     # Walked from every unit vector with nothing written, and from zero with the writes.
     x = mx.broadcast_to(mx.eye(r + 1, r)[:, :, None], (r, r + 1, r, N * L))
     writes = mx.array([0.0] * r + [1.0])[:, None, None]
     for t in range(C):
-        x = _write(x, keys[t], _along(x, keys[t]), writes * w[t], erase[t], keep[t])
-    maps, offsets = mx.split(_by_chunk(x, N), [r], axis=3)
+        x = _write(x, keys[t], _along(x, keys[t]), writes * ws[t], erases[t], keeps[t])
+    maps, offsets = split(_by_chunk(x, N), [r], axis=3)
     starts, state = _chain(maps, offsets, state[None, :, :, None])
     x, reads = _by_lane(starts), []
     for t, query in enumerate(_columns(q)):
         reads.append(_along(x, query))
-        x = _write(x, keys[t], _along(x, keys[t]), w[t], erase[t], keep[t])
+        x = _write(x, keys[t], _along(x, keys[t]), ws[t], erases[t], keeps[t])
     return mx.concatenate(reads).reshape(q.shape), state[0, :, :, 0], maps, starts
 
 
-@_scan.vjp
-def _scan_vjp(
+def _walk_back(
     primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
 ) -> tuple[mx.array, ...]:
     """Return the gradients, from the same scan run backwards.
@@ -122,26 +122,31 @@ def _scan_vjp(
     maps, offsets = maps[::-1].swapaxes(-1, -2), _by_chunk(g, N)[::-1]
     ends, d_state = _chain(maps, offsets, d_state[None, :, :, None])
 
-    x, states, predictions = _by_lane(starts), [], []
+    x, walked, predictions = _by_lane(starts), [], []
     for t in range(C):
-        states.append(x)
+        walked.append(x)
         predictions.append(_along(x, keys[t]))
         x = _write(x, keys[t], predictions[t], ws[t], erases[t], keeps[t])
-    g, grads, errors = _by_lane(ends[::-1]), [], []
+    g = _by_lane(ends[::-1])
+    walked_back: Lanes = []
+    errors: Lanes = []
     for t in reversed(range(C)):
-        grads.insert(0, g)
+        walked_back.insert(0, g)
         errors.insert(0, _along(g, keys[t]))
         g = back(g, t, errors[0])
 
-    states, grads = mx.stack(states)[:, :, 0], mx.stack(grads)[:, :, 0]
+    states, grads = mx.stack(walked)[:, :, 0], mx.stack(walked_back)[:, :, 0]
     each = (C, r, 1, N * L)
     predicted, d_w = mx.concatenate(predictions).reshape(each), mx.concatenate(errors).reshape(each)
-    w, erase, asked = w.reshape(each), erase.reshape(each), d_reads.reshape(each)
-    d_q = (asked * states).sum(1)
+    w, erase, d_read = w.reshape(each), erase.reshape(each), d_reads.reshape(each)
+    d_q = (d_read * states).sum(1)
     d_k = ((w - erase * predicted) * grads - (erase * d_w) * states).sum(1)
     d_keep = (grads * states).sum(2)
     d_tokens = (d_q, d_k, d_w, -predicted * d_w, d_keep)
     return d_state[0, :, :, 0], *(x.reshape(q.shape) for x in d_tokens)
+
+
+_scan = with_gradient(_walk, _walk_back)
 
 
 def _along(x: mx.array, key: mx.array) -> mx.array:
@@ -162,12 +167,12 @@ def _write(
 
 def _columns(x: mx.array) -> Lanes:
     """One [1, 1, r keys, lanes] a token."""
-    return mx.split(x.reshape(x.shape[0], 1, x.shape[1], -1), x.shape[0])
+    return split(x.reshape(x.shape[0], 1, x.shape[1], -1), x.shape[0])
 
 
 def _rows(x: mx.array) -> Lanes:
     """One [r rows, 1, 1, lanes] a token."""
-    return mx.split(x.reshape(x.shape[0] * x.shape[1], 1, 1, -1), x.shape[0])
+    return split(x.reshape(x.shape[0] * x.shape[1], 1, 1, -1), x.shape[0])
 
 
 def _by_chunk(x: mx.array, N: int) -> mx.array:
@@ -196,7 +201,7 @@ def _chain(maps: mx.array, offsets: mx.array, row: mx.array) -> tuple[mx.array, 
     N, starts = maps.shape[0], []
     if N > LONG_CHAIN and maps.shape[1] == 1:
         return _chain_of_pairs(maps, offsets, row)
-    for linear, offset in zip(mx.split(maps, N), mx.split(offsets, N), strict=True):
+    for linear, offset in zip(split(maps, N), split(offsets, N), strict=True):
         starts.append(row)
         row = mx.addmm(offset, row, linear)
     return mx.concatenate(starts), row

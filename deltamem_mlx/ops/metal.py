@@ -4,19 +4,19 @@ A thread keeps one row of the state in registers and walks the tokens, so the ro
 and the kernel bodies stay within what Metal and C++ share (the tests compile them as C++).
 """
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import mlx.core as mx
 
 from .chunk import chunk_scan
 from .recurrent import recurrent_scan
+from .seams import Arrays, Kernel, metal_kernel, with_gradient
 from .spec import NORM_FLOOR, ScanSpec, activate
 from .step import Step, compiled_step
 
 Pair = tuple[mx.array, mx.array]
-Kernel = Callable[..., list[mx.array]]
 
 SCAN_INPUTS = ["state_in", "q", "k", "v", "keep", "erase", "write", "mask", "T"]
 SCAN_SOURCE = """
@@ -103,14 +103,18 @@ STEP_SOURCE = """
 """.replace("NORM_FLOOR", f"{NORM_FLOOR}f")
 
 
-@functools.cache
-def _kernels() -> tuple[Kernel, Kernel] | None:
-    """The scan and the step kernel, or None without Metal."""
+@cache
+def _kernels() -> tuple[Kernel, Kernel]:
+    """The scan and the step kernel.
+
+    Raises:
+        RuntimeError: Without Metal.
+    """
     if not mx.metal.is_available():
-        return None
+        raise RuntimeError("Metal is not available")
     outputs = ["reads", "state_out"]
-    scan = mx.fast.metal_kernel("delta_mem_scan", SCAN_INPUTS, outputs, SCAN_SOURCE)
-    step = mx.fast.metal_kernel("delta_mem_step", STEP_INPUTS, outputs, STEP_SOURCE, HEADER)
+    scan = metal_kernel("delta_mem_scan", SCAN_INPUTS, outputs, SCAN_SOURCE)
+    step = metal_kernel("delta_mem_step", STEP_INPUTS, outputs, STEP_SOURCE, HEADER)
     return scan, step
 
 
@@ -121,11 +125,13 @@ def why_not_metal() -> str | None:
     return _fault()
 
 
-@functools.cache
+@cache
 def _fault() -> str | None:
     """Tries both kernels once, so that one that does not build or fit never serves a model."""
-    if _kernels() is None:
-        return "Metal is not available"
+    try:
+        _kernels()
+    except RuntimeError as error:
+        return str(error)
     spec = ScanSpec(rank=4, heads=2)
     state = mx.ones((1, 2, 4, 4))
     projected = spec.pack(mx.sin(mx.arange(spec.projected_width)))[None, None]
@@ -133,10 +139,11 @@ def _fault() -> str | None:
     try:
         found = [*_launch_scan(None, state, *inputs), *_launch_step(spec, state, projected)]
         expected = [*recurrent_scan(state, *inputs), *compiled_step(spec)(state, projected)]
-        same = [mx.allclose(x, y, atol=1e-4).item() for x, y in zip(found, expected, strict=True)]
+        same = [mx.allclose(x, y, atol=1e-4) for x, y in zip(found, expected, strict=True)]
+        agree = all(close.item() for close in same)
     except Exception as error:
         return f"its kernels fail: {error}"
-    return None if all(same) else "its kernels give other results than the recurrent form"
+    return None if agree else "its kernels give other results than the recurrent form"
 
 
 def metal_scan(
@@ -160,12 +167,12 @@ def metal_scan(
         tuple[mx.array, mx.array]: float32 reads [B, T, H, r] and state [B, H, r, r].
     """
     scan = _differentiable(
-        lambda *inputs: _launch_scan(mask, *inputs), lambda *inputs: chunk_scan(*inputs, mask)
+        lambda *inputs: _launch_scan(mask, *inputs), partial(chunk_scan, mask=mask)
     )
     return scan(state, q, k, v, keep, erase, write)
 
 
-@functools.cache
+@cache
 def metal_step(spec: ScanSpec) -> Step:
     """Return the function that does what ``compiled_step``'s does, from one launch."""
     step = _differentiable(lambda *inputs: _launch_step(spec, *inputs), compiled_step(spec))
@@ -176,24 +183,33 @@ def _differentiable(
     launch: Callable[..., list[mx.array]], portable: Callable[..., Pair]
 ) -> Callable[..., Pair]:
     """The kernel's results with the gradient of a form that has one."""
-    function = mx.custom_function(lambda *inputs: tuple(launch(*inputs)))
-    function.vjp(
-        lambda primals, cotangents, _: tuple(mx.vjp(portable, [*primals], [*cotangents])[1])
-    )
-    return function
+
+    def run(*inputs: mx.array) -> Pair:
+        reads, state = launch(*inputs)
+        return reads, state
+
+    def gradient(primals: Arrays, cotangents: Arrays, _: Arrays) -> Arrays:
+        return tuple(mx.vjp(portable, [*primals], [*cotangents])[1])
+
+    return with_gradient(run, gradient)
 
 
 def _launch_scan(
     mask: mx.array | None, state: mx.array, q: mx.array, *rest: mx.array
 ) -> list[mx.array]:
     _, T, heads, rank = q.shape
-    template = [("R", rank), ("H", heads), ("MASKED", mask is not None)]
-    inputs = [state, q, *rest, mx.array([True]) if mask is None else mask, T]
+    template: list[tuple[str, int | bool]] = [
+        ("R", rank),
+        ("H", heads),
+        ("MASKED", mask is not None),
+    ]
+    is_real = mx.array([True]) if mask is None else mask
+    inputs: list[mx.array | int] = [state, q, *rest, is_real, T]
     return _launch(_kernels()[0], inputs, template, q.shape, state.shape)
 
 
 def _launch_step(spec: ScanSpec, state: mx.array, projected: mx.array) -> list[mx.array]:
-    template = [
+    template: list[tuple[str, int | bool]] = [
         ("R", spec.rank),
         ("J", spec.entries),
         ("NORMALIZE", spec.normalize_qk),
@@ -206,8 +222,8 @@ def _launch_step(spec: ScanSpec, state: mx.array, projected: mx.array) -> list[m
 
 def _launch(
     kernel: Kernel,
-    inputs: list[mx.array | int],
-    template: list[tuple[str, int | bool]],
+    inputs: Sequence[mx.array | int],
+    template: Sequence[tuple[str, int | bool]],
     *shapes: tuple[int, ...],
 ) -> list[mx.array]:
     rows = math.prod(shapes[1][:3])

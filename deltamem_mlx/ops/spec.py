@@ -1,9 +1,11 @@
 """What a projected token means: the layout of its projections, and what is made of them."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 
+from .seams import split
 from .squash import sigmoid, tanh
 
 NORM_FLOOR = 1e-6
@@ -60,7 +62,36 @@ class ScanSpec:
         return weight[mx.concatenate([qkv, gates, qkv[1:2]]).T.flatten()]
 
 
-def activate(projected: mx.array, spec: ScanSpec) -> tuple[mx.array, ...]:
+class Gates(NamedTuple):
+    """How much of each state row a token keeps, erases and writes, each float32 [B, T, H, r]."""
+
+    keep: mx.array
+    erase: mx.array
+    write: mx.array
+
+
+class Tokens(NamedTuple):
+    """What the scan is given of each token, in the order in which ``delta_scan`` takes it.
+
+    Args:
+        q, k, v (mx.array): Queries, keys and values, float32 [B, T, H, r].
+        keep, erase, write (mx.array): The gates, of the same shape.
+    """
+
+    q: mx.array
+    k: mx.array
+    v: mx.array
+    keep: mx.array
+    erase: mx.array
+    write: mx.array
+
+    @property
+    def gates(self) -> Gates:
+        """The last three."""
+        return Gates(self.keep, self.erase, self.write)
+
+
+def activate(projected: mx.array, spec: ScanSpec) -> Tokens:
     """Return queries, keys, values and gates of projected tokens (arXiv 2605.12357).
 
     Args:
@@ -68,7 +99,7 @@ def activate(projected: mx.array, spec: ScanSpec) -> tuple[mx.array, ...]:
         spec (ScanSpec): The settings.
 
     Returns:
-        tuple[mx.array, ...]: q, k, v, keep, erase, write, each float32 [B, T, H, r].
+        Tokens: Each part float32 [B, T, H, r].
 
     Raises:
         ValueError: If the last axis does not have the packed width.
@@ -80,7 +111,7 @@ def activate(projected: mx.array, spec: ScanSpec) -> tuple[mx.array, ...]:
             "Project with weights that ScanSpec.pack has ordered."
         )
     y = projected.astype(mx.float32).reshape(B, T, spec.heads, spec.rank, spec.entries)
-    qk, v, gates, _ = mx.split(y, [2, 3, spec.entries - 1], axis=-1)
+    qk, v, gates, _ = split(y, [2, 3, spec.entries - 1], axis=-1)
     if spec.normalize_qk:
         qk = tanh(qk)
     q, k, v = qk[..., 0], qk[..., 1], v[..., 0]
@@ -88,7 +119,7 @@ def activate(projected: mx.array, spec: ScanSpec) -> tuple[mx.array, ...]:
         q, k = _normalize(q), _normalize(k)
     gates = sigmoid(gates)
     keep, erase, write = coefficients([gates[..., i] for i in range(spec.entries - 4)], spec)
-    return q, k, v, mx.broadcast_to(keep, v.shape), erase, write
+    return Tokens(q, k, v, mx.broadcast_to(keep, v.shape), erase, write)
 
 
 def _normalize(x: mx.array) -> mx.array:
@@ -96,10 +127,11 @@ def _normalize(x: mx.array) -> mx.array:
     return x / mx.sqrt(mx.maximum(mx.square(x).sum(-1, keepdims=True), NORM_FLOOR**2))
 
 
-def coefficients(gates: list[mx.array], spec: ScanSpec) -> tuple[mx.array, mx.array, mx.array]:
+def coefficients(gates: list[mx.array], spec: ScanSpec) -> Gates:
     """Return keep, erase and write from beta and, where it is a gate of its own, lambda."""
     beta = gates[0]
     if spec.state_update_mode == "no_lambda":
-        return mx.array(1.0), beta, beta
+        return Gates(mx.array(1.0), beta, beta)
     keep = gates[1] if spec.uses_lambda else 1 - beta
-    return keep, keep * beta if spec.state_update_mode == "lambda_outside" else beta, beta
+    erase = keep * beta if spec.state_update_mode == "lambda_outside" else beta
+    return Gates(keep, erase, beta)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from .seams import split
 from .spec import NORM_FLOOR, ScanSpec, coefficients
 
 Pair = tuple[mx.array, mx.array]
@@ -54,7 +55,7 @@ def _parts(spec: ScanSpec) -> tuple[Callable[..., Pair], ...]:
         return probes, x - probes * probe
 
     def update(state: mx.array, probes: mx.array, carried: mx.array) -> Pair:
-        columns = mx.split(mx.addmm(carried, state, probes), J, axis=-1)
+        columns = split(mx.addmm(carried, state, probes), J, axis=-1)
         read, minus_predicted, v, *gates, k = columns
         keep, erase, write = coefficients(gates, spec)
         new = keep * state + (write * v + erase * minus_predicted) * k.swapaxes(-1, -2)

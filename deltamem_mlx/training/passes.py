@@ -45,11 +45,12 @@ class PassMemory:
 
     def read_and_write(self, projected: mx.array, spec: ScanSpec) -> mx.array:
         """Reads [B, T, r·H] of the tokens of a call, as `layer.read_and_write`."""
-        q, k, v, *gates = activate(projected, spec)
-        self.beta = _mean_of(gates[2], self.mask)
+        tokens = activate(projected, spec)
+        q = tokens.q
+        self.beta = _mean_of(tokens.write, self.mask)
         if self.writes and self.span_ids is None:
             before = self._state(projected.shape[0], spec)
-            reads, self.state = delta_scan(before, q, k, v, *gates, self.mask)
+            reads, self.state = delta_scan(before, *tokens, mask=self.mask)
         elif self.state is None:
             reads = mx.zeros(q.shape)
         else:
@@ -65,8 +66,8 @@ class PassMemory:
         means = (member @ projected) / mx.maximum(self.span_counts, 1)[..., None]
         before = self._state(projected.shape[0], spec)
         written, there = activate(means, spec), self.span_counts > 0
-        self.state = delta_scan(before, *written, there)[1]
-        self.beta = _mean_of(written[-1], there)
+        self.state = delta_scan(before, *written, mask=there)[1]
+        self.beta = _mean_of(written.write, there)
 
     def _state(self, batch: int, spec: ScanSpec) -> mx.array:
         if self.state is None:

@@ -24,7 +24,7 @@ from test_ops import (
 )
 
 from deltamem_mlx import ops
-from deltamem_mlx.ops import ScanSpec, activate, delta_scan, delta_step, metal
+from deltamem_mlx.ops import ScanSpec, activate, delta_scan, metal, step_for
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 SHAPES = [(1, 1, 1, 8), (2, 63, 4, 8), (3, 17, 2, 5), (1, 100, 1, 1), (1, 20, 2, 32)]
@@ -237,15 +237,15 @@ def test_metal_is_picked_where_its_kernels_work(
     called = []
     for name in ("metal_scan", "metal_step"):
         f = getattr(metal, name)
-        monkeypatch.setattr(ops, name, lambda *args, n=name, f=f: called.append(n) or f(*args))
+        monkeypatch.setattr(ops, name, lambda *a, n=name, f=f, **k: called.append(n) or f(*a, **k))
     spec = ScanSpec(4, 1)
     projected = pack(spec, in_file_order(spec, T=1, B=1))
     delta_scan(**scan_inputs(1, 9, 1, 4))
-    delta_step(mx.zeros((1, 1, 4, 4)), projected, spec)
+    step_for(spec)(mx.zeros((1, 1, 4, 4)), projected)
     assert called == ["metal_scan", "metal_step"]
     monkeypatch.setenv("DELTAMEM_SCAN", "chunk")
     delta_scan(**scan_inputs(1, 9, 1, 4))
-    delta_step(mx.zeros((1, 1, 4, 4)), projected, spec)
+    step_for(spec)(mx.zeros((1, 1, 4, 4)), projected)
     assert called == ["metal_scan", "metal_step"]
 
 
@@ -258,12 +258,13 @@ def test_a_kernel_that_fails_or_is_wrong_never_serves(
     def wrong(**arguments: object) -> list[mx.array]:
         return [x + 1 for x in compiled[0](**arguments)]
 
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
     for kernels, reason in [
-        (None, "Metal is not available"),
-        ((broken, compiled[1]), "its kernels fail: no such instruction"),
-        ((wrong, compiled[1]), "its kernels give other results than the recurrent form"),
+        (metal._kernels.__wrapped__, "Metal is not available"),
+        (lambda: (broken, compiled[1]), "its kernels fail: no such instruction"),
+        (lambda: (wrong, compiled[1]), "its kernels give other results than the recurrent form"),
     ]:
-        monkeypatch.setattr(metal, "_kernels", lambda kernels=kernels: kernels)
+        monkeypatch.setattr(metal, "_kernels", kernels)
         monkeypatch.setattr(ops, "why_not_metal", metal._fault.__wrapped__)
         assert metal._fault.__wrapped__() == reason
         assert_same_scan(scan_inputs(1, 20, 1, 4), None)  # falls back
