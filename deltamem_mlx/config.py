@@ -1,11 +1,12 @@
 """The settings of a δ-mem adapter, as written in ``delta_mem_config.json``."""
 
-import json
 import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+from .files import read_json
 
 HEADS = ("q", "k", "v", "o")
 UPDATE_MODES = ("standard", "lambda_outside", "no_lambda")
@@ -237,21 +238,6 @@ class DeltaMemConfig:
     def to_dict(self) -> dict[str, object]:
         """The settings as JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """The JSON object in ``path``.
-
-    Raises:
-        ValueError: If the file is not a JSON object.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, expected a JSON object.")
-    return values
 
 
 _AT_INIT = ("output_init", "online_gain", "beta_bias_init")

@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 
 from .._version import __version__
-from ..config import DeltaMemConfig, read_json
-from ..files import write_atomically, write_text
+from ..config import DeltaMemConfig
+from ..files import read_json, write_atomically, write_text
 from ..problems import first_few
 
 FORMS = ("mlx-lm", "published")

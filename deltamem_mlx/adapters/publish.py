@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._version import __version__
-from ..config import read_json
+from ..files import read_json
 from ..hub import REPO_ID, looks_like_path
 from ..model.patch import BUILTIN
 from .card import model_card

@@ -9,8 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..config import read_json
-from ..files import write_text
+from ..files import read_json, write_text
 
 RUN, QUESTIONS, RESULT = "run.json", "questions.jsonl", "result.json"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from mlx_lm.models.cache import load_prompt_cache
 
-from ..config import read_json
+from ..files import read_json
 from ..memory.actions import memories, memory_state
 from ..memory.file import MemoryFile, read_memory
 from ..memory.measures import LayerDistance, LayerMeasures, distances, layer_measures

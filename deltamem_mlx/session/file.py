@@ -20,8 +20,7 @@ from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_promp
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..adapters.loading import base_model_of, fingerprint
-from ..config import read_json
-from ..files import write_atomically, write_text
+from ..files import read_json, write_atomically, write_text
 from ..memory.actions import memories
 from ..memory.file import read_memory, restore_memory, save_memory
 from ..model.cache import DeltaMemCache

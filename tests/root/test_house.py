@@ -12,7 +12,8 @@ PACKAGE = ROOT / "deltamem_mlx"
 
 # From the ground up. A room knows rooms of floors below its own, and none beside it.
 FLOORS = (
-    ("ops", "builtin", "files", "problems", "_version"),
+    ("ops", "builtin", "problems", "_version"),
+    ("files",),
     ("compat", "config", "hub"),
     ("model", "text"),
     ("adapters",),

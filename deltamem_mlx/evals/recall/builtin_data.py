@@ -8,7 +8,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ... import builtin
 from ...adapters.loading import load
-from ...config import read_json
+from ...files import read_json
 from ...text.messages import Message
 from .episodes import Episode, read_episodes
 
