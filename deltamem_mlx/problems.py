@@ -1,6 +1,8 @@
 """What messages say of many problems, and of values that may be anything."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 
 def first_few(lines: Sequence[str], most: int = 4) -> list[str]:
@@ -21,3 +23,67 @@ def shortened(value: object, most: int = 80) -> str:
     except (ValueError, RecursionError, MemoryError):
         text = f"a {type(value).__name__}"
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+class Field(NamedTuple):
+    """What a value read from a file has to be.
+
+    Attributes:
+        fits (Callable[[object], bool]): Whether a value is that.
+        expected (str): The same in words.
+    """
+
+    fits: Callable[[object], bool]
+    expected: str
+
+
+def text_field(most: int) -> Field:
+    """A text of at most ``most`` characters."""
+    return Field(lambda v: isinstance(v, str) and len(v) <= most, f"text of at most {most:,}")
+
+
+def whole_number(least: int = 0, most: int = 2**31 - 1) -> Field:
+    """An integer in a range, by default what MLX keeps in an int32."""
+    return Field(
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and least <= v <= most,
+        f"an integer from {least:,} to {most:,}",
+    )
+
+
+def number(least: float = -math.inf, most: float = math.inf) -> Field:
+    """A finite number in a range."""
+    return Field(
+        lambda v: (
+            isinstance(v, int | float)
+            and not isinstance(v, bool)
+            and abs(v) < 1e308
+            and least <= v <= most
+        ),
+        f"a number from {least:g} to {most:g}",
+    )
+
+
+def list_of(field: Field, most: int) -> Field:
+    """A list of at most ``most`` values that are each ``field``."""
+    return Field(
+        lambda v: isinstance(v, list) and len(v) <= most and all(map(field.fits, v)),
+        f"a list, each {field.expected}",
+    )
+
+
+def optional(field: Field) -> Field:
+    """The same, or null."""
+    return Field(lambda v: v is None or field.fits(v), f"{field.expected}, or null")
+
+
+MAPPING = Field(lambda v: isinstance(v, dict), "an object")
+FLAG = Field(lambda v: isinstance(v, bool), "true or false")
+
+
+def misfits(values: Mapping[str, object], schema: Mapping[str, Field]) -> list[str]:
+    """What is missing in ``values`` or is not as ``schema`` has it, a line each."""
+    return [
+        f"{name}: {shortened(values[name]) if name in values else 'missing'}, expected {field[1]}"
+        for name, field in schema.items()
+        if name not in values or not field.fits(values[name])
+    ]

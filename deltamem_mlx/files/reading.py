@@ -15,10 +15,11 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def checked_file(path: str | Path, at_most: int | None = None) -> Path:
+def checked_file(path: str | Path, at_most: int | None = None, what: str = "file") -> Path:
     """The path of a regular file of at most so many bytes, ``~`` expanded.
 
     What is read without this can be a pipe that never ends, a device, or larger than the RAM.
+    ``what`` the file would be is for the message.
 
     Raises:
         FileNotFoundError: If there is nothing, or a link that points nowhere.
@@ -29,7 +30,7 @@ def checked_file(path: str | Path, at_most: int | None = None) -> Path:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         dangling = " (a link that points nowhere)" if path.is_symlink() else ""
-        raise FileNotFoundError(f"No file {shortened(str(path))}{dangling}.") from None
+        raise FileNotFoundError(f"No {what} {shortened(str(path))}{dangling}.") from None
     except (OSError, ValueError) as error:  # a loop of links, a name too long, a null character
         raise ValueError(f"{shortened(str(path))} is no path of a file: {error}") from None
     if not stat.S_ISREG(found.st_mode):

@@ -1,7 +1,8 @@
 """What a user does to the memory in a prompt cache: look, set, forget, hold, name spans."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models.cache import (
@@ -19,7 +20,7 @@ from ..model.cache import DeltaMemCache, MemoryCache, Observer
 from ..model.ingest import IdRows, Ingest, span_ids
 from ..model.trail import Trail
 
-PromptCache = list
+PromptCache = list[Any]  # mlx-lm's: a cache of any kind for each layer
 
 
 def memories(cache: PromptCache) -> dict[int, MemoryCache]:
@@ -37,7 +38,7 @@ def memories(cache: PromptCache) -> dict[int, MemoryCache]:
     return found
 
 
-def _memories(caches: list) -> Iterator[MemoryCache]:
+def _memories(caches: Iterable[object]) -> Iterator[MemoryCache]:
     for cache in caches:
         if isinstance(cache, DeltaMemCache):
             yield cache.memory
@@ -184,10 +185,10 @@ def write_spans(
         for memory in found.values():
             memory.ingest = None
         raise
-    waiting = [memory for memory in memories(cache).values() if memory.ingest is not None]
+    waiting = [m.ingest for m in memories(cache).values() if m.ingest is not None]
     if waiting:
-        fed, total = waiting[0].ingest.fed, [len(row) for row in waiting[0].ingest.rows]
-        for memory in waiting:
+        fed, total = waiting[0].fed, [len(row) for row in waiting[0].rows]
+        for memory in memories(cache).values():
             memory.ingest = None
         raise ValueError(
             f"write_spans was given ids for {total} tokens, but {fed} were fed before it ended; "

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +16,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..adapters.loading import base_model_of, fingerprint
-from ..files import write_atomically
-from .actions import memories, memory_state, set_memory_state
+from ..files import Witness, checked_file, write_atomically
+from ..problems import MAPPING, first_few, list_of, misfits, text_field, whole_number
+from .actions import PromptCache, memories, memory_state, set_memory_state
 
 FORMAT = "deltamem_mlx.memory"
 VERSION = 1
+MOST_BYTES = 1 << 30  # far more than any memory with its notes
+_MOST_CONVERSATIONS = 1 << 16
+_SCHEMA = {
+    "adapter": text_field(256),
+    "base_model": MAPPING,
+    "tokens_written": list_of(whole_number(), _MOST_CONVERSATIONS),
+    "created": text_field(256),
+    "note": text_field(MOST_BYTES),
+}
 
 
 @dataclass(frozen=True)
@@ -43,24 +54,30 @@ class MemoryFile:
     note: str = ""
 
 
-def save_memory(path: str | Path, cache: list, model: nn.Module, *, note: str = "") -> None:
+def save_memory(path: str | Path, cache: PromptCache, model: nn.Module, *, note: str = "") -> None:
     """Write the memory in a prompt cache to one safetensors file, atomically.
 
     The file holds the float32 states, the adapter's fingerprint, the model's name and shape, the
     number of tokens written and when; nothing of the text.
 
     Args:
-        path (Path): The file.
+        path (Path): The file; one that is there is replaced.
         cache (list): A prompt cache of ``model``.
         model (nn.Module): A model with an adapter.
         note (str): Free text to keep with it.
 
     Raises:
         ValueError: If the cache holds no memory, or holds NaN.
+        OSError: If the file cannot be written; what was there is unchanged then.
     """
+    write_memory(path, memory_of(cache, model, note=note))
+
+
+def memory_of(cache: PromptCache, model: nn.Module, *, note: str = "") -> MemoryFile:
+    """The memory in a prompt cache as its file would hold it."""
     first = next(iter(memories(cache).values()))
     states = {i: np.array(state) for i, state in memory_state(cache).items()}
-    memory = MemoryFile(
+    return MemoryFile(
         states=states,
         adapter=fingerprint(model),
         base_model=described(model),
@@ -68,23 +85,23 @@ def save_memory(path: str | Path, cache: list, model: nn.Module, *, note: str = 
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         note=note,
     )
-    write_memory(path, memory)
 
 
-def write_memory(path: str | Path, memory: MemoryFile) -> None:
+def write_memory(path: str | Path, memory: MemoryFile, witness: Witness | None = None) -> None:
     """Write a memory file atomically, readable by its owner only.
 
     Raises:
         ValueError: If the memory holds NaN.
+        OSError: If it cannot be written, or ``witness`` finds that it was changed meanwhile.
     """
     _check_finite(Path(path), memory.states)
     metadata = {"format": FORMAT, "version": str(VERSION), "memory": _metadata(memory)}
     metadata["checksum"] = _checksum(metadata["memory"], memory.states)
     tensors = {f"state.{i}": state for i, state in memory.states.items()}
-    write_atomically(path, lambda p: save_file(tensors, p, metadata=metadata), mode=0o600)
+    write_atomically(path, lambda p: save_file(tensors, p, metadata=metadata), 0o600, witness)
 
 
-def load_memory(path: str | Path, model: nn.Module) -> list:
+def load_memory(path: str | Path, model: nn.Module) -> PromptCache:
     """A fresh prompt cache of ``model`` with the memory in ``path``.
 
     Raises:
@@ -97,7 +114,9 @@ def load_memory(path: str | Path, model: nn.Module) -> list:
     return cache
 
 
-def restore_memory(path: str | Path, memory: MemoryFile, cache: list, model: nn.Module) -> None:
+def restore_memory(
+    path: str | Path, memory: MemoryFile, cache: PromptCache, model: nn.Module
+) -> None:
     """Put the memory read from ``path`` into a prompt cache of ``model``.
 
     Raises:
@@ -125,9 +144,7 @@ def read_memory(path: str | Path) -> MemoryFile:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no memory file, damaged, altered, or holds NaN.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No memory file {str(path)!r}.")
+    path = checked_file(path, MOST_BYTES, "memory file")
     try:
         metadata, tensors = _read_safetensors(path)
     except (SafetensorError, OSError, ValueError, TypeError) as error:
@@ -141,22 +158,46 @@ def read_memory(path: str | Path) -> MemoryFile:
         )
     try:
         states = {int(name.removeprefix("state.")): x for name, x in sorted(tensors.items())}
-        memory = MemoryFile(states=states, **json.loads(metadata["memory"]))
+        values = json.loads(metadata["memory"])
         whole = metadata.get("checksum") == _checksum(metadata["memory"], states)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error
+        raise ValueError(f"{path} is damaged: {error!r:.200}") from error
     if not whole:
         raise ValueError(f"{path} was altered or damaged: its checksum does not match.")
+    problems = _problems(values, states)
+    if problems:
+        raise ValueError(f"{path} is damaged: {'; '.join(first_few(problems))}.")
     _check_finite(path, states)
-    return memory
+    return MemoryFile(states=states, **{name: values[name] for name in values})
+
+
+def _problems(values: object, states: Mapping[int, np.ndarray]) -> list[str]:
+    """What a memory file holds that none may: a checksum says only that it was meant so."""
+    if not isinstance(values, dict):
+        return ["what is said of the memory is no object"]
+    problems = misfits({"note": ""} | values, _SCHEMA)
+    problems += [f"{name}: not known" for name in values if name not in _SCHEMA]
+    if problems:
+        return problems
+    if not states:
+        return ["it holds no states"]
+    rows = len(values["tokens_written"])
+    for i, state in states.items():
+        shape = list(state.shape)
+        if i < 0 or state.dtype != np.float32 or len(shape) != 4 or shape[2] != shape[3]:
+            problems.append(f"state.{i}: {state.dtype} {shape}, expected float32 [B, H, r, r]")
+        elif shape[0] != rows or 0 in shape:
+            problems.append(f"state.{i}: {shape[0]} conversations, but counts of {rows}")
+    return problems
 
 
 def described(model: nn.Module) -> dict[str, object]:
     """What a memory file says of the model: a local one by name, its path would tell too much."""
     base_model = base_model_of(model)
     name = base_model["name"]
-    local = isinstance(name, str) and Path(name).is_dir()
-    return base_model | {"name": Path(name).resolve().name} if local else base_model
+    if isinstance(name, str) and Path(name).is_dir():
+        return base_model | {"name": Path(name).resolve().name}
+    return base_model
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:

@@ -132,7 +132,8 @@ def similarities(states: ArrayLike) -> np.ndarray:
     states = np.asarray(states, np.float64)
     norms = np.linalg.norm(states, axis=-1, keepdims=True)
     unit = np.divide(states, norms, out=np.zeros_like(states), where=norms > 0)
-    return np.clip(np.einsum("pln,qln->pq", unit, unit) / states.shape[1], -1, 1)
+    cosines: np.ndarray = np.clip(np.einsum("pln,qln->pq", unit, unit) / states.shape[1], -1, 1)
+    return cosines
 
 
 def survivals(log_keep: ArrayLike) -> np.ndarray:
@@ -158,19 +159,3 @@ def half_life(keep: ArrayLike) -> np.ndarray:
     keep = np.clip(np.asarray(keep, np.float64), 0.0, 1.0)
     with np.errstate(divide="ignore"):
         return np.where(keep < 1, np.log(0.5) / np.log(np.minimum(keep, 1 - 1e-16)), np.inf)
-
-
-def gate_means(gates: Mapping[str, ArrayLike]) -> dict[str, float]:
-    """Mean of each gate over tokens, state heads and rows, padding left out.
-
-    Args:
-        gates (Mapping[str, ArrayLike]): What an observer of ``dm.observe`` is given: arrays
-          [B, T, H, r] by name, and ``mask``, bool [B, T], where some tokens are padding.
-
-    Returns:
-        dict[str, float]: By name; 0 where all tokens are padding.
-    """
-    mask = gates.get("mask")
-    real = ... if mask is None else np.asarray(mask, bool)
-    chosen = {n: np.asarray(g, np.float64)[real] for n, g in gates.items() if n != "mask"}
-    return {name: float(gate.mean()) if gate.size else 0.0 for name, gate in chosen.items()}

@@ -123,15 +123,6 @@ def test_half_life_of_gates() -> None:
     assert measures.half_life([0.5, 0.25, 1.0]) == pytest.approx([1, 0.5, np.inf])
 
 
-def test_gate_means_leave_padding_out() -> None:
-    write = np.zeros((2, 3, 1, 4))
-    write[0], write[1, 0] = 0.5, 0.1
-    assert measures.gate_means({"write": write}) == {"write": pytest.approx(1.6 / 6)}
-    mask = np.array([[True] * 3, [True, False, False]])
-    assert measures.gate_means({"write": write, "mask": mask})["write"] == pytest.approx(1.6 / 4)
-    assert measures.gate_means({"keep": write, "mask": mask & False}) == {"keep": 0}
-
-
 # --- what an adapter holds
 
 

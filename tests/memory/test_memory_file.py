@@ -1,7 +1,9 @@
 """Memory files hold the state, refuse what does not fit, and never crash on damage."""
 
 import json
+import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,7 +18,7 @@ from safetensors.numpy import save_file
 
 import deltamem_mlx as dm
 from deltamem_mlx.adapters.loading import fingerprint
-from deltamem_mlx.memory.file import read_memory
+from deltamem_mlx.memory.file import MemoryFile, read_memory, write_memory
 
 TOKENS = mx.array([[5, 9, 33, 80, 12, 7, 44, 8]])
 
@@ -142,3 +144,65 @@ def test_mutated_files_are_refused_or_whole(
     else:
         assert all(np.isfinite(state).all() for state in memory.states.values())
         assert memory.tokens_written == [8]
+
+
+STATE = np.zeros((1, 1, 8, 8), np.float32)
+FORGED = {
+    "count beyond int32": {"tokens_written": [2**31]},
+    "negative count": {"tokens_written": [-1]},
+    "count as text": {"tokens_written": ["8"]},
+    "count as truth": {"tokens_written": [True]},
+    "fraction": {"tokens_written": [8.5]},
+    "no list": {"tokens_written": 8},
+    "no counts": {"tokens_written": []},
+    "two counts of one": {"tokens_written": [8, 8]},
+    "adapter as number": {"adapter": 5},
+    "long adapter": {"adapter": "x" * 5000},
+    "model as text": {"base_model": "qwen3"},
+    "note as list": {"note": ["a"]},
+    "date as number": {"created": 2026},
+    "no states": {"states": {}},
+    "three dimensions": {"states": {0: STATE[0]}},
+    "not square": {"states": {0: STATE[..., :4]}},
+    "half precision": {"states": {0: STATE.astype(np.float16)}},
+    "integers": {"states": {0: STATE.astype(np.int32)}},
+    "no conversation": {"states": {0: STATE[:0]}, "tokens_written": []},
+    "another batch in one layer": {"states": {0: STATE, 1: np.repeat(STATE, 2, axis=0)}},
+    "negative layer": {"states": {-1: STATE}},
+}
+
+
+@pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
+def test_a_checksum_does_not_make_a_forged_file_a_memory(
+    forged: dict[str, object], tmp_path: Path
+) -> None:
+    """Each is written with its right checksum."""
+    memory = MemoryFile({0: STATE}, "ab" * 32, {"name": "m"}, [8], "2026-01-01T00:00:00+00:00")
+    write_memory(tmp_path / "m.safetensors", memory)
+    assert read_memory(tmp_path / "m.safetensors").tokens_written == [8]
+    write_memory(tmp_path / "m.safetensors", replace(memory, **forged))
+    with pytest.raises(ValueError, match=r"m\.safetensors is damaged: ") as caught:
+        read_memory(tmp_path / "m.safetensors")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_pipes_devices_and_huge_files_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "zero.safetensors").symlink_to("/dev/zero")
+    with open(tmp_path / "sparse.safetensors", "wb") as file:
+        file.truncate(1 << 40)
+    for name in ("pipe", "zero", "sparse"):
+        with pytest.raises(ValueError, match=rf"{name}\.safetensors .*expected"):
+            read_memory(tmp_path / f"{name}.safetensors")
+
+
+def test_a_tilde_is_the_home_folder(
+    saved: tuple[Path, list], model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    dm.save_memory("~/kept/me.safetensors", saved[1], model)
+    assert (tmp_path / "kept" / "me.safetensors").is_file()
+    assert not (tmp_path / "~").exists()
+    assert dm.load_memory("~/kept/me.safetensors", model)[0].memory.written == [8]
