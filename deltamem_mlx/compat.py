@@ -89,7 +89,8 @@ def make_sampler(
     """The sampler that mlx-lm's server makes of a request's arguments."""
     from mlx_lm.server import _make_sampler
 
-    return _make_sampler(args, tokenizer)
+    sampler: Callable[[mx.array], mx.array] = _make_sampler(args, tokenizer)
+    return sampler
 
 
 def make_logits_processors(
@@ -98,7 +99,8 @@ def make_logits_processors(
     """The penalties and biases that mlx-lm's server makes of a request's arguments."""
     from mlx_lm.server import _make_logits_processors
 
-    return _make_logits_processors(args)
+    processors: list[Callable[[mx.array, mx.array], mx.array]] = _make_logits_processors(args)
+    return processors
 
 
 def format_top_logprobs(

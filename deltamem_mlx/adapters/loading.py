@@ -16,6 +16,7 @@ from ..model.patch import (
     attachment,
     config_of,
     memory_layers,
+    pack,
     refuse_attached,
     set_base_model,
 )
@@ -167,8 +168,7 @@ def _load_files(
             # Whatever the file holds: training updates these.
             attention[key] = tensors[prefix + key].astype(mx.float32)
     set_base_model(model, base_model or adapter.base_model.get("name"))
-    for attention in layers.values():
-        attention.pack()
+    pack(model)
     return model
 
 

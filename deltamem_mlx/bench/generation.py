@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from ..memory.actions import memories, write_spans
-from ..model.cache import DeltaMemCache
+from ..model.layer_cache import DeltaMemCache
 from ..model.patch import config_of, is_attached
 from .models import Pair
 from .primitives import cached_arrays
@@ -204,7 +204,8 @@ def memory_facts(model: nn.Module) -> dict[str, int]:
 
 def kv_caches(cache: list) -> list:
     """The entries of a prompt cache as the plain model has them."""
-    return [entry.kv if isinstance(entry, DeltaMemCache) else entry for entry in cache]
+    plain = [entry.kv if isinstance(entry, DeltaMemCache) else entry for entry in cache]
+    return [entry for entry in plain if entry is not None]
 
 
 def vocabulary(model: nn.Module) -> int:

@@ -11,7 +11,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..memory.actions import memory_state, read_only, set_memory_state, write_spans
-from ..model.patch import config_of, memory_layers
+from ..model.patch import config_of, pack
 from ..text.messages import Message
 from ..text.spans import Spans, message_spans
 
@@ -49,8 +49,7 @@ class Runner:
         self._granularity = config_of(self.model).memory_write_granularity
         if not isinstance(self.tokenizer, TokenizerWrapper):
             self.tokenizer = TokenizerWrapper(self.tokenizer)
-        for attention in memory_layers(self.model).values():
-            attention.pack()
+        pack(self.model)
 
     def remember(self, conversations: Sequence[Sequence[Message]]) -> list[State]:
         """The memory that each conversation leaves, written into an empty one."""

@@ -16,8 +16,9 @@ from mlx_lm.models.cache import (
     RotatingKVCache,
 )
 
-from ..model.cache import DeltaMemCache, MemoryCache, Observer
+from ..model.cache import MemoryCache, Observer
 from ..model.ingest import IdRows, Ingest, span_ids
+from ..model.layer_cache import DeltaMemCache, NoKeys
 from ..model.trail import Trail
 
 PromptCache = list[Any]  # mlx-lm's: a cache of any kind for each layer
@@ -29,7 +30,7 @@ def memories(cache: PromptCache) -> dict[int, MemoryCache]:
     Raises:
         ValueError: If there is none.
     """
-    found = {m.layer: m for m in _memories(cache)}
+    found = {m.layer: m for m in sorted(_memories(cache), key=lambda m: m.layer)}
     if not found:
         raise ValueError(
             "This prompt cache holds no memory. Make it with make_prompt_cache(model) after the "
@@ -41,7 +42,7 @@ def memories(cache: PromptCache) -> dict[int, MemoryCache]:
 def _memories(caches: Iterable[object]) -> Iterator[MemoryCache]:
     for cache in caches:
         if isinstance(cache, DeltaMemCache):
-            yield cache.memory
+            yield from cache.memories
         elif isinstance(cache, CacheList):
             yield from _memories(cache.caches)
 
@@ -52,7 +53,7 @@ def memory_state(cache: PromptCache) -> dict[int, mx.array]:
     Raises:
         ValueError: If the prompt cache holds no memory.
     """
-    return {i: memory.open(memory.batch_size) for i, memory in memories(cache).items()}
+    return {i: memory.states for i, memory in memories(cache).items()}
 
 
 def set_memory_state(cache: PromptCache, state: Mapping[int, mx.array]) -> None:
@@ -79,7 +80,7 @@ def set_memory_state(cache: PromptCache, state: Mapping[int, mx.array]) -> None:
     if problems:
         raise ValueError("The state does not fit this prompt cache:\n  " + "\n  ".join(problems))
     for i, memory in found.items():
-        memory.open(state[i].shape[0])
+        memory.fit_batch(state[i].shape[0])
         memory.matrix, memory.ingest = state[i].astype(mx.float32), None
         memory.forget_way_back()
 
@@ -106,9 +107,10 @@ def forget_context(cache: PromptCache) -> None:
 
 def _without_context(cache: object) -> object:
     if isinstance(cache, DeltaMemCache):
-        cache.memory.finalize()
-        cache.memory.forget_way_back()
-        cache.caches = (_without_context(cache.kv), cache.memory)
+        for memory in cache.memories:
+            memory.finalize()
+            memory.forget_way_back()
+        cache.caches = (_without_context(cache.caches[0]), *cache.memories)
         return cache
     if isinstance(cache, CacheList):
         return CacheList(*map(_without_context, cache.caches))
@@ -117,6 +119,8 @@ def _without_context(cache: object) -> object:
 
 def _empty_like(cache: object) -> object:
     match cache:
+        case NoKeys():
+            return cache
         case KVCache():
             return KVCache()
         case RotatingKVCache():
@@ -177,7 +181,7 @@ def write_spans(
     for memory in found.values():
         ids = span_ids(message_ids, sentence_ids, memory.granularity)
         if ids is not None:
-            memory.open(len(ids))
+            memory.fit_batch(len(ids))
             memory.ingest = Ingest.from_ids(ids)
     try:
         yield

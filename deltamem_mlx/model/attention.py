@@ -3,8 +3,11 @@
 import inspect
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,9 +15,11 @@ from mlx.utils import tree_flatten
 
 from ..config import HEADS, DeltaMemConfig
 from ..ops import ScanSpec, Step, step_for
-from .cache import DeltaMemCache, MemoryCache
-from .layer import read_and_write
-from .projections import Projections
+from ..ops.seams import split
+from .cache import MemoryCache
+from .layer import Memory, read_and_write
+from .layer_cache import LayerCache
+from .projections import Projections, view_of
 
 PARAMETERS = (
     *("memory_q_proj", "memory_k_proj", "memory_v_proj"),
@@ -25,13 +30,16 @@ PARAMETERS = (
 
 
 def adapter_shapes(projections: Projections, config: DeltaMemConfig) -> dict[str, list[int]]:
-    """Shapes of the parameters that an adapter has in one layer, heads that are off included."""
+    """Shapes of the parameters that an adapter has in one layer, heads that are off included.
+
+    Heads that the attention has no projection for are left out.
+    """
     D, M, G = projections.dims, config.read_width, config.gate_width
     shapes = {f"memory_{name}_proj": [M, D] for name in "qkv"}
     shapes |= {"beta_proj": [G, D], "beta_bias": [G]}
     if not config.couple_lambda:
         shapes |= {"lambda_proj": [G, D], "lambda_bias": [G]}
-    shapes |= {f"delta_{head}_proj": [projections.width(head), M] for head in HEADS}
+    shapes |= {f"delta_{head}_proj": [width, M] for head, width in projections.widths}
     if config.trainable_delta_scale:
         per_head = config.delta_scale_granularity == "head"
         shapes["delta_scale_raw"] = [len(HEADS) if per_head else 1]
@@ -90,14 +98,20 @@ class Corrected:
     ):
         self.projection, self.reads, self.weight, self.norm = projection, reads, weight, norm
 
-    def __call__(self, x: mx.array) -> mx.array:
-        y = self.projection(x)
-        if y.ndim == 3 and y.shape[0] == 1:
+    def __call__(self, x: mx.array) -> mx.array | list[mx.array]:
+        y: mx.array | Sequence[mx.array] = self.projection(x)
+        if isinstance(y, mx.array):
             return self._corrected(y)
-        # One product for the batch: one for each conversation is several times slower.
-        return self._corrected(y.reshape(1, -1, y.shape[-1])).reshape(y.shape)
+        cuts = list(accumulate(part.shape[-1] for part in y))[:-1]
+        return split(self._corrected(mx.concatenate([*y], axis=-1)), cuts, axis=-1)
 
     def _corrected(self, y: mx.array) -> mx.array:
+        if y.ndim == 3 and y.shape[0] == 1:
+            return self._rows(y)
+        # One product for the batch: one for each conversation is several times slower.
+        return self._rows(y.reshape(1, -1, y.shape[-1])).reshape(y.shape)
+
+    def _rows(self, y: mx.array) -> mx.array:
         if self.norm is None:
             return mx.addmm(y, self.reads.astype(y.dtype), self.weight.astype(y.dtype))
         delta = mx.fast.rms_norm(self.reads @ self.weight, *self.norm)
@@ -116,7 +130,7 @@ class DeltaMemAttention(nn.Module):
     """
 
     base_class: type[nn.Module]
-    cache_index: int  # of ``cache`` among the positional arguments after x
+    cache_index: int  # of ``cache`` among the positional arguments
     x_name: str
 
     def add_memory(self, layer: int, projections: Projections, config: DeltaMemConfig) -> None:
@@ -176,7 +190,8 @@ class DeltaMemAttention(nn.Module):
 
     def adapter_keys(self) -> tuple[str, ...]:
         """Names of the adapter's parameters that act: those a file holds and training changes."""
-        return self._memory_keys
+        keys: tuple[str, ...] = self._memory_keys
+        return keys
 
     def _acting_keys(self) -> list[str]:
         config = self._memory_config
@@ -210,42 +225,42 @@ class DeltaMemAttention(nn.Module):
             delattr(self, name)
         self._no_grad -= set(PARAMETERS)
 
-    def __call__(self, *args: object, **kwargs: object) -> mx.array:
-        cache, args, kwargs = self._take_cache(args, kwargs)
-        x = args[0] if args else kwargs[self.x_name]
+    def __call__(self, *args: Any, **kwargs: Any) -> object:  # as the base class has them
+        memory, args, kwargs = self._take_cache(args, kwargs)
+        x: mx.array = args[0] if args else kwargs[self.x_name]
         packed, B = self._packed(x.dtype), x.shape[0]
         # One product for the batch: one for each conversation is several times slower.
         rows = x if B == 1 else x.reshape(1, -1, x.shape[-1])
         projected = mx.addmm(packed.bias, rows.astype(mx.float32), packed.inward)
-        memory = None if cache is None else cache.memory
         reads = read_and_write(projected, B, memory, self._memory_spec, packed.step)
         cast = reads.astype(x.dtype)
-        view, norm = _view(self), self._o_norm()
-        # Modules found in vars spare the base class a Python call for each that it looks up.
+        view, norm = view_of(self), self._o_norm()
         attributes = vars(view)
-        attributes.update(self)
         for name, weight in packed.outward.items():
             normed = norm if name == self._memory_output else None
             values = reads if normed else cast
             attributes[name] = Corrected(self[name], values, weight, normed)
-        return super(DeltaMemAttention, view).__call__(*args, **kwargs)
+        return self.base_class.__call__(view, *args, **kwargs)
 
-    def _take_cache(self, args: tuple, kwargs: dict) -> tuple[DeltaMemCache | None, tuple, dict]:
-        """Swap the layer's DeltaMemCache for the KV cache that the base attention expects."""
+    def _take_cache(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Memory | None, tuple[Any, ...], dict[str, Any]]:
+        """The layer's memory, and the arguments with the KV cache that the base class expects."""
         by_name = "cache" in kwargs
         i = self.cache_index
         cache = kwargs["cache"] if by_name else args[i] if len(args) > i else None
         if cache is None or cache == (None, None):  # some models pass a pair of nothings
             return None, args, kwargs
-        if not isinstance(cache, DeltaMemCache):
+        if not isinstance(cache, LayerCache):
             raise TypeError(
                 f"Layer {self._memory_layer} keeps a memory, but its cache is a "
                 f"{type(cache).__name__}. Make the prompt cache with make_prompt_cache(model) "
                 "after the adapter is loaded."
             )
+        memory = cache.memory_of(self._memory_layer)
         if by_name:
-            return cache, args, {**kwargs, "cache": cache.kv}
-        return cache, (*args[:i], cache.kv, *args[i + 1 :]), kwargs
+            return memory, args, {**kwargs, "cache": cache.kv}
+        return memory, (*args[:i], cache.kv, *args[i + 1 :]), kwargs
 
     def _o_norm(self) -> tuple[mx.array, float] | None:
         if "delta_o_rmsnorm_weight" not in self:
@@ -264,8 +279,11 @@ class DeltaMemAttention(nn.Module):
 
     def pack(self) -> None:
         """Pack the weights now, so that several threads may call the layer."""
-        scales = [v for name, v in tree_flatten(self) if name.endswith(("weight", "scales"))]
-        dtypes = [v.dtype for v in scales if mx.issubdtype(v.dtype, mx.floating)]
+        dtypes = [
+            value.dtype
+            for name, value in flat_arrays(self)
+            if name.endswith(("weight", "scales")) and mx.issubdtype(value.dtype, mx.floating)
+        ]
         packed = self._packed(dtypes[0] if dtypes else mx.bfloat16)
         mx.eval(packed.inward, packed.bias, packed.outward)
 
@@ -294,19 +312,18 @@ class DeltaMemAttention(nn.Module):
 
     def _outward(self, dtype: mx.Dtype) -> dict[str, mx.array]:
         config, projections = self._memory_config, self._memory_projections
-        names = dict(projections.names)
         weights = {
             head: (self._scale(head) * self[f"delta_{head}_proj"].astype(mx.float32)).T
             for head in config.delta_heads
         }
         if projections.packed and weights.keys() & set("qkv"):
             zeros = {h: mx.zeros((config.read_width, projections.width(h))) for h in "qkv"}
-            names = {"packed": projections.packed, **names}
-            parts = {h: weights.pop(h, zeros[h]) for h in "qkv"}
-            weights["packed"] = projections.join(parts)
-        keep = {names["o"]} if self._o_norm() else set()  # a normed correction stays float32
+            weights["packed"] = projections.join({h: weights.pop(h, zeros[h]) for h in "qkv"})
+        normed = "o" if self._o_norm() else ""  # a normed correction stays float32
         return {
-            names[head]: mx.contiguous(w[None] if names[head] in keep else w[None].astype(dtype))
+            projections.attribute(head): mx.contiguous(
+                w[None] if head == normed else w[None].astype(dtype)
+            )
             for head, w in weights.items()
         }
 
@@ -319,12 +336,10 @@ class DeltaMemAttention(nn.Module):
         return config.scale * trained
 
 
-def _view(module: nn.Module) -> nn.Module:
-    """A shallow copy of ``module``: the same parameters, attributes of its own."""
-    view = type(module).__new__(type(module))
-    dict.update(view, module)
-    vars(view).update(vars(module))
-    return view
+def flat_arrays(tree: object) -> list[tuple[str, mx.array]]:
+    """Names and arrays of a module or another tree: ``tree_flatten``, whose stub says less."""
+    found = cast(list[tuple[str, object]], tree_flatten(tree))
+    return [(name, value) for name, value in found if isinstance(value, mx.array)]
 
 
 @lru_cache

@@ -1,22 +1,18 @@
-"""The prompt cache of a patched layer: its KV cache and its memory, side by side.
-
-All that mlx-lm does to a prompt cache (batching, filtering, saving, copying, quantizing) is done
-to both. What a user calls on a prompt cache is in ``memory/actions.py``.
-"""
+"""The memory of one layer, in a prompt cache, for a batch of conversations."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import CacheList
 
 from ..compat import BaseCache, make_savable
 from .ingest import Ingest
 from .trail import Step, Trail
 
 Observer = Callable[[int, dict[str, mx.array]], None]
-Indices = Sequence[int] | mx.array
+Rows = list[int] | None
+Counts = Literal["left_padding", "lengths"]
 
 
 @make_savable
@@ -64,8 +60,8 @@ class MemoryCache(BaseCache):
     def batch_size(self) -> int:
         return len(self.written)
 
-    def open(self, batch_size: int) -> mx.array:
-        """The states [B, H, r, r] for a call with ``batch_size`` conversations.
+    def fit_batch(self, batch_size: int) -> None:
+        """Get ready for ``batch_size`` conversations: a memory that is still new takes any number.
 
         Raises:
             ValueError: If the memory holds another number of conversations.
@@ -78,8 +74,12 @@ class MemoryCache(BaseCache):
                 f"The memory holds {self.batch_size} conversations, the call has {batch_size}. "
                 "Use a prompt cache per batch: make_prompt_cache(model), or merge() several."
             )
+
+    @property
+    def states(self) -> mx.array:
+        """float32 [B, H, r, r], zeros while nothing has been written."""
         if self.matrix is None:
-            return mx.zeros((batch_size, self.heads, self.rank, self.rank))
+            return mx.zeros((self.batch_size, self.heads, self.rank, self.rank))
         return self.matrix
 
     @property
@@ -164,14 +164,15 @@ class MemoryCache(BaseCache):
     # What mlx-lm does to a cache.
 
     @property
-    def state(self) -> tuple:
+    def state(self) -> tuple[object, ...]:
         ingest = None if self.ingest is None else self.ingest.state
-        rows = [self.read_only, self.written, self.left_padding, self.lengths]
+        flags = [int(flag) for flag in self.read_only]
+        rows: list[Rows] = [flags, self.written, self.left_padding, self.lengths]
         arrays = [None if row is None else mx.array(row, dtype=mx.int32) for row in rows]
         return self.layer, self.heads, self.rank, self.granularity, self.matrix, *arrays, ingest
 
     @state.setter
-    def state(self, v: Sequence) -> None:
+    def state(self, v: Sequence[Any]) -> None:  # what a file holds
         self.layer, self.heads, self.rank, self.granularity, self.matrix, *rows, ingest = v
         rows = [None if row is None else row.tolist() for row in rows]
         self.read_only, self.written, self.left_padding, self.lengths = rows
@@ -191,18 +192,18 @@ class MemoryCache(BaseCache):
             self._set_rows(
                 "left_padding", [a + b for a, b in zip(before, left_padding, strict=True)]
             )
-        if right_padding is not None and max(right_padding) > 0:
+        if lengths is not None and right_padding is not None and max(right_padding) > 0:
             self._set_rows("lengths", list(lengths))
 
-    def _set_rows(self, name: str, rows: list[int]) -> None:
-        self.open(len(rows))
+    def _set_rows(self, name: Counts, rows: list[int]) -> None:
+        self.fit_batch(len(rows))
         setattr(self, name, [int(row) for row in rows])
 
     def finalize(self) -> None:
         self.left_padding = self.lengths = None
 
-    def filter(self, batch_indices: Indices) -> None:
-        indices = batch_indices.tolist() if isinstance(batch_indices, mx.array) else batch_indices
+    def filter(self, batch_indices: Sequence[int] | mx.array) -> None:
+        indices = np.array(batch_indices).tolist()
         if self.matrix is not None:
             self.matrix = self.matrix[mx.array(indices)]
         for name in ("read_only", "written", "left_padding", "lengths"):
@@ -239,7 +240,7 @@ class MemoryCache(BaseCache):
         new.read_only = [flag for c in caches for flag in c.read_only]
         new.written = [count for c in caches for count in c.written]
         if any(c.matrix is not None for c in caches):
-            new.matrix = mx.concatenate([c.open(c.batch_size) for c in caches])
+            new.matrix = mx.concatenate([c.states for c in caches])
         if any(c.ingest is not None for c in caches):
             new.ingest = Ingest.concatenate(
                 [c.ingest or Ingest.nothing(c.batch_size) for c in caches]
@@ -254,61 +255,3 @@ class MemoryCache(BaseCache):
     @property
     def nbytes(self) -> int:
         return 0 if self.matrix is None else self.matrix.nbytes
-
-
-@make_savable
-class DeltaMemCache(CacheList):
-    """A layer's KV cache and its memory.
-
-    Stands in for the KV cache where a model asks it for an offset or a mask. It can be trimmed
-    while its memory keeps the way back: see ``dm.rewindable``.
-
-    Args:
-        kv: The layer's cache as mlx-lm makes it, of any kind.
-        memory (MemoryCache): The layer's memory.
-    """
-
-    def __getattr__(self, name: str) -> object:
-        if name.startswith("__") or name == "caches":
-            raise AttributeError(name)
-        return getattr(self.caches[0], name)
-
-    def __getitem__(self, idx: int) -> object:
-        # Some models look into a layer's cache where that is itself a list.
-        return self.kv[idx]
-
-    @property
-    def kv(self) -> BaseCache:
-        return self.caches[0]
-
-    @property
-    def memory(self) -> MemoryCache:
-        return self.caches[1]
-
-    def is_trimmable(self) -> bool:
-        return self.memory.trail is not None and self.kv.is_trimmable()
-
-    def trim(self, n: int) -> int:
-        n = self.memory.trim(n)  # raises before anything has changed
-        return self.kv.trim(n)
-
-    # mlx-lm asks with hasattr what a cache can do, so offer only what the KV cache can.
-
-    @property
-    def to_quantized(self) -> Callable[..., "DeltaMemCache"]:
-        quantize = self.kv.to_quantized
-        return lambda **kwargs: type(self)(quantize(**kwargs), self.memory)
-
-    @property
-    def merge(self) -> Callable[[Sequence["DeltaMemCache"]], "DeltaMemCache"]:
-        return partial(self._merge, self.kv.merge)
-
-    @classmethod
-    def _merge(cls, merge_kv: Callable, caches: Sequence["DeltaMemCache"]) -> "DeltaMemCache":
-        return cls(merge_kv([c.kv for c in caches]), MemoryCache.merge([c.memory for c in caches]))
-
-    def extract(self, idx: int) -> "DeltaMemCache":
-        return type(self)(*(c.extract(idx) for c in self.caches))
-
-    def size(self) -> int:
-        return self.kv.size()

@@ -1,6 +1,7 @@
 """Sequence-state writes in progress: which span each coming token belongs to, and sums so far."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -103,6 +104,8 @@ class Ingest:
     def means(self, finished: np.ndarray) -> tuple[mx.array, mx.array]:
         """Mean of what each span projected to, [B, S, P], and which to write, bool [B, S]."""
         counts = np.stack([np.bincount(r[r >= 0], minlength=self.spans) for r in self.rows])
+        if self.sums is None:
+            raise ValueError("An ingest has means after its first tokens only.")
         means = self.sums / mx.array(np.maximum(counts, 1).astype(np.float32))[:, :, None]
         return means, mx.array((counts > 0) & finished[:, None])
 
@@ -114,7 +117,7 @@ class Ingest:
         """The rows at ``indices``, as an ingest of its own."""
         new = Ingest([self.rows[i] for i in indices], self.aligned)
         new.fed = [self.fed[i] for i in indices]
-        new.sums = None if self.sums is None else self.sums[mx.array(indices), : new.spans]
+        new.sums = None if self.sums is None else self.sums[mx.array(list(indices)), : new.spans]
         return new
 
     @classmethod
@@ -140,7 +143,8 @@ class Ingest:
         return [*arrays, int(self.aligned), self.sums]
 
     @classmethod
-    def from_state(cls, state: Sequence[mx.array | int | None]) -> "Ingest":
+    def from_state(cls, state: Sequence[Any]) -> "Ingest":
+        """The ingest that ``state`` is of, from what a prompt-cache file holds."""
         flat, lengths, fed, aligned, sums = state
         cuts = np.cumsum(np.array(lengths))[:-1]
         new = cls(np.split(np.array(flat).astype(np.int64), cuts), bool(aligned))

@@ -8,6 +8,8 @@ import numpy as np
 
 from ..ops import Gates, ScanSpec, Step, Tokens, activate, delta_scan
 from .cache import MemoryCache
+from .ingest import Ingest
+from .trail import Trail
 
 
 class OwnWay(Protocol):
@@ -45,19 +47,24 @@ def read_and_write(
         ValueError: If the memory holds another number of conversations, or of another adapter.
     """
     if isinstance(memory, MemoryCache) and memory.trail is not None:
-        return _in_steps(rows, batch_size, memory, spec, step)
+        return _in_steps(rows, batch_size, memory, memory.trail, spec, step)
     return _at_once(rows, batch_size, memory, spec, step)
 
 
 def _in_steps(
-    rows: mx.array, batch_size: int, memory: MemoryCache, spec: ScanSpec, step: Step
+    rows: mx.array,
+    batch_size: int,
+    memory: MemoryCache,
+    trail: Trail,
+    spec: ScanSpec,
+    step: Step,
 ) -> mx.array:
     """The same in pieces, so that the memory's trail has a state from before each last token."""
     tokens = rows.reshape(batch_size, -1, rows.shape[-1])
     T = tokens.shape[1]
     if T == 1 or memory.real(T) is not None:
         return _at_once(rows, batch_size, memory, spec, step)
-    together = T - memory.trail.most
+    together = T - trail.most
     if memory.ingest is not None:  # its tokens are written as one
         together = memory.ingest.longest
     cuts = sorted({0, *range(min(max(together, 0), T), T + 1)})
@@ -73,37 +80,34 @@ def _at_once(
     rows: mx.array, batch_size: int, memory: Memory | None, spec: ScanSpec, step: Step
 ) -> mx.array:
     _, n, width = rows.shape
-    own = isinstance(memory, MemoryCache)
-    if own and (memory.heads != spec.heads or memory.rank != spec.rank):
-        raise ValueError(
-            f"The memory of layer {memory.layer} has {memory.heads} states of rank {memory.rank}, "
-            f"the adapter {spec.heads} of rank {spec.rank}. Use a prompt cache of this adapter."
-        )
-    if own and n == batch_size and memory.undisturbed:
-        reads, state = step(memory.open(batch_size), rows)
-        memory.advance(state, 1, 1)
-        return reads
+    if isinstance(memory, MemoryCache):
+        if memory.heads != spec.heads or memory.rank != spec.rank:
+            raise ValueError(
+                f"The memory of layer {memory.layer} has {memory.heads} states of rank "
+                f"{memory.rank}, the adapter {spec.heads} of rank {spec.rank}. Use a prompt cache "
+                "of this adapter."
+            )
+        memory.fit_batch(batch_size)
+        if n == batch_size and memory.undisturbed:
+            reads, state = step(memory.states, rows)
+            memory.advance(state, 1, 1)
+            return reads
     projected = rows.reshape(batch_size, n // batch_size, width)
     if memory is None:
         state = mx.zeros((batch_size, spec.heads, spec.rank, spec.rank))
         reads = _flat(delta_scan(state, *activate(projected, spec))[0])
-    elif not own:
+    elif not isinstance(memory, MemoryCache):
         reads = memory.read_and_write(projected, spec)
+    elif memory.ingest is None:
+        reads = _scan(projected, memory, spec)
     else:
-        state = memory.open(batch_size)
-        advance = _scan if memory.ingest is None else _ingest
-        reads = advance(projected, memory, spec, state, memory.real(projected.shape[1]))
+        reads = _ingest(projected, memory, spec, memory.ingest)
     return reads.reshape(1, n, spec.read_width)
 
 
-def _scan(
-    projected: mx.array,
-    memory: MemoryCache,
-    spec: ScanSpec,
-    state: mx.array,
-    real: np.ndarray | None,
-) -> mx.array:
-    tokens = activate(projected, spec)
+def _scan(projected: mx.array, memory: MemoryCache, spec: ScanSpec) -> mx.array:
+    tokens, state = activate(projected, spec), memory.states
+    real = memory.real(projected.shape[1])
     mask = None if real is None else mx.array(real)
     _observe(memory, tokens.gates, mask)
     T = projected.shape[1]
@@ -116,21 +120,15 @@ def _scan(
     return _flat(reads)
 
 
-def _ingest(
-    projected: mx.array,
-    memory: MemoryCache,
-    spec: ScanSpec,
-    state: mx.array,
-    real: np.ndarray | None,
-) -> mx.array:
+def _ingest(projected: mx.array, memory: MemoryCache, spec: ScanSpec, ingest: Ingest) -> mx.array:
     """Reads from before the ingest, sums per span, the writes once a conversation's ids end."""
     B, T, _ = projected.shape
-    ingest = memory.ingest
+    state, padding = memory.states, memory.real(T)
     before = ingest.copy() if memory.trail is not None else None
     if ingest.aligned:
         longest = max(len(row) for row in ingest.rows)
         ingest.begin(memory.real(max(T, longest)))
-    real = np.ones((B, T), bool) if real is None else real
+    real = np.ones((B, T), bool) if padding is None else padding
     done_before = ingest.finished()
     ids, inside = ingest.take(real)
     if inside.any():

@@ -1,30 +1,39 @@
 """Attach a memory to a loaded mlx-lm model, and take it away again."""
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, MutableSequence, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
 
 from .. import builtin
-from ..compat import wanted_max_kv_size
+from ..compat import BaseCache, wanted_max_kv_size
 from ..config import DeltaMemConfig
 from .attention import DeltaMemAttention, memory_class
-from .cache import DeltaMemCache
-from .sites import CachePath, Site, choose_sites
+from .layer_cache import DeltaMemCache
+from .sites import CachePath, Site, choose
 
 BUILTIN = "builtin"
 
 
 @dataclass(frozen=True)
 class Attached:
-    """What ``detach`` needs to give the original model back."""
+    """What ``detach`` needs to give the original model back, and where the memories lie.
 
-    paths: dict[CachePath, DeltaMemAttention]
+    Args:
+        paths (dict[CachePath, tuple[DeltaMemAttention, ...]]): For each part of the prompt cache
+          that has memories, the attentions that use it: several where layers share keys.
+        trainable (dict[str, set[str]]): Names of the frozen parameters, by module, from before.
+        base_model (str): Which model this is.
+    """
+
+    paths: dict[CachePath, tuple[DeltaMemAttention, ...]]
     trainable: dict[str, set[str]]
     base_model: str | None = None
 
@@ -34,7 +43,7 @@ class DeltaMemModel(nn.Module):
 
     base_class: type[nn.Module]
 
-    def make_cache(self, max_kv_size: int | None = None) -> list:
+    def make_cache(self, max_kv_size: int | None = None) -> list[BaseCache]:
         """A prompt cache whose patched layers have a memory beside their KV cache.
 
         ``make_prompt_cache`` asks a model that has this method without passing its
@@ -43,16 +52,27 @@ class DeltaMemModel(nn.Module):
         if max_kv_size is None:
             max_kv_size = wanted_max_kv_size(sys._getframe(1))
         caches = list(_base_caches(self, super(), max_kv_size))
-        for path, attention in self._memory_attached.paths.items():
-            kv = _at(caches, path)
-            caches = _replaced(caches, path, DeltaMemCache(kv, attention.new_memory()))
+        for path, attentions in self._memory_attached.paths.items():
+            kv = part_at(caches, path)
+            put_part(caches, path, DeltaMemCache(kv, *(a.new_memory() for a in attentions)))
         return caches
 
 
-def _base_caches(model: nn.Module, base: object, max_kv_size: int | None) -> list:
+class SelfCachingModel(DeltaMemModel):
+    """The same over a model that makes itself a prompt cache where it is called without one."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> mx.array:  # as the base class has them
+        if len(args) < 2 and kwargs.get("cache") is None:
+            kwargs["cache"] = self.make_cache()
+        logits: mx.array = self.base_class.__call__(self, *args, **kwargs)
+        return logits
+
+
+def _base_caches(model: nn.Module, base: object, max_kv_size: int | None) -> list[BaseCache]:
     """The caches that mlx-lm would make for the model without a memory."""
-    if hasattr(base, "make_cache"):
-        return base.make_cache()
+    make: Callable[[], list[BaseCache]] | None = getattr(base, "make_cache", None)
+    if make is not None:
+        return make()
     if max_kv_size is None:
         return [KVCache() for _ in model.layers]
     return [RotatingKVCache(max_size=max_kv_size, keep=4) for _ in model.layers]
@@ -84,18 +104,23 @@ def attach(
         ValueError: If the model has an adapter already, or no attention that can keep a memory.
     """
     refuse_attached(model)
-    sites = choose_sites(model, config) if sites is None else sites
+    if sites is None:
+        sites, note = choose(model, config)
+        if note:
+            warnings.warn(note, stacklevel=2)
     for module in model.modules():  # not every mlx-lm model calls the constructor that sets it
         vars(module).setdefault("_no_grad", set())
     trainable = {name: set(module._no_grad) for name, module in model.named_modules()}
     if seed is not None:
         mx.random.seed(seed)
     model.freeze()
-    for site in sites:
-        site.attention.__class__ = memory_class(type(site.attention))
-        site.attention.add_memory(site.layer, site.projections, config)
-    paths = {site.cache_path: site.attention for site in sites}
-    model.__class__ = _model_class(type(model))
+    paths: dict[CachePath, tuple[DeltaMemAttention, ...]] = {}
+    for site in sorted(sites, key=lambda site: (site.cache_path, site.layer)):
+        attention = _patched(site.attention)
+        attention.add_memory(site.layer, site.projections, config)
+        paths[site.cache_path] = (*paths.get(site.cache_path, ()), attention)
+    mixin = SelfCachingModel if any(site.own_cache for site in sites) else DeltaMemModel
+    _set_class(model, _model_class(type(model), mixin))
     model._memory_attached = Attached(paths, trainable)
     return model
 
@@ -107,14 +132,20 @@ def detach(model: nn.Module) -> nn.Module:
         ValueError: If the model has no adapter.
     """
     attached = attachment(model)
-    for attention in attached.paths.values():
+    for attention in memory_layers(model).values():
         attention.remove_memory()
-        attention.__class__ = type(attention).base_class
+        _set_class(attention, type(attention).base_class)
     del model._memory_attached
-    model.__class__ = type(model).base_class
+    _set_class(model, model.base_class)
     for name, module in model.named_modules():
         module._no_grad = set(attached.trainable[name])
     return model
+
+
+def pack(model: nn.Module) -> None:
+    """Pack the weights of all memories now, so that several threads may use the model."""
+    for attention in memory_layers(model).values():
+        attention.pack()
 
 
 def is_attached(model: nn.Module) -> bool:
@@ -136,7 +167,8 @@ def attachment(model: nn.Module) -> Attached:
     """
     if not is_attached(model):
         raise ValueError("The model has no δ-mem adapter: call dm.load_adapter or dm.attach first.")
-    return model._memory_attached
+    attached: Attached = model._memory_attached
+    return attached
 
 
 def set_base_model(model: nn.Module, source: str | None) -> None:
@@ -148,8 +180,8 @@ def set_base_model(model: nn.Module, source: str | None) -> None:
 
 def memory_layers(model: nn.Module) -> dict[int, DeltaMemAttention]:
     """Layer index → the attention that keeps a memory, in order of the layers."""
-    found = {a.memory_layer: a for a in attachment(model).paths.values()}
-    return dict(sorted(found.items()))
+    attentions = [a for group in attachment(model).paths.values() for a in group]
+    return {a.memory_layer: a for a in sorted(attentions, key=lambda a: a.memory_layer)}
 
 
 def config_of(model: nn.Module) -> DeltaMemConfig:
@@ -158,18 +190,35 @@ def config_of(model: nn.Module) -> DeltaMemConfig:
 
 
 @lru_cache
-def _model_class(base: type[nn.Module]) -> type[DeltaMemModel]:
-    return type(f"DeltaMem{base.__name__}", (DeltaMemModel, base), {"base_class": base})
+def _model_class(base: type[nn.Module], mixin: type[DeltaMemModel]) -> type[DeltaMemModel]:
+    return type(f"DeltaMem{base.__name__}", (mixin, base), {"base_class": base})
 
 
-def _at(caches: list, path: CachePath) -> object:
-    for i in path:
-        caches = (caches.caches if isinstance(caches, CacheList) else caches)[i]
-    return caches
+def _patched(attention: nn.Module) -> DeltaMemAttention:
+    _set_class(attention, memory_class(type(attention)))
+    assert isinstance(attention, DeltaMemAttention)
+    return attention
 
 
-def _replaced(caches: list, path: CachePath, new: object) -> list:
-    i, *rest = path
-    caches = list(caches)
-    caches[i] = CacheList(*_replaced(caches[i].caches, tuple(rest), new)) if rest else new
-    return caches
+def _set_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    module.__class__ = cls
+
+
+def part_at(caches: Sequence[BaseCache | None], path: CachePath) -> BaseCache | None:
+    """The part of a prompt cache at a path of indices; None: it does not reach as far."""
+    index, *rest = path
+    part = caches[index] if index < len(caches) else None
+    return part_at(part.caches, tuple(rest)) if rest and isinstance(part, CacheList) else part
+
+
+def put_part(caches: MutableSequence[Any], path: CachePath, new: BaseCache) -> None:
+    """Replace the part of a prompt cache at a path, or add it at the end."""
+    index, *rest = path
+    if rest:
+        inner = list(caches[index].caches)
+        put_part(inner, tuple(rest), new)
+        caches[index] = CacheList(*inner)
+    elif index == len(caches):
+        caches.append(new)
+    else:
+        caches[index] = new

@@ -1,41 +1,18 @@
 """Where an mlx-lm attention keeps its q, k, v and output projections."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
-SEPARATE = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("c_q", "c_k", "c_v"),
-    ("attn_query", "attn_key", "attn_value"),
-)
-PACKED = ("qkv_proj", "W_pack", "query_key_value", "Wqkv", "c_attn", "wqkv", "q_k_v_proj")
-OUTPUT = ("o_proj", "out_proj", "dense", "c_proj", "wo", "attn_resid")
+from ..ops.seams import split
 
-# Rows of a packed projection are, for each group: its q rows, its k rows, its v rows. The number
-# of groups by model file: one, or the attention's attribute that counts them. A packed
-# projection of another file is refused, as nothing in it tells the order.
-PACKED_GROUPS: dict[str, str | None] = {
-    "phi3": None,
-    "phixtral": None,
-    "gpt2": None,
-    "gpt_bigcode": None,
-    "qwen": None,
-    "baichuan_m1": None,
-    "bailing_moe": None,
-    "bailing_moe_linear": None,
-    "dbrx": None,
-    "openelm": None,
-    "plamo2": None,
-    "plamo3": None,
-    "lille-130m": None,
-    "spark2_5": None,
-    "gpt_neox": "num_attention_heads",
-    "internlm2": "n_kv_heads",
-    "phi3small": "n_kv_heads",
-}
+QUERY = ("q_b_proj", "wq_b", "q_proj", "c_q", "attn_query")
+KEY_VALUE = (("k_proj", "v_proj"), ("c_k", "c_v"), ("attn_key", "attn_value"))
+PACKED = ("qkv_proj", "W_pack", "query_key_value", "Wqkv", "c_attn", "wqkv", "q_k_v_proj")
+OUTPUT = ("o_proj", "out_proj", "dense", "c_proj", "wo", "attn_resid", "o_b_proj", "wo_b")
 
 
 @dataclass(frozen=True)
@@ -45,9 +22,10 @@ class Projections:
     Args:
         names (tuple[tuple[str, str], ...]): (head, attribute) pairs for the separate ones.
         packed (str): Attribute of the packed q/k/v projection, if there is one.
-        groups (int): Groups of rows in the packed projection.
-        widths (tuple[tuple[str, int], ...]): (head, output width) pairs for q, k, v and o.
-        dims (int): Input width D of the q/k/v projections.
+        groups (int): Groups of rows in the packed projection, each its q, its k, its v rows.
+        widths (tuple[tuple[str, int], ...]): (head, output width) pairs, for the heads among
+          q, k, v and o that can be corrected.
+        dims (int): Width D of the hidden states that the attention is given.
     """
 
     names: tuple[tuple[str, str], ...]
@@ -56,25 +34,37 @@ class Projections:
     widths: tuple[tuple[str, int], ...]
     dims: int
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The heads that can be corrected."""
+        return tuple(head for head, _ in self.widths)
+
     def width(self, head: str) -> int:
+        """Output width of a head's projection."""
         return dict(self.widths)[head]
+
+    def attribute(self, head: str) -> str:
+        """Where the attention keeps a head's projection, alone or packed with others."""
+        return dict(self.names).get(head) or self.packed or ""
+
+    def restricted(self, heads: set[str]) -> "Projections":
+        """The same with no other heads than these."""
+        return replace(self, widths=tuple(pair for pair in self.widths if pair[0] in heads))
 
     def weight(self, attention: nn.Module, head: str) -> mx.array:
         """The base weight [out, in] of a head, dequantized if need be."""
-        attribute = dict(self.names).get(head)
-        if attribute is not None:
-            return dense_weight(attention[attribute])
-        return self.split(dense_weight(attention[self.packed]).T)[head].T
+        weight = dense_weight(attention[self.attribute(head)])
+        return weight if head in dict(self.names) else self.split(weight.T)[head].T
 
     def split(self, packed: mx.array) -> dict[str, mx.array]:
         """Columns of q, k and v out of a packed output [..., q + k + v]."""
         sizes = [self.width(head) // self.groups for head in "qkv"]
         grouped = packed.reshape(*packed.shape[:-1], self.groups, -1)
         cuts = [sizes[0], sizes[0] + sizes[1]]
-        parts = mx.split(grouped, cuts, axis=-1)
+        parts = split(grouped, cuts, axis=-1)
         return {head: part.flatten(-2) for head, part in zip("qkv", parts, strict=True)}
 
-    def join(self, parts: dict[str, mx.array]) -> mx.array:
+    def join(self, parts: Mapping[str, mx.array]) -> mx.array:
         """The reverse of ``split``."""
         grouped = [parts[head].reshape(*parts[head].shape[:-1], self.groups, -1) for head in "qkv"]
         return mx.concatenate(grouped, axis=-1).flatten(-2)
@@ -83,7 +73,7 @@ class Projections:
 def dense_weight(linear: nn.Module) -> mx.array:
     """The weight [out, in] of a linear layer, dequantized if it is quantized."""
     if "scales" not in linear:
-        return linear.weight
+        return cast(mx.array, linear.weight)
     return mx.dequantize(
         linear.weight,
         linear.scales,
@@ -104,30 +94,50 @@ def linear_dims(linear: nn.Module) -> tuple[int, int]:
 
 
 def find_projections(attention: nn.Module) -> Projections | None:
-    """The projections of ``attention``, or ``None`` if it has no separable q, k, v and output."""
+    """What the names in ``attention`` tell of its projections; ``None``: it has no q and output.
+
+    Keys and values that are not each a projection of the layer's input (latent attention, one
+    projection for both, another layer's) cannot be corrected: then there are q and o.
+    """
     output = next((name for name in OUTPUT if name in attention), None)
-    if output is None:
-        return None
-    for names in SEPARATE:
-        if all(name in attention for name in names):
-            heads = dict(zip("qkv", names, strict=True)) | {"o": output}
-            widths = {head: linear_dims(attention[name])[0] for head, name in heads.items()}
-            dims = linear_dims(attention[names[0]])[1]
-            return Projections(tuple(heads.items()), None, 1, tuple(widths.items()), dims)
+    query = next((name for name in QUERY if name in attention), None)
     packed = next((name for name in PACKED if name in attention), None)
-    model_file = type(attention).__module__.rpartition(".")[2]
-    if packed is None or model_file not in PACKED_GROUPS:
+    if output is None or (query is None and packed is None):
         return None
-    counter = PACKED_GROUPS[model_file]
-    rows, dims = linear_dims(attention[packed])
-    out, q = linear_dims(attention[output])
-    widths = {"q": q, "k": (rows - q) // 2, "v": (rows - q) // 2, "o": out}
-    groups = 1 if counter is None else getattr(attention, counter)
-    return Projections((("o", output),), packed, groups, tuple(widths.items()), dims)
+    out, inner = linear_dims(attention[output])
+    if query is None and packed is not None:
+        rows, dims = linear_dims(attention[packed])
+        widths = {"q": inner, "k": (rows - inner) // 2, "v": (rows - inner) // 2, "o": out}
+        return Projections((("o", output),), packed, 1, tuple(widths.items()), dims)
+    pairs = [pair for pair in KEY_VALUE if all(name in attention for name in pair)]
+    own = dict(zip("kv", pairs[0], strict=True)) if pairs else {}
+    heads = {"q": query, **own, "o": output}
+    names = tuple((head, name) for head, name in heads.items() if name is not None)
+    separate = tuple((head, linear_dims(attention[name])[0]) for head, name in names)
+    return Projections(names, None, 1, separate, out)
 
 
 def candidates(layer: nn.Module) -> Iterator[tuple[str, nn.Module, Projections]]:
     """The attentions inside ``layer`` that could be corrected, with their paths in it."""
-    for path, module in layer.named_modules():
+    for path, module in sorted(layer.named_modules(), key=lambda named: _natural(named[0])):
         if path and (projections := find_projections(module)) is not None:
             yield path, module, projections
+
+
+def _natural(path: str) -> list[tuple[bool, int, str]]:
+    """Sorts ``attn.2`` before ``attn.10``."""
+    return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in path.split(".")]
+
+
+def view_of(module: nn.Module) -> nn.Module:
+    """A shallow copy of ``module``: the same parameters, attributes of its own.
+
+    Modules found in ``vars`` spare the forward a Python call for each that it looks up, and one
+    that is replaced there is seen by this view only.
+    """
+    view = type(module).__new__(type(module))
+    dict.update(view, module)
+    attributes = vars(view)
+    attributes.update(vars(module))
+    attributes.update(module)
+    return view

@@ -1,30 +1,47 @@
 """Which attentions of a model can keep a memory, and which part of its cache each one gets."""
 
-import copy
 import inspect
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import CacheList, make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, CacheList
 
 from ..config import DeltaMemConfig
-from .projections import OUTPUT, PACKED, SEPARATE, Projections, candidates, find_projections
+from .probe import Probe, Seen
+from .projections import OUTPUT, PACKED, Projections, candidates
 
 CachePath = tuple[int, ...]
 
 
 @dataclass
 class Site:
-    """An attention that can keep a memory: where it is, and which part of the cache it gets."""
+    """An attention that can keep a memory: where it is, and which part of the cache it gets.
+
+    Args:
+        layer (int): Index in ``model.layers``. In models with several such attentions in a layer
+          these are counted through: with two, layer i has the numbers 2i and 2i + 1.
+        block (int): Index in ``model.layers``, always.
+        name (str): Path in the layer.
+        attention (nn.Module): The attention itself.
+        projections (Projections): Those that can be corrected.
+        cache_path (CachePath): Indices into the prompt cache, and the cache lists in it.
+        own_cache (bool): Whether the model hands it a cache when it is called without any.
+    """
 
     layer: int
+    block: int
     name: str
     attention: nn.Module
     projections: Projections
     cache_path: CachePath
+    own_cache: bool = False
+
+    @property
+    def module(self) -> str:
+        """The name under which the layer holds it, alone or in a list."""
+        return next(part for part in reversed(self.name.split(".")) if not part.isdigit())
 
 
 class Found(NamedTuple):
@@ -32,45 +49,115 @@ class Found(NamedTuple):
 
     Args:
         sites (list[Site]): The attentions that can keep one.
-        problems (list[str]): Why others cannot.
-        sharing (list[int]): Layers that use the keys and values of other layers.
+        reasons (dict[int, str]): By layer, why an attention there cannot.
+        entries (int): Entries of the plain model's prompt cache.
     """
 
     sites: list[Site]
-    problems: list[str]
-    sharing: list[int]
+    reasons: dict[int, str]
+    entries: int
+
+
+class Choice(NamedTuple):
+    """Where a memory goes.
+
+    Args:
+        sites (list[Site]): The attentions that get one.
+        note (str): One line on attentions that could keep one and get none; empty: there are none.
+    """
+
+    sites: list[Site]
+    note: str
 
 
 def choose_sites(model: nn.Module, config: DeltaMemConfig) -> list[Site]:
-    """One site per wanted layer; every reason why there is none is listed."""
+    """The attentions that get a memory, in order of the layers.
+
+    Raises:
+        ValueError: If there is none, or none where the config wants one; every reason is listed.
+    """
+    return choose(model, config).sites
+
+
+def choose(model: nn.Module, config: DeltaMemConfig) -> Choice:
+    """``choose_sites``, with a line on the layers that were left out."""
     count = len(model.layers)
     outside = [i for i in config.target_layers if i >= count]
     if outside:
         raise ValueError(f"target_layers {outside}: the model has layers 0 to {count - 1}.")
-    sites, problems, sharing = find_sites(model)
-    chosen = []
-    for layer in config.target_layers or range(count):
-        here = [site for site in sites if site.layer == layer]
-        named = [s for s in here if s.name.rpartition(".")[2] in config.target_modules]
-        here = named or here
-        if len(here) > 1:
+    found = find_sites(model)
+    named = [_named(found, block, config) for block in range(count)]
+    most = max(map(len, named))
+    wanted = [
+        replace(site, layer=block * most + i)
+        for block in config.target_layers or range(count)
+        for i, site in enumerate(named[block])
+    ]
+    able = [s for s in wanted if set(config.delta_heads) <= set(s.projections.heads)]
+    left_out = [*found.reasons.values(), *_lacking(wanted, config)]
+    problems = list(_problems(found, wanted, config)) + _gaps(found, able)
+    if problems or not able:
+        raise ValueError(_refusal(model, problems or left_out))
+    blocks = {site.block for site in able}
+    note = f"A memory in layers {spans(blocks)}: {'; '.join(left_out)}." if left_out else ""
+    return Choice(able, note)
+
+
+def _named(found: Found, block: int, config: DeltaMemConfig) -> list[Site]:
+    """The attentions of a layer that the config means."""
+    here = [site for site in found.sites if site.block == block]
+    return [s for s in here if {s.module, s.name} & set(config.target_modules)] or here
+
+
+def _problems(found: Found, wanted: list[Site], config: DeltaMemConfig) -> Iterator[str]:
+    """What stands against the config's wishes."""
+    for block in sorted({site.block for site in wanted}):
+        here = [site for site in wanted if site.block == block]
+        if len({site.module for site in here}) > 1 and not any(
+            {s.module, s.name} & set(config.target_modules) for s in here
+        ):
             names = ", ".join(site.name for site in here)
-            problems.append(
-                f"layer {layer} has several attentions ({names}): name one in target_modules"
-            )
-        elif here:
-            chosen.append(here[0])
-        elif config.target_layers:
-            problems.append(f"layer {layer} has no attention with keys and values of its own")
-    if chosen and sharing and not config.target_layers:
-        own = [site.layer for site in chosen]
-        problems.append(
-            f"layers {sharing} use the keys and values of other layers; to give a memory to those "
-            f"that have their own, set target_layers to {own}"
-        )
-    if problems or not chosen:
-        raise ValueError(_refusal(model, problems))
-    return chosen
+            yield f"layer {block} has several attentions ({names}): name one in target_modules"
+    if config.target_layers:
+        yield from _lacking(wanted, config)
+        for block in set(config.target_layers) - {site.block for site in wanted}:
+            yield found.reasons.get(block, f"layer {block} has no attention with a KV cache")
+
+
+def _lacking(wanted: list[Site], config: DeltaMemConfig) -> list[str]:
+    """Layers where the heads that the config corrects are not all there to be corrected."""
+    blocks: dict[tuple[str, ...], set[int]] = {}
+    for site in wanted:
+        missing = tuple(h for h in config.delta_heads if h not in site.projections.heads)
+        if missing:
+            blocks.setdefault(missing, set()).add(site.block)
+    return [
+        f"layers {spans(here)} have no {' and '.join(missing)} projection of their own; name q and "
+        "o alone in delta_heads to correct those there"
+        for missing, here in blocks.items()
+    ]
+
+
+def _gaps(found: Found, able: list[Site]) -> list[str]:
+    """Layers between others whose memory has an entry of its own at the end of the prompt cache."""
+    added = {s.cache_path[0]: s.block for s in able if s.cache_path[0] >= found.entries}
+    missing = set(range(found.entries, max(added, default=0))) - added.keys()
+    if not missing:
+        return []
+    return [
+        f"layers {spans(set(added.values()))} use the keys and values of other layers; a memory "
+        f"there needs one in layers {spans(missing)} as well"
+    ]
+
+
+def spans(layers: Iterable[int]) -> str:
+    """Layer numbers as ``0 to 4, 6``."""
+    ordered, parts = sorted(layers), []
+    while ordered:
+        n = next((i for i, x in enumerate(ordered) if x != ordered[0] + i), len(ordered))
+        parts.append(str(ordered[0]) if n == 1 else f"{ordered[0]} to {ordered[n - 1]}")
+        ordered = ordered[n:]
+    return ", ".join(parts)
 
 
 def _refusal(model: nn.Module, problems: list[str]) -> str:
@@ -81,11 +168,11 @@ def _refusal(model: nn.Module, problems: list[str]) -> str:
                 f"{path} ({type(m).__name__})"
                 for layer in model.layers
                 for path, m in layer.named_modules()
-                if path and "cache" in _parameters(type(m))
+                if path and takes_cache(m)
             }
         )
         problems = [
-            "looked for an attention with q_proj, k_proj, v_proj or one of "
+            "looked for an attention with q_proj, k_proj, v_proj, or q_b_proj, or one of "
             f"{', '.join(PACKED)}, an output projection ({', '.join(OUTPUT)}) and a KV cache; "
             f"found {', '.join(classes) or 'no attention'}"
         ]
@@ -95,79 +182,52 @@ def _refusal(model: nn.Module, problems: list[str]) -> str:
 def find_sites(model: nn.Module) -> Found:
     """All attentions of the model that can keep a memory, and reasons why others cannot.
 
-    Which cache an attention gets is not in its code but in its model's, so one token is run
-    through the model, recording the calls and never evaluating the result.
+    Which cache an attention gets, and which projections it uses, is not in its names but in its
+    model's forward, so one token is run through it.
     """
-    found = {
-        id(attention): (layer, name, attention, projections)
-        for layer, block in enumerate(model.layers)
-        for name, attention, projections in candidates(block)
-        if "cache" in _parameters(type(attention))
-    }
-    caches = make_prompt_cache(model)
-    received = _probe(model, [entry[2] for entry in found.values()], caches)
-    sites, problems, taken = [], [], {}
-    sharing = [i for i, block in enumerate(model.layers) if any(map(_only_asks, block.modules()))]
-    paths = {id(c): path for path, c in _walk(caches)}
-    for key, (layer, name, attention, projections) in found.items():
-        got = [c for c in received.get(key, []) if c is not None]
-        if key in received and not got:
-            sharing.append(layer)
-        if not any(hasattr(c, "update_and_fetch") or isinstance(c, CacheList) for c in got):
+    named = [
+        (block, name, attention, projections)
+        for block, layer in enumerate(model.layers)
+        for name, attention, projections in candidates(layer)
+        if takes_cache(attention)
+    ]
+    probe = Probe(model, [(attention, projections) for *_, attention, projections in named])
+    paths = {id(c): path for path, c in _walk(probe.caches)}
+    found = Found([], {}, probe.entries)
+    for block, name, attention, projections in named:
+        seen = probe.seen.get(id(attention), Seen())
+        if any(isinstance(c, ArraysCache) for c in seen.caches):
             continue  # not a softmax attention: a recurrent layer keeps its own state
-        if len({id(c) for c in got}) > 1:
-            problems.append(f"layer {layer} uses several KV caches a token")
+        if reason := _reason(seen, projections):
+            found.reasons[block] = f"layer {block} {reason}"
             continue
-        path = paths[id(got[0])]
-        if path in taken:
-            problems.append(f"layers {taken[path]} and {layer} share a KV cache")
-        taken[path] = layer
-        sites.append(Site(layer, name, attention, projections, path))
-    return Found(sites, problems, sorted(set(sharing)))
+        called = {head for head in projections.heads if projections.attribute(head) in seen.called}
+        usable = replace(seen.layout or projections, dims=seen.width).restricted(called)
+        path = paths[id(seen.caches[0])]
+        found.sites.append(Site(block, block, name, attention, usable, path, seen.own_cache))
+    return found
 
 
-def _only_asks(module: nn.Module) -> bool:
-    """Whether a module has queries and an output projection, but no keys and values."""
-    queries = {names[0] for names in SEPARATE} & module.keys()
-    return bool(queries and set(OUTPUT) & module.keys()) and find_projections(module) is None
+def _reason(seen: Seen, projections: Projections) -> str:
+    """Why an attention cannot keep a memory; empty: it can."""
+    if not seen.called:
+        return "calls its projections past the attention"
+    if not seen.caches:
+        return "is given no part of the prompt cache"
+    if len({id(c) for c in seen.caches}) > 1:
+        return "uses several KV caches a token"
+    if seen.layout is None:
+        return f"has a {projections.packed} whose rows lie in no order that is known here"
+    missing = [h for h in "qo" if projections.attribute(h) not in seen.called]
+    return f"does not use its {' and '.join(missing)} projection" if missing else ""
 
 
-def _probe(model: nn.Module, attentions: list[nn.Module], caches: list) -> dict[int, list[object]]:
-    """Run one token lazily and return which caches each attention was called with."""
-    received: dict[int, list[object]] = {}
-    classes = [type(attention) for attention in attentions]
-    try:
-        for attention, base in zip(attentions, classes, strict=True):
-            attention.__class__ = _recorder(base, received)
-        model(mx.array([[0]]), cache=copy.copy(caches))
-    except Exception as error:
-        name = getattr(model, "model_type", type(model).__name__)
-        raise ValueError(
-            f"Cannot attach a memory to {name!r}: one token could not be run through the plain "
-            f"model on this device ({error})."
-        ) from error
-    finally:
-        for attention, base in zip(attentions, classes, strict=True):
-            attention.__class__ = base
-    return received
+def takes_cache(module: nn.Module) -> bool:
+    """Whether a module is called with a part of the prompt cache."""
+    return "cache" in inspect.signature(type(module).__call__).parameters
 
 
-def _recorder(base: type[nn.Module], received: dict[int, list[object]]) -> type[nn.Module]:
-    index = list(_parameters(base)).index("cache") - 1  # self
-
-    def record(self: nn.Module, *args: object, **kwargs: object) -> object:
-        cache = kwargs["cache"] if "cache" in kwargs else args[index] if len(args) > index else None
-        received.setdefault(id(self), []).append(cache)
-        return base.__call__(self, *args, **kwargs)
-
-    return type(base.__name__, (base,), {"__call__": record})
-
-
-def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(cls.__call__).parameters)
-
-
-def _walk(caches: list, path: CachePath = ()) -> Iterator[tuple[CachePath, object]]:
+def _walk(caches: Sequence[object], path: CachePath = ()) -> Iterator[tuple[CachePath, object]]:
     for i, cache in enumerate(caches):
         yield (*path, i), cache
         if isinstance(cache, CacheList):

@@ -18,7 +18,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from ..adapters.loading import fingerprint
 from ..memory.actions import memories
 from ..memory.file import described
-from ..model.patch import config_of, memory_layers
+from ..model.patch import config_of, pack
 from .ending import usual_end
 from .errors import ApiError
 from .folder import MemoryFolder
@@ -119,8 +119,7 @@ class Serving:
         self, model: nn.Module, tokenizer: TokenizerWrapper, name: str, settings: ServeSettings
     ):
         check_exposure(settings)
-        for attention in memory_layers(model).values():
-            attention.pack()
+        pack(model)
         granularity = config_of(model).memory_write_granularity
         token_writes = granularity == "token"
         end = usual_end(tokenizer, settings.chat_template_args) if token_writes else []

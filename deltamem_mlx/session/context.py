@@ -11,7 +11,7 @@ from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import CacheList
 
 from ..memory.actions import forget_context, memories, read_only, write_spans
-from ..model.cache import DeltaMemCache
+from ..model.layer_cache import DeltaMemCache
 from ..text.spans import Spans
 
 
@@ -117,7 +117,7 @@ def kv_caches(caches: Sequence[object]) -> Iterator[object]:
     """All parts of a prompt cache that are not memories."""
     for cache in caches:
         if isinstance(cache, DeltaMemCache):
-            yield from kv_caches([cache.kv])
+            yield from [] if cache.kv is None else kv_caches([cache.kv])
         elif isinstance(cache, CacheList):
             yield from kv_caches(cache.caches)
         else:

@@ -23,7 +23,8 @@ from ..adapters.loading import base_model_of, fingerprint
 from ..files import read_json, write_atomically, write_text
 from ..memory.actions import memories
 from ..memory.file import read_memory, restore_memory, save_memory
-from ..model.cache import DeltaMemCache
+from ..model.cache import MemoryCache
+from ..model.layer_cache import DeltaMemCache
 from ..text.messages import message_problems
 from .context import kv_caches
 from .conversation import Said
@@ -220,16 +221,19 @@ def _holds(kv: object, length: int) -> bool:
 def _kind(cache: object) -> object:
     """What two caches of one layer have in common, whatever they hold."""
     if isinstance(cache, DeltaMemCache):
-        memory = cache.memory
-        matrix = memory.matrix
-        expected = (1, memory.heads, memory.rank, memory.rank)
-        if matrix is not None and (matrix.shape != expected or matrix.dtype != mx.float32):
-            raise ValueError(f"layer {memory.layer}: a state of shape {list(matrix.shape)}")
-        return memory.layer, memory.heads, memory.rank, memory.granularity, _kind(cache.kv)
+        return _kind(cache.caches[0]), *map(_kind_of_memory, cache.memories)
     if hasattr(cache, "caches"):
         return [_kind(c) for c in cache.caches]
     # A KV cache may have been quantized on the way.
     return type(cache).__name__.removeprefix("Quantized")
+
+
+def _kind_of_memory(memory: MemoryCache) -> tuple[int, int, int, str]:
+    matrix = memory.matrix
+    expected = (1, memory.heads, memory.rank, memory.rank)
+    if matrix is not None and (matrix.shape != expected or matrix.dtype != mx.float32):
+        raise ValueError(f"layer {memory.layer}: a state of shape {list(matrix.shape)}")
+    return memory.layer, memory.heads, memory.rank, memory.granularity
 
 
 def _checksum(values: Mapping[str, object]) -> str:

@@ -12,7 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..memory.actions import memories, memory_state
 from ..memory.measures import layer_measures
-from ..model.patch import memory_layers
+from ..model.patch import pack
 from ..text.messages import Message, check_messages
 from ..text.turns import as_messages, leading_system
 from .conversation import PREFILL_STEP_SIZE, Conversation
@@ -63,8 +63,7 @@ class MemorySession:
         max_kv_size: int | None = None,
         prompt_cache: list | None = None,
     ):
-        for attention in memory_layers(model).values():
-            attention.pack()
+        pack(model)
         if max_context is not None and max_context < 1:
             raise ValueError(f"max_context is {max_context}; expected 1 token or more, or None.")
         wrapped = isinstance(tokenizer, TokenizerWrapper)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..model.attention import _view
+from ..model.projections import view_of
 
 HEADS = ("lm_head", "head", "output", "embed_out")
 
@@ -88,8 +88,8 @@ def _with(
     """A view of ``module`` with the modules at ``paths`` wrapped."""
     if not paths:
         return module
-    view = _view(module)
+    view = view_of(module)
     for name in {path[0] for path in paths}:
         inner = [path[1:] for path in paths if path[0] == name and len(path) > 1]
-        setattr(view, name, _with(module[name], inner, wrap) if inner else wrap(module[name]))
+        vars(view)[name] = _with(module[name], inner, wrap) if inner else wrap(module[name])
     return view

@@ -12,8 +12,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import CacheList
 
-from ..model.cache import DeltaMemCache
-from ..model.patch import attachment
+from ..compat import BaseCache
+from ..model.layer_cache import LayerCache, NoKeys
+from ..model.patch import attachment, part_at, put_part
 from ..ops import ScanSpec, activate, delta_scan
 
 
@@ -80,6 +81,22 @@ def _mean_of(gates: mx.array, there: mx.array) -> mx.array:
     return mx.where(there, gates, 0).sum() / mx.maximum(there.sum(), 1)
 
 
+class PassCache(LayerCache):
+    """A layer's KV cache and its memory in one pass.
+
+    Args:
+        kv (BaseCache): ``None``: the attention works as in a call without a cache.
+        memories (dict[int, PassMemory]): By layer, of those that use this cache.
+    """
+
+    def __init__(self, kv: BaseCache | None, memories: dict[int, PassMemory]):
+        self.caches = (NoKeys() if kv is None else kv,)
+        self.memories = memories
+
+    def memory_of(self, layer: int) -> PassMemory:
+        return self.memories[layer]
+
+
 class Passes:
     """Runs a model over whole sequences, with a memory per patched layer and no context kept.
 
@@ -89,7 +106,11 @@ class Passes:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.paths = {a.memory_layer: path for path, a in attachment(model).paths.items()}
+        self.paths = {
+            path: [attention.memory_layer for attention in attentions]
+            for path, attentions in attachment(model).paths.items()
+        }
+        self.layers = sorted(layer for layers in self.paths.values() for layer in layers)
         self._keeps_context = False
         self._keeps_context = not self._runs_without_context()
 
@@ -102,17 +123,19 @@ class Passes:
         caches = self.model.make_cache()
         if not self._keeps_context:
             caches = [None] * len(caches)
-        for layer, path in self.paths.items():
-            kv = at(caches, path).kv if self._keeps_context else None
-            put(caches, path, DeltaMemCache(kv, memories[layer]))
+        for path, layers in self.paths.items():
+            part = part_at(caches, path)
+            kv = part.kv if isinstance(part, LayerCache) else None
+            put_part(caches, path, PassCache(kv, {layer: memories[layer] for layer in layers}))
         return caches
 
     def _runs_without_context(self) -> bool:
-        if any(len(path) > 1 for path in self.paths.values()):
+        # Layers that share a KV cache would each make keys of their own without one.
+        if any(len(path) > 1 or len(layers) > 1 for path, layers in self.paths.items()):
             return False
         tokens = mx.zeros((1, 2), mx.int32)
         try:
-            memories = {layer: PassMemory(tokens == 0) for layer in self.paths}
+            memories = {layer: PassMemory(tokens == 0) for layer in self.layers}
             self.model(tokens, cache=self.caches(memories))  # never evaluated
         except Exception:  # a model that asks its cache for more than None can answer
             return False
@@ -128,7 +151,7 @@ class Passes:
         """The memories, by layer, after tokens [B, W] were written from an empty state."""
         memories = {
             layer: PassMemory(mask, span_ids=span_ids, span_counts=span_counts)
-            for layer in self.paths
+            for layer in self.layers
         }
         self.model(tokens, cache=self.caches(memories))
         return memories
@@ -141,35 +164,17 @@ class Passes:
         With ``writes`` its tokens are written one by one, whatever the adapter's granularity.
         """
         states = {layer: memory.state for layer, memory in (written or {}).items()}
-        return {layer: PassMemory(mask, states.get(layer), writes=writes) for layer in self.paths}
+        return {layer: PassMemory(mask, states.get(layer), writes=writes) for layer in self.layers}
 
 
-def at(caches: Sequence, path: Sequence[int]) -> object:
-    """The cache at a path into nested cache lists."""
-    for i in path:
-        caches = (caches.caches if isinstance(caches, CacheList) else caches)[i]
-    return caches
-
-
-def put(caches: list, path: Sequence[int], new: DeltaMemCache) -> None:
-    """Replace the cache at a path."""
-    *outer, last = path
-    holder = at(caches, outer)
-    if isinstance(holder, CacheList):
-        inner = list(holder.caches)
-        inner[last] = new
-        holder.caches = tuple(inner)
-    else:
-        holder[last] = new
-
-
-def fork_cache(cache: object, states: Sequence[mx.array | None]) -> object:
+def fork_cache(cache: BaseCache, states: Sequence[mx.array | None]) -> BaseCache:
     """A copy of a layer's cache whose memories, in order, start from ``states``."""
     remaining = list(states)
 
-    def fork(part: object) -> object:
-        if isinstance(part, DeltaMemCache):
-            return DeltaMemCache(deepcopy(part.kv), part.memory.fork(remaining.pop(0)))
+    def fork(part: BaseCache) -> BaseCache:
+        if isinstance(part, PassCache):
+            memories = {i: memory.fork(remaining.pop(0)) for i, memory in part.memories.items()}
+            return PassCache(deepcopy(part.kv), memories)
         if isinstance(part, CacheList):
             return CacheList(*map(fork, part.caches))
         return deepcopy(part)
@@ -177,10 +182,10 @@ def fork_cache(cache: object, states: Sequence[mx.array | None]) -> object:
     return fork(cache)
 
 
-def memories_in(cache: object) -> list[PassMemory]:
+def memories_in(cache: BaseCache) -> list[PassMemory]:
     """The memories in a layer's cache, in the order of `fork_cache`."""
-    if isinstance(cache, DeltaMemCache):
-        return [cache.memory]
+    if isinstance(cache, PassCache):
+        return list(cache.memories.values())
     if isinstance(cache, CacheList):
         return [memory for part in cache.caches for memory in memories_in(part)]
     return []

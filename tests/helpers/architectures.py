@@ -1,12 +1,13 @@
 """Tiny random models of mlx-lm's architectures, with what is known of each one's attention.
 
-``python tests/helpers/architectures.py`` prints the README's table of what can be patched.
+A key is the name of mlx-lm's file, or that and released variants whose layers differ.
+``python tests/helpers/architectures.py`` prints the table of what can be patched.
 """
 
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -176,6 +177,20 @@ GEMMA3N = dict(
     altup_active_idx=0,
     laurel_rank=4,
 )
+LATENT = "q_b_proj o_proj"
+FIVE = (*("sliding_attention",) * 4, "full_attention")
+GEMMA4 = GEMMA3N | dict(
+    num_hidden_layers=10, num_kv_shared_layers=5, layer_types=FIVE * 2, global_head_dim=32
+)
+GEMMA4_LARGE = GEMMA4 | dict(
+    num_hidden_layers=6,
+    num_kv_shared_layers=0,
+    layer_types=("sliding_attention", *FIVE),
+    hidden_size_per_layer_input=0,
+    attention_k_eq_v=True,
+    num_global_key_value_heads=1,
+    tie_word_embeddings=True,
+)
 SEPARATE = "q_proj k_proj v_proj o_proj"
 OUT_PROJ = "q_proj k_proj v_proj out_proj"
 
@@ -187,22 +202,29 @@ class Architecture(NamedTuple):
         config (Config): What differs from ``COMMON``.
         projections (str): Names of q, k, v and output projection, or of packed and output.
         module (str): Name under which a layer holds its attention.
-        layers (tuple[int, ...] | None): Layers that get a memory. ``None``: all of them.
-        refused (str): Why ``attach`` refuses, for the README's table. Empty: it patches.
+        layers (Sequence[int] | None): Layers that get a memory, or numbers of attentions where
+          layers have several. ``None``: all layers.
+        refused (str): Why ``attach`` refuses, for the table. Empty: it patches.
+        heads (str): What can be corrected in every layer that gets a memory.
+        saves (bool): Whether mlx-lm can save the prompt cache.
+        uncached (bool): Whether mlx-lm itself gives the same logits without a prompt cache.
         batch (str): What mlx-lm itself can do with prompts of different lengths: ``"all"``,
           ``"whole"`` (padded prompts in one piece), ``"prefill"`` (the same, but what is decoded
           after it is off) or ``"none"``.
         chunks (bool): Whether mlx-lm itself gives the same logits however it is fed.
         nested (bool): The language model's settings sit under ``text_config``.
         needs (str): What a machine may lack to run it.
-        note (str): For the README's table.
+        note (str): For the table.
     """
 
     config: Config = MappingProxyType({})
     projections: str = SEPARATE
     module: str = "self_attn"
-    layers: tuple[int, ...] | None = None
+    layers: Sequence[int] | None = None
     refused: str = ""
+    heads: str = "qkvo"
+    uncached: bool = True
+    saves: bool = True
     batch: str = "all"
     chunks: bool = True
     nested: bool = False
@@ -211,7 +233,6 @@ class Architecture(NamedTuple):
 
 
 A = Architecture
-LATENT = "latent attention: keys and values are not projections of the layer's input"
 NO_ATTENTION = "no attention layers"
 USUAL = (
     "cohere deepseek dots1 ernie4_5 gemma glm glm4 helium internlm3 llama mimo "
@@ -239,7 +260,10 @@ ARCHITECTURES |= {
         | MINICPM
         | dict(moe_layer_freq=1, rope_parameters=LLAMA4_ROPE)
         | dict(rope_scaling={"deepseek_v2": YARN, "minicpm3": LONGROPE}.get(name)),
-        refused=LATENT,
+        LATENT,
+        layers=range(4) if name.startswith("longcat") else None,
+        heads="qo",
+        batch="prefill" if name == "longcat_flash_ngram" else "all",
     )
     for name in MLA_ONLY.split()
 }
@@ -339,7 +363,6 @@ ARCHITECTURES |= {
     "afm7": A(
         dict(hidden_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, num_kv_reuse_layers=0),
         "qkv_proj out_proj",
-        refused="its packed projection returns a list",
     ),
     "baichuan_m1": A(
         dict(sliding_window_layers=(0,), conv_window=2), "W_pack o_proj", batch="prefill"
@@ -504,12 +527,36 @@ ARCHITECTURES |= {
         batch="prefill",
     ),
     # Layers that look at the keys and values of others.
-    "gemma3n": A(GEMMA3N, refused="later layers use the KV cache of earlier ones", nested=True),
-    "gemma4": A(
-        GEMMA3N | dict(num_hidden_layers=2, layer_types=SLIDING, num_kv_shared_layers=0),
+    "gemma3n": A(GEMMA3N, "q_proj o_proj", heads="qo", nested=True, uncached=False),
+    "gemma3n E2B, E4B": A(
+        GEMMA3N
+        | dict(
+            num_hidden_layers=10,
+            num_kv_shared_layers=5,
+            layer_types=FIVE * 2,
+            activation_sparsity_pattern=(0.5,) * 5 + (0.0,) * 5,
+            altup_num_inputs=4,
+        ),
+        "q_proj o_proj",
+        heads="qo",
+        nested=True,
+        uncached=False,
+    ),
+    "gemma4": A(GEMMA3N | dict(num_kv_shared_layers=0), nested=True),
+    "gemma4 E2B, E4B": A(
+        GEMMA4 | dict(use_double_wide_mlp=True),
+        "q_proj o_proj",
+        heads="qo",
         nested=True,
     ),
-    "gemma4_text": A(GEMMA3N, refused="later layers use the keys and values of earlier ones"),
+    "gemma4 26B-A4B": A(
+        GEMMA4_LARGE | dict(enable_moe_block=True, top_k_experts=2),
+        "q_proj o_proj",
+        heads="qo",
+        nested=True,
+    ),
+    "gemma4 31B": A(GEMMA4_LARGE, "q_proj o_proj", heads="qo", nested=True),
+    "gemma4_text": A(GEMMA3N, "q_proj o_proj", heads="qo"),
     "hunyuan": A(
         dict(
             moe_topk=2,
@@ -519,28 +566,60 @@ ARCHITECTURES |= {
             cla_share_factor=2,
             rope_scaling=DYNAMIC,
         ),
-        refused="every second layer uses the keys and values of the one before",
+        "q_proj o_proj",
+        heads="qo",
     ),
-    # No attention, or none whose q, k and v are projections of the layer's input.
+    "hunyuan A13B": A(
+        dict(
+            moe_topk=2,
+            num_shared_expert=1,
+            use_mixed_mlp_moe=True,
+            use_cla=False,
+            cla_share_factor=2,
+            rope_scaling=DYNAMIC,
+        )
+    ),
+    # Latent attention beside others, and what has no attention to correct.
     "bailing_hybrid": A(
         MLA | dict(layer_group_size=2, group_norm_size=1, score_function="sigmoid"),
-        refused=LATENT,
+        "q_b_proj dense",
+        "attention",
+        layers=(1,),
+        heads="qo",
+        batch="prefill",
     ),
     "bailing_moe_v3": A(
         MLA | dict(layer_group_size=2, moe_shared_expert_intermediate_size=24),
-        refused=LATENT,
+        "q_b_proj dense",
+        "attention",
+        layers=(1,),
+        heads="qo",
+        batch="prefill",
+    ),
+    "deepseek_v2 Lite": A(
+        MLA | MINICPM | dict(moe_layer_freq=1, q_lora_rank=None, rope_scaling=YARN),
+        "q_proj o_proj",
+        heads="qo",
+    ),
+    "deepseek_v3 Moonlight": A(
+        MLA | dict(moe_layer_freq=1, q_lora_rank=None), "q_proj o_proj", heads="qo"
     ),
     "deepseek_v41": A(
-        MLA | INDEXER | dict(o_groups=2, o_lora_rank=8), refused=LATENT, batch="none"
+        MLA | INDEXER | dict(o_groups=2, o_lora_rank=8),
+        "q_b_proj o_b_proj",
+        heads="qo",
+        saves=False,
+        batch="none",
     ),
     "iquestloopcoder": A(
         dict(loop_num=2, loop_window_size=8),
         refused="the model calls the projections itself, past the attention",
     ),
-    "kimi_k25": A(MLA, refused=LATENT, nested=True),
-    "kimi_k3": A(MLA | KDA, refused=LATENT, nested=True),
-    "kimi_linear": A(MLA | KDA, refused=LATENT),
-    "kimi_vl": A(MLA, refused=LATENT, nested=True),
+    "kimi_k25": A(MLA, LATENT, heads="qo", nested=True),
+    "kimi_k3": A(MLA | KDA, LATENT, layers=(1,), heads="qo", nested=True),
+    "kimi_linear": A(MLA | KDA, "q_proj o_proj", layers=(1,), heads="qo"),
+    "kimi_vl": A(MLA, LATENT, heads="qo", nested=True),
+    "kimi_vl A3B": A(MLA | dict(q_lora_rank=None), "q_proj o_proj", heads="qo", nested=True),
     "mamba": A(MAMBA | dict(state_size=8, time_step_rank=4), refused=NO_ATTENTION, batch="prefill"),
     "mamba2": A(
         MAMBA | dict(num_heads=4, state_size=8, time_step_rank="auto"),
@@ -558,6 +637,7 @@ ARCHITECTURES |= {
 def config_of(name: str) -> dict[str, object]:
     """The whole config of the tiny ``name``, with lists where JSON has them."""
     architecture = ARCHITECTURES[name]
+    name = name.split()[0]
     text = {**COMMON, "model_type": name, **architecture.config}
     text = json.loads(json.dumps(text))  # tuples become the lists that a config.json has
     if architecture.nested:
@@ -567,7 +647,7 @@ def config_of(name: str) -> dict[str, object]:
 
 def build(name: str, seed: int = 0) -> nn.Module:
     """A random float32 model, with noise on norms, biases and zeros so that all of them act."""
-    module = importlib.import_module(f"mlx_lm.models.{name}")
+    module = importlib.import_module(f"mlx_lm.models.{name.split()[0]}")
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(config_of(name)))
 

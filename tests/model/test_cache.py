@@ -22,7 +22,8 @@ from mlx_lm.models.cache import (
 )
 
 import deltamem_mlx as dm
-from deltamem_mlx.model.cache import DeltaMemCache, MemoryCache
+from deltamem_mlx.model.cache import MemoryCache
+from deltamem_mlx.model.layer_cache import DeltaMemCache
 
 PROMPTS = [[5, 9, 33, 80, 12, 7, 44], [61, 3, 18], [90, 22, 22, 41, 8, 70, 11, 36, 54, 2, 19]]
 
