@@ -2,7 +2,38 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Number
 from typing import NamedTuple
+
+
+class Problem(NamedTuple):
+    """One thing wrong with a value.
+
+    Attributes:
+        field (str): Where in the value; empty: all of it.
+        error (type[Exception]): What it calls for.
+        what (str): What is there, and in brackets what was expected.
+    """
+
+    field: str
+    error: type[Exception]
+    what: str
+
+
+def raise_problems(problems: Sequence[str], what: str, expected: str) -> None:
+    """Raises one ValueError for all problems, the first ten shown; nothing if there are none."""
+    if problems:
+        shown = "\n".join(f"  {line}" for line in first_few(problems, 10))
+        raise ValueError(f"{what}:\n{shown}\n{expected}".rstrip())
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in the words of JSON."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "true or false"
+    kinds = {str: "text", Mapping: "an object", Sequence: "a list", Number: "a number"}
+    found = (name for kind, name in kinds.items() if isinstance(value, kind))
+    return next(found, None) or shortened(value)
 
 
 def first_few(lines: Sequence[str], most: int = 4) -> list[str]:

@@ -132,7 +132,7 @@ def _memory(name: str, conversation: int) -> "MemoryContents":
     path = Path(name).expanduser()
     if path.is_dir() and not is_session(path):
         raise UsageError(f"{name!r} is a folder, but not of a saved session. Give a memory file.")
-    if path.is_file() and path.suffix in TEXTS:
+    if path.is_file() and path.suffix.lower() in TEXTS:
         raise UsageError(
             f"{name!r} is a text; expected an adapter or a memory file. To see what a text does to "
             f"a memory: --trace {name}"
@@ -178,7 +178,7 @@ def _is_adapter(name: str) -> bool:
     path = Path(name).expanduser()
     if path.is_dir():
         return not is_session(path)
-    return not path.is_file() and path.suffix != ".safetensors"
+    return not path.is_file() and path.suffix.lower() != ".safetensors"
 
 
 def _show_probe(
@@ -219,13 +219,13 @@ def _show_trace(
     from deltamem_mlx.inspection.as_json import trace_json
     from deltamem_mlx.inspection.script import messages_script, text_script
     from deltamem_mlx.inspection.trace import trace
-    from deltamem_mlx.text.files import read_messages
+    from deltamem_mlx.text.files import holds_messages, read_messages
     from deltamem_mlx.views.inspection_report import tokens_text, trace_text
 
     messages = read_messages(path)
     model, adapter, trust_remote_code = pair
     loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
-    if path.suffix in (".json", ".jsonl"):
+    if holds_messages(path):
         script = messages_script(tokenizer, messages, settings)
     else:
         text = "\n\n".join(str(message["content"]) for message in messages)

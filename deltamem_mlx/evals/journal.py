@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..files import read_json, write_text
+from ..files import checked_file, json_lines, read_json, write_text
 
 RUN, QUESTIONS, RESULT = "run.json", "questions.jsonl", "result.json"
 
@@ -83,18 +83,16 @@ def _read_rows(path: Path) -> dict[int | str, Row]:
     """The rows in a file, from which half a line at the end (of a killed run) is cut off."""
     if not path.exists():
         return {}
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        os.truncate(path, len(whole))
-    rows = {}
-    for number, line in enumerate(whole.decode("utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            rows[row["id"]] = row
-        except (ValueError, TypeError, KeyError) as error:
+    data = checked_file(path).read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
+    rows: dict[int | str, Row] = {}
+    for number, row, wrong in json_lines(path):
+        if not isinstance(row, dict) or not isinstance(row.get("id"), int | str):
             raise ValueError(
-                f"{path}:{number} is damaged: {error!r}. Delete the line to answer that question "
-                "again, or give another folder."
-            ) from error
+                f"{path}:{number} is damaged: {wrong or 'no row of an evaluation'}. Delete the "
+                "line to answer that question again, or give another folder."
+            )
+        rows[row["id"]] = row
     return rows

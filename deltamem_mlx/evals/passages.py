@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ..files import read_text
 from ..text.datasets import load_conversations
-from ..text.rows import Conversation
+from ..text.rows import ConversationRow
 from ..text.spans import NO_SPAN, Spans, message_spans
 
 TEXTS, ROWS = (".txt", ".md"), (".jsonl", ".json")
@@ -38,7 +39,7 @@ class Passage(NamedTuple):
     spans: Spans
 
 
-Source = Sequence[Text] | Sequence[Conversation]
+Source = Sequence[Text] | Sequence[ConversationRow]
 
 
 def read_source(name: str) -> Source:
@@ -52,36 +53,20 @@ def read_source(name: str) -> Source:
     path = Path(name).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"No file or folder {name!r}. {EXPECTED}")
-    if path.is_file() and path.suffix in ROWS:
+    if path.is_file() and path.suffix.lower() in ROWS:
         return load_conversations(path, valid_fraction=0).train
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in TEXTS and p.is_file())
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in TEXTS and p.is_file())
         if not files:
             raise FileNotFoundError(f"No .txt or .md file in the folder {name!r}. {EXPECTED}")
-    elif path.suffix in TEXTS:
+    elif path.suffix.lower() in TEXTS:
         files = [path]
     else:
         raise ValueError(f"{name!r} is neither text nor conversations. {EXPECTED}")
-    texts = [Text(_read(file), str(file)) for file in files]
+    texts = [Text(read_text(file), str(file)) for file in files]
     if not any(text.text.strip() for text in texts):
         raise ValueError(f"{name!r} is empty; expected text to predict.")
     return texts
-
-
-def _read(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        where = text.find("\0")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{str(path)!r} is not UTF-8 text: {error.reason}, byte {error.start}. Save it as "
-            "UTF-8, or give another file."
-        ) from error
-    if where >= 0:
-        raise ValueError(
-            f"{str(path)!r} is not text: character {where} is a zero. Give a text file."
-        )
-    return text
 
 
 def passages(
@@ -140,7 +125,7 @@ def _windows(text: Text, tokenizer: TokenizerWrapper, length: int) -> Iterator[P
 
 
 def _conversation(
-    row: Conversation,
+    row: ConversationRow,
     tokenizer: TokenizerWrapper,
     length: int | None,
     *,

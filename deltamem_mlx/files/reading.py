@@ -8,6 +8,10 @@ from pathlib import Path
 from ..problems import shortened
 
 MOST_JSON_BYTES = 64 << 20
+MOST_TEXT_BYTES = 4 << 30
+
+_HEAD = 4096
+_DOCUMENTS = {b"%PDF-": "a PDF", b"PK\3\4": "an archive or document", b"{\\rtf": "an RTF document"}
 
 
 def expanded(path: str | Path) -> Path:
@@ -44,23 +48,59 @@ def checked_file(path: str | Path, at_most: int | None = None, what: str = "file
     return path
 
 
-def read_text(path: str | Path, at_most: int | None = None) -> str:
+def read_text(path: str | Path, at_most: int = MOST_TEXT_BYTES) -> str:
     """The text of a UTF-8 file.
 
     Raises:
         FileNotFoundError, ValueError: As ``checked_file``, or if it is not UTF-8 text.
     """
     path = checked_file(path, at_most)
-    data = path.read_bytes()
+    with path.open("rb") as file:
+        data = file.read(_HEAD)
+        _check_kind(path, data)
+        data += file.read()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}:{line} is not UTF-8 text. Save it as UTF-8.") from None
+        what = f"{error.reason}, byte {error.start}"
+        raise ValueError(f"{path}:{line} is not UTF-8 text: {what}. Save it as UTF-8.") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise ValueError(f"{path}:{line} is not text: it holds a null character.")
     return text
+
+
+def _check_kind(path: Path, head: bytes) -> None:
+    """Raises ValueError if what a file begins with shows that it is no text, however large it is.
+
+    Many documents are texts to their programs and nonsense to a model.
+    """
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"{path}:1 is not UTF-8 text but UTF-16. Save it as UTF-8.")
+    kind = next((kind for start, kind in _DOCUMENTS.items() if head.startswith(start)), None)
+    if kind:
+        raise ValueError(f"{path}:1 is not text: it is {kind}. Save what it says as plain text.")
+    if b"\0" in head:
+        line = head.count(b"\n", 0, head.index(b"\0")) + 1
+        raise ValueError(f"{path}:{line} is not text: it holds a null character.")
+
+
+def parse_json(text: str) -> object:
+    """The value that a JSON text holds.
+
+    Raises:
+        ValueError: If it holds none; the message is a phrase: what is wrong, and where.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"not valid JSON: {error.msg} at {line}column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("not valid JSON: it is too deeply nested") from None
+    except ValueError:  # Python converts no number of more than 4,300 digits
+        raise ValueError("not valid JSON: it holds a number too long") from None
 
 
 def read_json(path: str | Path, at_most: int = MOST_JSON_BYTES) -> dict[str, object]:
@@ -72,12 +112,9 @@ def read_json(path: str | Path, at_most: int = MOST_JSON_BYTES) -> dict[str, obj
     """
     text = read_text(path, at_most)
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from None
-    except (ValueError, RecursionError) as error:
-        reason = "too deeply nested" if isinstance(error, RecursionError) else "a number too long"
-        raise ValueError(f"{path} is not usable JSON: it holds something {reason}.") from None
+        values = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is {error}.") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, expected a JSON object.")
     return values

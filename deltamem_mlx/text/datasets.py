@@ -1,6 +1,5 @@
 """Conversations to train on: from a folder, a file, or a dataset of the Hugging Face Hub."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
@@ -10,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..hub import REPO_ID, looks_like_path, resolve
-from .messages import Problem
-from .rows import EXPECTED, Conversation, messages_of, raise_problems
+from ..problems import Problem, raise_problems
+from .json_rows import JSON_SUFFIXES, Rows, json_rows, numbered
+from .rows import EXPECTED, ConversationRow, conversation_of
 
 _SPLITS = {
     "train": re.compile(r"train(ing)?([-_.].*)?"),
@@ -25,18 +25,15 @@ class Splits(NamedTuple):
     """Conversations by use.
 
     Attributes:
-        train, valid, test (list[Conversation]): ``test`` may be empty, and so may ``valid`` if
+        train, valid, test (list[ConversationRow]): ``test`` may be empty, and so may ``valid`` if
             there is only one conversation or none was to be held out.
         held_out (bool): ``valid`` was taken from the training rows, as there was no such file.
     """
 
-    train: list[Conversation]
-    valid: list[Conversation]
-    test: list[Conversation]
+    train: list[ConversationRow]
+    valid: list[ConversationRow]
+    test: list[ConversationRow]
     held_out: bool = False
-
-
-Rows = Iterator[tuple[str, object]]
 
 
 def load_conversations(source: str | Path, *, seed: int = 0, valid_fraction: float = 0.1) -> Splits:
@@ -59,7 +56,8 @@ def load_conversations(source: str | Path, *, seed: int = 0, valid_fraction: flo
     """
     if not 0 <= valid_fraction < 1:
         raise ValueError(f"valid_fraction is {valid_fraction}; expected 0 or more and less than 1.")
-    found, problems = {}, []
+    found: dict[str, list[ConversationRow]] = {}
+    problems: list[str] = []
     for split, rows in _sources(source).items():
         found[split] = list(_conversations(rows, problems))
     raise_problems(problems, f"Rows of {str(source)!r} that cannot be used", EXPECTED)
@@ -72,8 +70,8 @@ def load_conversations(source: str | Path, *, seed: int = 0, valid_fraction: flo
 
 
 def _hold_out(
-    rows: list[Conversation], seed: int, fraction: float
-) -> tuple[list[Conversation], list[Conversation]]:
+    rows: list[ConversationRow], seed: int, fraction: float
+) -> tuple[list[ConversationRow], list[ConversationRow]]:
     count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
     chosen = set(np.random.default_rng(seed).permutation(len(rows))[:count].tolist())
     train = [row for index, row in enumerate(rows) if index not in chosen]
@@ -86,7 +84,7 @@ def _sources(source: str | Path) -> dict[str, Rows]:
     if path.is_dir():
         return _read_splits(_split_files(path.iterdir()), path)
     if path.is_file():
-        return {"train": _read(path)}
+        return {"train": json_rows(path)}
     repo = REPO_ID.fullmatch(source) if isinstance(source, str) else None
     if repo is None or looks_like_path(repo["repo"]):
         raise FileNotFoundError(
@@ -108,16 +106,16 @@ def _read_splits(files: Mapping[str, list[Path]], folder: Path) -> dict[str, Row
 
 def _chain(paths: Iterable[Path]) -> Rows:
     for path in paths:
-        yield from _read(path)
+        yield from json_rows(path)
 
 
 def _split_files(paths: Iterable[Path]) -> dict[str, list[Path]]:
     """The files of each split by their names; .json files count where there is no .jsonl."""
-    paths = sorted(path for path in paths if path.suffix in (".jsonl", ".json"))
+    paths = sorted(path for path in paths if path.suffix.lower() in JSON_SUFFIXES)
     files: dict[str, list[Path]] = {}
     for split, pattern in _SPLITS.items():
         named = [path for path in paths if pattern.fullmatch(path.stem)]
-        lines = [path for path in named if path.suffix == ".jsonl"]
+        lines = [path for path in named if path.suffix.lower() == ".jsonl"]
         if named:
             files[split] = lines or named
     return files
@@ -132,7 +130,7 @@ def _hub_sources(repo: str, revision: str | None) -> dict[str, Rows]:
     paths = [
         path
         for path in folder.rglob("*.json*")
-        if path.suffix in (".jsonl", ".json") and not _HUB_METADATA.fullmatch(path.name)
+        if path.suffix.lower() in JSON_SUFFIXES and not _HUB_METADATA.fullmatch(path.name)
     ]
     files = _split_files(paths)
     if not files and len(paths) == 1:
@@ -150,49 +148,19 @@ def _from_datasets(repo: str, revision: str | None) -> dict[str, Rows]:
         ) from error
     loaded: Mapping[str, Iterable[object]] = datasets.load_dataset(repo, revision=revision)
     return {
-        split: _numbered(loaded[name], f"{repo}/{name}: row")
+        split: numbered(loaded[name], f"{repo}/{name}: row")
         for split, pattern in _SPLITS.items()
         for name in filter(pattern.fullmatch, loaded)
     }
 
 
-def _numbered(rows: Iterable[object], what: str) -> Rows:
-    for number, row in enumerate(rows, start=1):
-        yield f"{what} {number}", row
-
-
-def _read(path: Path) -> Rows:
-    """Yields (where, row) of a file; a row that is not JSON is a `Problem`."""
-    if path.suffix not in (".jsonl", ".json"):
-        raise ValueError(f"{str(path)!r} is not a .jsonl or .json file. {EXPECTED}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{str(path)!r} is not UTF-8 text: {error}. Save it as UTF-8.") from error
-    if path.suffix == ".jsonl":
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                yield f"{path}:{number}", _parse(line)
-        return
-    whole = _parse(text)
-    if isinstance(whole, list):
-        yield from _numbered(whole, f"{path}: item")
-    else:
-        yield str(path), whole
-
-
-def _parse(text: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        return Problem("", ValueError, f"not JSON at {line}column {error.colno}: {error.msg}")
-
-
-def _conversations(rows: Rows, problems: list[str]) -> Iterator[Conversation]:
+def _conversations(rows: Rows, problems: list[str]) -> Iterator[ConversationRow]:
     """Yields the usable rows, and notes what is wrong with the others."""
     for where, row in rows:
-        messages, wrong = ([], [row]) if isinstance(row, Problem) else messages_of(row)
+        if isinstance(row, Problem):
+            problems.append(f"{where}: {row.what}")
+            continue
+        found, wrong = conversation_of(row, where)
         problems += [": ".join(filter(None, (where, p.field, p.what))) for p in wrong]
-        if not wrong:
-            yield Conversation(messages, row.get("tools") or None, where)
+        if found is not None:
+            yield found

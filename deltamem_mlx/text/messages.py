@@ -4,10 +4,11 @@ Rendering knows nothing of spans; `spans` compares what successive renderings ad
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Number
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from jinja2 import TemplateError
+
+from ..problems import Problem, first_few, kind_of
 
 Message = Mapping[str, object]
 
@@ -20,22 +21,14 @@ class Tokenizer(Protocol):
     def encode(self, text: str, **kwargs: object) -> list[int]: ...
 
 
-class Problem(NamedTuple):
-    """One thing wrong with a value: where, the error it calls for, and what it is."""
-
-    field: str
-    error: type[Exception]
-    what: str
-
-
 def check_messages(messages: object) -> None:
     """Raises TypeError or ValueError, listing everything wrong, unless these are messages."""
     problems = message_problems(messages)
     if problems:
-        lines = "\n".join(f"  {problem.field}: {problem.what}" for problem in problems[:10])
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        shown = first_few([f"{problem.field}: {problem.what}" for problem in problems], 10)
+        lines = "\n  ".join(shown)
         raise problems[0].error(
-            f"These messages cannot be used:\n{lines}{more}\n"
+            f"These messages cannot be used:\n  {lines}\n"
             'Give a list of {"role": "user", "content": "text"}, as in mlx-lm.'
         )
 
@@ -67,14 +60,6 @@ def _problems_of_one(message: object) -> list[Problem]:
     if message.get("tool_calls") and message.get("content") is None:
         problems = [problem for problem in problems if problem.field != ".content"]
     return problems
-
-
-def kind_of(value: object) -> str:
-    """What a value is, in the words of JSON."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else "true or false"
-    kinds = {str: "text", Mapping: "an object", Sequence: "a list", Number: "a number"}
-    return next((name for kind, name in kinds.items() if isinstance(value, kind)), repr(value))
 
 
 class Template:

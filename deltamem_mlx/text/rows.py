@@ -1,9 +1,10 @@
 """Rows of training data: their forms, and what is wrong with those that have none."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from .messages import Problem, kind_of, message_problems
+from ..problems import Problem, first_few, kind_of
+from .messages import Message, message_problems
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -11,37 +12,42 @@ EXPECTED = (
     'Each row needs "messages", or "prompt" and "completion" (or "response"). A row of messages: '
     '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 )
-_SHOWN_PROBLEMS = 10
 
 
-class Conversation(NamedTuple):
+class ConversationRow(NamedTuple):
     """One row: its messages, the tools it offers, and where it was found."""
 
-    messages: list[dict[str, object]]
+    messages: list[Message]
     tools: list[object] | None = None
     where: str = "a conversation"
 
 
-def messages_of(row: object) -> tuple[list[dict[str, object]], list[Problem]]:
-    """The messages of a row in any of its forms, and what is wrong with it."""
+def conversation_of(
+    row: object, where: str = "a conversation"
+) -> tuple[ConversationRow | None, list[Problem]]:
+    """A row in any of its forms as a conversation; or None, and what is wrong with it."""
     if not isinstance(row, Mapping):
-        return [], [Problem("", TypeError, f"{kind_of(row)} (expected an object)")]
+        return None, [Problem("", TypeError, f"{kind_of(row)} (expected an object)")]
+    messages, wrong = _messages_of(row)
+    tools = row.get("tools") or None
+    if not isinstance(tools, list | None):
+        wrong = [*wrong, Problem("tools", TypeError, f"{kind_of(tools)} (expected a list)")]
+    return None if wrong else ConversationRow(messages, tools, where), wrong
+
+
+def _messages_of(row: Mapping[str, object]) -> tuple[list[Message], list[Problem]]:
     if row.get("messages") is not None:
-        messages, wrong = _without_nulls(row["messages"]), _conversation_problems(row["messages"])
-    elif "prompt" in row:
-        messages, wrong = _exchange(row)
-    elif "text" in row:
+        return _without_nulls(row["messages"]), _conversation_problems(row["messages"])
+    if "prompt" in row:
+        return _exchange(row)
+    if "text" in row:
         what = "plain text has no turns: no history to remember and no reply to learn"
-        messages, wrong = [], [Problem("text", ValueError, what)]
-    else:
-        what = f"no messages, no prompt (its fields: {', '.join(map(str, row)) or 'none'})"
-        messages, wrong = [], [Problem("", ValueError, what)]
-    if not isinstance(row.get("tools"), list | None):
-        wrong.append(Problem("tools", TypeError, f"{kind_of(row['tools'])} (expected a list)"))
-    return messages, wrong
+        return [], [Problem("text", ValueError, what)]
+    fields = ", ".join(first_few(list(map(str, row)), 10)) or "none"
+    return [], [Problem("", ValueError, f"no messages, no prompt (its fields: {fields})")]
 
 
-def _exchange(row: Mapping[str, object]) -> tuple[list[dict[str, object]], list[Problem]]:
+def _exchange(row: Mapping[str, object]) -> tuple[list[Message], list[Problem]]:
     replies = [field for field in ("completion", "response") if row.get(field) is not None]
     fields = {"user": "prompt", "assistant": [*replies, "completion"][0]}
     wrong = [
@@ -56,7 +62,7 @@ def _exchange(row: Mapping[str, object]) -> tuple[list[dict[str, object]], list[
     return [{"role": role, "content": row.get(field)} for role, field in fields.items()], wrong
 
 
-def _without_nulls(messages: object) -> list[dict[str, object]]:
+def _without_nulls(messages: object) -> list[Message]:
     """Messages as templates expect them: tables fill absent fields in with nulls."""
     if not isinstance(messages, list):
         return []
@@ -80,12 +86,3 @@ def _conversation_problems(messages: object) -> list[Problem]:
     if "assistant" not in roles and not wrong:
         wrong = [Problem("messages", ValueError, "no assistant message, so nothing to learn")]
     return wrong
-
-
-def raise_problems(problems: Sequence[str], what: str, expected: str) -> None:
-    """Raises one ValueError for all problems, the first ten shown; nothing if there are none."""
-    if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN_PROBLEMS])
-        rest = len(problems) - _SHOWN_PROBLEMS
-        more = f"\n  and {rest} more" if rest > 0 else ""
-        raise ValueError(f"{what}:\n{shown}{more}\n{expected}".rstrip())

@@ -4,8 +4,9 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
+from ..problems import raise_problems
 from ..text.messages import Tokenizer
-from ..text.rows import Conversation, raise_problems
+from ..text.rows import ConversationRow
 from .episodes import UNSUPERVISED, Episode, EpisodeSettings, View, build_episodes, supervised_turns
 
 
@@ -13,7 +14,7 @@ class EpisodeDataset(Sequence[Episode]):
     """The episodes of some conversations, tokenized when first asked for and then kept.
 
     Args:
-        conversations (Sequence[Conversation]): From `load_conversations`.
+        conversations (Sequence[ConversationRow]): From `load_conversations`.
         tokenizer (Tokenizer): Of the model to train.
         settings (EpisodeSettings): How conversations become episodes.
         template_kwargs (Mapping, optional): For the chat template, beside a row's own ``tools``.
@@ -21,7 +22,7 @@ class EpisodeDataset(Sequence[Episode]):
 
     def __init__(
         self,
-        conversations: Sequence[Conversation],
+        conversations: Sequence[ConversationRow],
         tokenizer: Tokenizer,
         settings: EpisodeSettings | None = None,
         *,

@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx_lm.tuner.callbacks import TrainingCallback
 
-from ..files import write_atomically, write_text
+from ..files import json_lines, write_atomically, write_text
 from .update import Figures
 
 Info = dict[str, float | int | None]
@@ -85,13 +85,8 @@ def read_metrics(folder: Path) -> list[Info]:
     path = folder / METRICS_FILE
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return [row for row in rows if isinstance(row, dict) and "iteration" in row]
+    found = (line.value for line in json_lines(path))
+    return [row for row in found if isinstance(row, dict) and "iteration" in row]
 
 
 def draw_curve(folder: Path) -> bool:

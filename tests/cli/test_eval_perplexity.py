@@ -280,7 +280,7 @@ def test_several_models(pair: tuple[str, ...], folder: Path, talk: Path, tmp_pat
         ("blank.md", b" \n\n", "is empty; expected text"),
         ("short.txt", b"a", "has fewer than two tokens"),
         ("latin.txt", b"caf\xe9 au lait", "is not UTF-8 text: invalid continuation byte, byte 3"),
-        ("zeros.txt", b"ab\0\0", "is not text: character 2 is a zero"),
+        ("zeros.txt", b"ab\0\0", "zeros.txt:1 is not text: it holds a null character"),
         ("image.png", b"\x89PNG", "is neither text nor conversations. Expected a .txt or .md"),
         ("rows.jsonl", b'{"text": "plain"}\n', "rows.jsonl:1: text: plain text has no turns"),
         ("rows.jsonl", b"", "has no training rows"),

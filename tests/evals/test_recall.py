@@ -119,14 +119,14 @@ def test_all_bad_lines_are_listed_and_files_without_episodes_refused(tmp_path: P
     with pytest.raises(ValueError) as caught:
         read_episodes(path)
     said = str(caught.value)
-    for line in ("a.jsonl:1: not JSON", "a.jsonl:2: a list", "a.jsonl:3: question: missing"):
+    for line in ("a.jsonl:1: not valid JSON", "a.jsonl:2: a list", "a.jsonl:3: question: missing"):
         assert line in said
     assert "and 15 more" in said
     path.write_text("\n")
     with pytest.raises(ValueError, match="holds no episodes"):
         read_episodes(path)
     (tmp_path / "b.jsonl.gz").write_bytes(b"not gzip")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"is no whole \.gz file"):
         read_episodes(tmp_path / "b.jsonl.gz")
     with pytest.raises(FileNotFoundError):
         read_episodes(tmp_path / "c.jsonl")

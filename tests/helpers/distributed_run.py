@@ -14,7 +14,7 @@ from mlx_lm.tokenizer_utils import load
 from tiny import TOKENIZER, tiny_model
 
 import deltamem_mlx as dm
-from deltamem_mlx.text.rows import Conversation
+from deltamem_mlx.text.rows import ConversationRow
 from deltamem_mlx.training.batching import Batch, batches
 from deltamem_mlx.training.dataset import EpisodeDataset
 from deltamem_mlx.training.episodes import EpisodeSettings
@@ -33,11 +33,11 @@ SETTINGS = TrainSettings(
 )
 
 
-def conversation(number: int) -> Conversation:
+def conversation(number: int) -> ConversationRow:
     """One of unequal length: a history, and a reply to learn."""
     turns = [("user", f"I am {'x' * (3 * number)}."), ("assistant", "Ok." * (number % 3 + 1))]
     turns += [("user", "Who?"), ("assistant", "You are " + "x" * number)]
-    return Conversation([{"role": role, "content": text} for role, text in turns])
+    return ConversationRow([{"role": role, "content": text} for role, text in turns])
 
 
 def attached(seed: int = 1) -> nn.Module:

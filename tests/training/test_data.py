@@ -20,7 +20,7 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 from deltamem_mlx.text import datasets
 from deltamem_mlx.text.datasets import load_conversations
-from deltamem_mlx.text.rows import Conversation
+from deltamem_mlx.text.rows import ConversationRow
 from deltamem_mlx.training.batching import (
     Batch,
     batch_indices,
@@ -82,7 +82,7 @@ def talk(*contents: str) -> list[dict[str, object]]:
 
 def dataset_of(tokenizer: TokenizerWrapper, turns: list[int], **settings: object) -> EpisodeDataset:
     """One conversation for each number of turns."""
-    rows = [Conversation(talk(*"abcdefghijklmnop"[: 2 * n])) for n in turns]
+    rows = [ConversationRow(talk(*"abcdefghijklmnop"[: 2 * n])) for n in turns]
     return EpisodeDataset(rows, tokenizer, EpisodeSettings(**settings))
 
 
@@ -132,7 +132,7 @@ def test_reference_episodes(tokenizers: dict[str, TokenizerWrapper], name: str) 
 def test_reference_batches(char96: TokenizerWrapper, name: str, mode: str) -> None:
     case = BATCHES[name]
     settings = settings_of(case["build_arguments"])
-    rows = [Conversation(messages) for messages in case["conversations"]]
+    rows = [ConversationRow(messages) for messages in case["conversations"]]
     [batch] = evaluation_batches(EpisodeDataset(rows, char96, settings), len(rows), mode=mode)
     prefix = "" if mode == "both" else "state_only_"
     with np.load(FIXTURES / "spans" / "train_batches.npz") as reference:
@@ -228,7 +228,9 @@ def test_report_names_every_row_the_template_refuses() -> None:
         "{% for m in messages %}{% if m.content == 'b' %}{{ raise_exception('no b') }}{% endif %}"
         "{{ m.content }}{% endfor %}"
     )
-    rows = [Conversation(talk("a", reply), where=f"t.jsonl:{i}") for i, reply in enumerate("bcb")]
+    rows = [
+        ConversationRow(talk("a", reply), where=f"t.jsonl:{i}") for i, reply in enumerate("bcb")
+    ]
     with pytest.raises(ValueError) as caught:
         EpisodeDataset(rows, tokenizer).report()
     said = str(caught.value)
@@ -243,7 +245,7 @@ def test_tools_of_a_row_reach_the_template() -> None:
         "{% for t in tools or [] %}<|im_start|>{{ t.name }}{% endfor %}"
         "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}"
     )
-    rows = [Conversation(talk("a", "b")), Conversation(talk("a", "b"), [{"name": "add"}])]
+    rows = [ConversationRow(talk("a", "b")), ConversationRow(talk("a", "b"), [{"name": "add"}])]
     plain, tooled = (episode.both.read for episode in EpisodeDataset(rows, tokenizer))
     assert tokenizer.decode(plain.tokens.tolist()) == "<|im_start|>a<|im_start|>b"
     assert tokenizer.decode(tooled.tokens.tolist()) == "<|im_start|>add<|im_start|>a<|im_start|>b"
@@ -426,7 +428,7 @@ def test_validation_is_held_out_by_seed(tmp_path: Path) -> None:
     rows = [{"prompt": str(i), "completion": "a"} for i in range(40)]
     path = write_rows(tmp_path / "train.jsonl", *rows)
 
-    def prompts(part: list[Conversation]) -> list[str]:
+    def prompts(part: list[ConversationRow]) -> list[str]:
         return [str(conversation.messages[0]["content"]) for conversation in part]
 
     first, again = load_conversations(path, seed=1), load_conversations(tmp_path, seed=1)
@@ -487,7 +489,7 @@ def test_bad_rows_are_all_found_and_the_first_ten_shown(tmp_path: Path) -> None:
 def test_line_that_is_no_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text(f"{json.dumps(ROW)}\n\n{{'messages': 1}}\n")
-    with pytest.raises(ValueError, match=r"train\.jsonl:3: not JSON at column 2"):
+    with pytest.raises(ValueError, match=r"train\.jsonl:3: not valid JSON: .* at column 2"):
         load_conversations(path)
 
 

@@ -22,7 +22,7 @@ from tiny import TOKENIZER, tiny_model, weights_of
 import deltamem_mlx as dm
 from deltamem_mlx import files
 from deltamem_mlx.adapters.loading import adapter_of
-from deltamem_mlx.text.rows import Conversation
+from deltamem_mlx.text.rows import ConversationRow
 from deltamem_mlx.training import trainer as trainer_module
 from deltamem_mlx.training.checkpoint import STATE_FILE
 from deltamem_mlx.training.dataset import EpisodeDataset
@@ -43,14 +43,14 @@ RUN = TrainSettings(
 )
 
 
-def conversation(number: int) -> Conversation:
+def conversation(number: int) -> ConversationRow:
     name, food = (
         ("Ann", "Bob", "Cid", "Dot", "Eve")[number % 5],
         ("tea", "rice", "milk")[number % 3],
     )
     turns = [f"{name} likes {food}.", "Ok.", f"What does {name} like?", food]
     roles = ("user", "assistant") * 2
-    return Conversation([{"role": r, "content": t} for r, t in zip(roles, turns, strict=True)])
+    return ConversationRow([{"role": r, "content": t} for r, t in zip(roles, turns, strict=True)])
 
 
 @pytest.fixture(scope="module")

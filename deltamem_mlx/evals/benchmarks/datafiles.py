@@ -1,9 +1,9 @@
 """Benchmark data: a local file, a folder, or a dataset repository of the Hub."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ...files import json_lines, parse_json, read_text
 from ...hub import resolve
 from ...problems import first_few
 
@@ -23,7 +23,7 @@ def data_files(name: str, patterns: Sequence[str]) -> list[Path]:
     path = Path(name).expanduser()
     if path.is_file():
         return [path]
-    if path.suffix in READERS:
+    if path.suffix.lower() in READERS:
         raise FileNotFoundError(f"No file {name!r}. Check the path.")
     folder = resolve(name, allow_patterns=patterns, repo_type="dataset")
     found = sorted({file for pattern in patterns for file in folder.glob(pattern)})
@@ -41,7 +41,7 @@ def read_rows(path: Path) -> Rows:
         ValueError: If the file cannot be read, is of another kind, or holds other things.
         ModuleNotFoundError: If a .parquet file is read without pyarrow (the ``eval`` extra).
     """
-    read = READERS.get(path.suffix)
+    read = READERS.get(path.suffix.lower())
     if read is None:
         raise ValueError(f"{path} is no data file. Expected one ending in {', '.join(READERS)}.")
     rows = read(path)
@@ -56,22 +56,19 @@ def read_rows(path: Path) -> Rows:
 
 
 def _json(path: Path) -> object:
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return parse_json(text)
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}. Fetch it again.") from error
+        raise ValueError(f"{path} is {error}. Fetch it again.") from None
 
 
 def _json_lines(path: Path) -> object:
-    rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        try:
-            if line.strip():
-                rows.append(json.loads(line))
-        except ValueError as error:
-            said = f"{path}:{number} is not valid JSON: {error}. Fetch it again."
-            raise ValueError(said) from error
-    return rows
+    rows = list(json_lines(path))
+    for line in rows:
+        if line.wrong:
+            raise ValueError(f"{path}:{line.number} is {line.wrong}. Fetch it again.")
+    return [line.value for line in rows]
 
 
 def _parquet(path: Path) -> object:

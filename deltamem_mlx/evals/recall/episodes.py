@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ...files import write_atomically
-from ...text.messages import Message, kind_of, message_problems
+from ...files import json_lines, write_atomically
+from ...problems import kind_of, raise_problems
+from ...text.messages import Message, message_problems
 
 KINDS = ("told", "updated", "never", "heldout_word", "heldout_wording")
-MOST_PROBLEMS = 10
 EXPECTED = (
     'Expected on each line {"tell": [messages], "question": text, "answer": text, "facts": number},'
     f' and if need be "kind" ({", ".join(KINDS)}), "distractors": number, "old": text.'
@@ -71,17 +71,14 @@ def read_episodes(path: str | Path) -> list[Episode]:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds none, or lines that are none: named by file, line and field.
     """
-    episodes, problems = [], []
-    for where, line in _lines(Path(path)):
-        values, wrong = _parsed(line)
-        problems += [f"{where}: {problem}" for problem in wrong]
+    episodes: list[Episode] = []
+    problems: list[str] = []
+    for number, row, not_json in json_lines(path):
+        values, wrong = ({}, [not_json]) if not_json else _parsed(row)
+        problems += [f"{path}:{number}: {problem}" for problem in wrong]
         if not wrong:
             episodes.append(Episode(**values))
-    if problems:
-        shown = "\n  ".join(problems[:MOST_PROBLEMS])
-        rest = len(problems) - MOST_PROBLEMS
-        more = f"\n  and {rest} more" if rest > 0 else ""
-        raise ValueError(f"Episodes that cannot be used:\n  {shown}{more}\n{EXPECTED}")
+    raise_problems(problems, "Episodes that cannot be used", EXPECTED)
     if not episodes:
         raise ValueError(f"{path} holds no episodes. {EXPECTED}")
     return episodes
@@ -119,23 +116,8 @@ def _as_json(episode: Episode) -> str:
     return json.dumps(values, ensure_ascii=False)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", line
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path} cannot be read: {error}. {EXPECTED}") from error
-
-
-def _parsed(line: str) -> tuple[dict[str, object], list[str]]:
+def _parsed(row: object) -> tuple[dict[str, object], list[str]]:
     """The fields of an episode, and what is wrong with them."""
-    try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        return {}, [f"not JSON: {error}"]
     if not isinstance(row, Mapping):
         return {}, [f"{kind_of(row)} (expected an object)"]
     values = {"kind": "told", "distractors": 0, "old": None} | {
