@@ -24,33 +24,33 @@ from .ending import Ending, Sampler
 from .errors import ApiError, refused
 from .job import Answer, Fed, Feed, Job
 from .metrics import Metrics
-from .prompts import Prompts
+from .prompts import ServedPrompts
+from .provider import ServedPair
 from .reply import visible
 from .settings import ServeSettings
-from .turn import Pair
 
 log = logging.getLogger(__name__)
 _SAMPLERS = 64
 Machines = Callable[[list[str]], tuple[StopSequences, TextStateMachine]]
 
 
-class Batch:
+class RunningBatch:
     """mlx-lm's batch of one model, and whose each of its sequences is.
 
     Args:
-        pair (Pair): The model.
+        pair (ServedPair): The model.
         settings (ServeSettings): Of the server.
         metrics (Metrics): What is counted.
-        prompts (Prompts): Where prompts of requests without a memory are kept.
+        prompts (ServedPrompts): Where prompts of requests without a memory are kept.
         machines (Callable): mlx-lm's stop sequences and text states for these stop words.
     """
 
     def __init__(
         self,
-        pair: Pair,
+        pair: ServedPair,
         settings: ServeSettings,
         metrics: Metrics,
-        prompts: Prompts,
+        prompts: ServedPrompts,
         machines: Machines,
     ):
         self.pair, self.settings, self.metrics = pair, settings, metrics

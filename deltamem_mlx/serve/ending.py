@@ -5,7 +5,7 @@ call of its own would cost each turn a pass through the model; here they are the
 decoded next, whatever the model would have said.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import mlx.core as mx
 from mlx_lm.generate import StopSequences
@@ -83,14 +83,14 @@ class Ending:
         return False
 
 
-def usual_end(tokenizer: TokenizerWrapper, template_kwargs: dict[str, object]) -> list[int]:
+def usual_end(tokenizer: TokenizerWrapper, template_kwargs: Mapping[str, object]) -> list[int]:
     """What the template puts after a reply, if that begins with an end token; else nothing."""
     said = [{"role": "user", "content": "hi"}]
     reply = [{"role": "assistant", "content": "hi"}]
-    rendering = {"sentences": False, "template_kwargs": template_kwargs}
+    kwargs = template_kwargs
     try:
-        turn = turn_of(tokenizer, [], said, reply=True, **rendering)
-        spans = spans_with(tokenizer, [], [*said, *reply], **rendering)
+        turn = turn_of(tokenizer, [], said, reply=True, sentences=False, template_kwargs=kwargs)
+        spans = spans_with(tokenizer, [], [*said, *reply], sentences=False, template_kwargs=kwargs)
     except (ValueError, TypeError):
         return []
     fed = tokenizer.encode("hi", add_special_tokens=False)

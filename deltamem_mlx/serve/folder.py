@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..memory.file import MemoryFile, read_memory, write_memory
 from .errors import ApiError
-from .turn import Pair
+from .provider import ServedPair
 
 SUFFIX = ".safetensors"
 
@@ -17,12 +17,11 @@ class MemoryFolder:
 
     Args:
         path (Path): The folder, made if it is not there; None: nothing is kept.
-        pair (Pair): The model; files of others are refused.
-        shapes (dict[int, tuple]): Layer index → shape of its state.
+        pair (ServedPair): The model; files of others are refused.
     """
 
-    def __init__(self, path: Path | None, pair: Pair, shapes: dict[int, tuple]):
-        self._folder, self._pair, self._shapes = path, pair, shapes
+    def __init__(self, path: Path | None, pair: ServedPair):
+        self._folder, self._pair = path, pair
         if path is not None:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             for left in path.glob(f".*{SUFFIX}"):  # by a process that was killed while writing
@@ -112,6 +111,6 @@ class MemoryFolder:
             )
         shapes = {i: tuple(state.shape) for i, state in saved.states.items()}
         written = saved.tokens_written
-        if shapes != self._shapes or len(written) != 1 or not isinstance(written[0], int):
+        if shapes != self._pair.shapes or len(written) != 1 or not isinstance(written[0], int):
             raise ValueError("The memory is not one conversation's of this model.")
         return replace(saved, base_model=self._pair.described)

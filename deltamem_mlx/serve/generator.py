@@ -9,16 +9,16 @@ import mlx.core as mx
 from mlx_lm.generate import StopSequences, TextStateMachine
 from mlx_lm.server import GenerationArguments, GenerationContext, Response, ResponseGenerator
 
-from .batch import Batch
+from .batch import RunningBatch
 from .errors import ApiError, ClientGone
 from .history import History
 from .job import Done, Job, ServedRequest, Steps
 from .memories import Memories
 from .metrics import Metrics
-from .prompts import Prompt, Prompts
-from .provider import ExactPromptCache, PairProvider
+from .prompts import Prompt, ServedPrompts
+from .provider import ExactPromptCache, PairProvider, ServedPair
 from .settings import ServeSettings
-from .turn import Pair, Turn, check_length
+from .turn import MemoryTurn, check_length
 
 _PATIENCE = 0.5  # seconds; mlx-lm's own
 
@@ -28,7 +28,7 @@ class MemoryGenerator(ResponseGenerator):
 
     Args:
         provider (PairProvider): The model.
-        pair (Pair): The same, and what memory files say of it.
+        pair (ServedPair): The same, and what memory files say of it.
         memories (Memories): Where what turns come to is kept.
         settings (ServeSettings): Of the server.
         metrics (Metrics): What is counted.
@@ -37,7 +37,7 @@ class MemoryGenerator(ResponseGenerator):
     def __init__(
         self,
         provider: PairProvider,
-        pair: Pair,
+        pair: ServedPair,
         memories: Memories,
         settings: ServeSettings,
         metrics: Metrics,
@@ -125,8 +125,10 @@ class MemoryGenerator(ResponseGenerator):
     # The generation thread.
 
     def _generate(self) -> None:
-        self._prompts = Prompts(self.pair, self.prompt_cache, self.model_provider.model_key)
-        self._batch = Batch(self.pair, self.settings, self.metrics, self._prompts, self._machines)
+        self._prompts = ServedPrompts(self.pair, self.prompt_cache, self.model_provider.model_key)
+        self._batch = RunningBatch(
+            self.pair, self.settings, self.metrics, self._prompts, self._machines
+        )
         while not self._stop:
             if self._due():
                 self._admit()
@@ -187,7 +189,7 @@ class MemoryGenerator(ResponseGenerator):
 
     def _turn(self, job: Job) -> Steps:
         request, memory, options = job.request, job.request.memory, job.request.options
-        return Turn(
+        return MemoryTurn(
             pair=self.pair,
             settings=self.settings,
             options=options,

@@ -5,17 +5,17 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from queue import Queue
 from threading import Event
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from mlx_lm.server import CompletionRequest, GenerationArguments, GenerationContext, Response
 
+from ..memory.file import MemoryFile
+from ..session.conversation import Conversation
 from ..text.messages import Message
 from .bodies import MemoryOptions
 from .ending import Ending
-
-if TYPE_CHECKING:
-    from .memories import Memory
-    from .turn import Outcome
+from .history import History
+from .memory import Memory
 
 
 @dataclass
@@ -73,7 +73,28 @@ class Fed:
     closed: bool = False
 
 
-Steps = Generator[Feed, Fed, "Outcome | None"]
+@dataclass(frozen=True)
+class TurnOutcome:
+    """What a turn came to.
+
+    Attributes:
+        talk (Conversation): With its context.
+        saved (MemoryFile): The memory, as its file is to hold it.
+        history (History): What it was fed.
+        written (int): Tokens written by this turn.
+        known (int): Messages of the request that had been fed before.
+        keep_partial (bool): Keep it even if the client has gone.
+    """
+
+    talk: Conversation
+    saved: MemoryFile
+    history: History
+    written: int
+    known: int
+    keep_partial: bool
+
+
+Steps = Generator[Feed, Fed, TurnOutcome | None]
 
 
 class Done(NamedTuple):
@@ -95,7 +116,7 @@ class ServedRequest(CompletionRequest):
     """
 
     options: MemoryOptions | None = None
-    memory: "Memory | None" = None
+    memory: Memory | None = None
     alive: Callable[[], bool] = lambda: True
     stream: bool = True
     job: "Job | None" = None
@@ -118,8 +139,8 @@ class Job:
     Attributes:
         cancelled (Event): Set by the request's thread: the client has gone.
         settled (Event): Set by the generation thread, which has no more to do with the job then.
-        outcome (Outcome): What the turn came to, for the request's thread to keep.
-        kept (Outcome): The same once it is kept.
+        outcome (TurnOutcome): What the turn came to, for the request's thread to keep.
+        kept (TurnOutcome): The same once it is kept.
         said (list[Response]): The answer so far, where it is not streamed: a thread that wakes for
           every token costs as much as a small model's step.
         began, first (float): When it came, and when its first token did.
@@ -130,8 +151,8 @@ class Job:
     queue: Queue = field(default_factory=Queue)
     cancelled: Event = field(default_factory=Event)
     settled: Event = field(default_factory=Event)
-    outcome: "Outcome | None" = None
-    kept: "Outcome | None" = None
+    outcome: TurnOutcome | None = None
+    kept: TurnOutcome | None = None
     ctx: GenerationContext | None = None
     steps: Steps | None = None
     step: Feed | None = None
@@ -154,7 +175,7 @@ class Job:
         self.queue.put(error)
         self.settled.set()
 
-    def finish(self, outcome: "Outcome | None") -> None:
+    def finish(self, outcome: TurnOutcome | None) -> None:
         """End it with an answer."""
         if self.gone and outcome is not None and not outcome.keep_partial:
             outcome = None

@@ -8,8 +8,8 @@ from mlx_lm.models.cache import make_prompt_cache
 from ..text.messages import Message
 from ..text.spans import message_spans
 from .job import Answer, Steps
-from .provider import ExactPromptCache
-from .turn import Pair, mark
+from .provider import ExactPromptCache, ServedPair
+from .turn import mark
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Prompt:
     initial_state: str
 
 
-class Prompts:
+class ServedPrompts:
     """Prompts that were answered, and how one is answered that continues one of them.
 
     Args:
-        pair (Pair): The model.
+        pair (ServedPair): The model.
         cache (ExactPromptCache): What is kept.
         key (object): The model's, in the cache.
     """
 
-    def __init__(self, pair: Pair, cache: ExactPromptCache, key: object):
+    def __init__(self, pair: ServedPair, cache: ExactPromptCache, key: object):
         self.pair, self.cache, self._key = pair, cache, key
 
     def keep(self, cache: list, tokens: Sequence[int], kind: str) -> None:

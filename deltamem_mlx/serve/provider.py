@@ -1,16 +1,81 @@
-"""mlx-lm's model provider for one model that is loaded already."""
+"""The model that a server runs, and mlx-lm's model provider for it."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import LRUPromptCache, make_prompt_cache
 from mlx_lm.server import ModelProvider
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ..adapters.loading import fingerprint
+from ..memory.actions import memories
+from ..memory.file import described
+from ..model.patch import config_of, pack
+from .ending import usual_end
 from .errors import ApiError
 from .settings import ServeSettings
 
 DEFAULT = "default_model"
+
+
+@dataclass(frozen=True)
+class ServedPair:
+    """The model that a server runs, and what a memory file says of it.
+
+    Attributes:
+        adapter (str): Fingerprint of the adapter.
+        described (dict): Name, type and shape of the model, for memory files.
+        granularity (str): ``memory_write_granularity`` of the adapter.
+        end (list[int]): What is fed after a reply while decoding; empty: by itself, as spans.
+        vocabulary (int): How many tokens the model tells apart.
+        window (int): Tokens that the model was made for; None: it does not say.
+        shapes (dict[int, tuple]): Layer index → shape of the state of one conversation.
+    """
+
+    model: nn.Module
+    tokenizer: TokenizerWrapper
+    adapter: str
+    described: dict[str, object]
+    granularity: str
+    end: list[int]
+    vocabulary: int
+    window: int | None
+    shapes: dict[int, tuple[int, ...]]
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, tokenizer: TokenizerWrapper, template_kwargs: Mapping[str, object]
+    ) -> "ServedPair":
+        """A model with an adapter, made ready to be served.
+
+        Raises:
+            ValueError: If the model has no adapter.
+        """
+        pack(model)
+        granularity = config_of(model).memory_write_granularity
+        cache = make_prompt_cache(model)
+        return cls(
+            model=model,
+            tokenizer=tokenizer,
+            adapter=fingerprint(model),
+            described=described(model),
+            granularity=granularity,
+            end=usual_end(tokenizer, template_kwargs) if granularity == "token" else [],
+            vocabulary=model(mx.array([[0]]), cache=cache).shape[-1],  # never computed
+            window=_window(model),
+            shapes={i: (1, m.heads, m.rank, m.rank) for i, m in memories(cache).items()},
+        )
+
+
+def _window(model: nn.Module) -> int | None:
+    args = getattr(model, "args", None)
+    found = [vars(args)] if args is not None else []
+    found += [inner for inner in found[0].values() if isinstance(inner, dict)] if found else []
+    given = (values.get("max_position_embeddings") for values in found)
+    return next((size for size in given if isinstance(size, int) and size > 0), None)
 
 
 class PairProvider(ModelProvider):

@@ -11,24 +11,17 @@ from functools import partial
 from http.server import ThreadingHTTPServer
 
 import mlx.nn as nn
-from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.server import get_system_fingerprint
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..adapters.loading import fingerprint
-from ..memory.actions import memories
-from ..memory.file import described
-from ..model.patch import config_of, pack
-from .ending import usual_end
 from .errors import ApiError
 from .folder import MemoryFolder
 from .generator import MemoryGenerator
 from .handler import MemoryHandler
 from .memories import Memories
 from .metrics import Metrics
-from .provider import PairProvider
+from .provider import PairProvider, ServedPair
 from .settings import ServeSettings, check_exposure
-from .turn import Pair
 
 log = logging.getLogger(__name__)
 _BUSY = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
@@ -119,20 +112,14 @@ class Serving:
         self, model: nn.Module, tokenizer: TokenizerWrapper, name: str, settings: ServeSettings
     ):
         check_exposure(settings)
-        pack(model)
-        granularity = config_of(model).memory_write_granularity
-        token_writes = granularity == "token"
-        end = usual_end(tokenizer, settings.chat_template_args) if token_writes else []
-        pair = Pair(model, tokenizer, fingerprint(model), described(model), granularity, end)
+        pair = ServedPair.of(model, tokenizer, settings.chat_template_args)
         self.settings, self.metrics = settings, Metrics()
         self.provider = PairProvider(model, tokenizer, name, settings)
         if not self.provider.is_batchable:
             raise ValueError(
                 f"{name}: mlx-lm cannot batch this model's prompt cache, and the server needs that."
             )
-        empty = memories(make_prompt_cache(model))
-        shapes = {i: (1, m.heads, m.rank, m.rank) for i, m in empty.items()}
-        folder = MemoryFolder(settings.memory_dir, pair, shapes)
+        folder = MemoryFolder(settings.memory_dir, pair)
         self.memories = Memories(folder, settings.memory_bytes, settings.wait)
         self.started = int(time.time())
         self._mutex = threading.Lock()

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.server import process_message_content
@@ -21,54 +20,17 @@ from ..text.turns import as_messages, leading_system, turn_of
 from .bodies import MemoryOptions
 from .errors import ApiError
 from .history import History
-from .job import Answer, Fed, Feed, Steps
+from .job import Answer, Fed, Feed, Steps, TurnOutcome
+from .provider import ServedPair
 from .settings import ServeSettings
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a turn came to.
-
-    Attributes:
-        talk (Conversation): With its context.
-        saved (MemoryFile): The memory, as its file is to hold it.
-        history (History): What it was fed.
-        written (int): Tokens written by this turn.
-        known (int): Messages of the request that had been fed before.
-        keep_partial (bool): Keep it even if the client has gone.
-    """
-
-    talk: Conversation
-    saved: MemoryFile
-    history: History
-    written: int
-    known: int
-    keep_partial: bool
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The model that a server runs, and what a memory file says of it.
-
-    Attributes:
-        granularity (str): ``memory_write_granularity`` of the adapter.
-        end (list[int]): What is fed after a reply while decoding; empty: by itself, as spans.
-    """
-
-    model: nn.Module
-    tokenizer: TokenizerWrapper
-    adapter: str
-    described: dict[str, object]
-    granularity: str
-    end: list[int]
-
-
 @dataclass
-class Turn:
+class MemoryTurn:
     """One message to one memory.
 
     Args:
-        pair (Pair): The model.
+        pair (ServedPair): The model.
         settings (ServeSettings): Of the server.
         options (MemoryOptions): What the request asks of the memory.
         saved (MemoryFile): The memory as it is; None: empty.
@@ -79,7 +41,7 @@ class Turn:
         room (int): Tokens that the answer may take.
     """
 
-    pair: Pair
+    pair: ServedPair
     settings: ServeSettings
     options: MemoryOptions
     saved: MemoryFile | None
@@ -196,7 +158,9 @@ class Turn:
     def _check_length(self, tokens: int) -> None:
         check_length(tokens, self.settings)
 
-    def _outcome(self, talk: Conversation, history: History, written: int, known: int) -> Outcome:
+    def _outcome(
+        self, talk: Conversation, history: History, written: int, known: int
+    ) -> TurnOutcome:
         states = {i: np.array(state) for i, state in memory_state(talk.context.cache).items()}
         saved = MemoryFile(
             states=states,
@@ -206,7 +170,7 @@ class Turn:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             note=history.to_note(),
         )
-        return Outcome(talk, saved, history, written, known, self.options.keep_partial)
+        return TurnOutcome(talk, saved, history, written, known, self.options.keep_partial)
 
 
 def mark(cache: list, spans: Spans, granularity: str, *, write: bool) -> None:
