@@ -20,9 +20,9 @@ class Site:
     """An attention that can keep a memory: where it is, and which part of the cache it gets.
 
     Args:
-        layer (int): Index in ``model.layers``. In models with several such attentions in a layer
-          these are counted through: with two, layer i has the numbers 2i and 2i + 1.
-        block (int): Index in ``model.layers``, always.
+        layer (int): Number of the layer. In models with several such attentions in a layer they
+          are counted through: with two, ``model.layers[i]`` has the layers 2i and 2i + 1.
+        block (int): Index in ``model.layers``.
         name (str): Path in the layer.
         attention (nn.Module): The attention itself.
         projections (Projections): Those that can be corrected.
@@ -81,25 +81,26 @@ def choose_sites(model: nn.Module, config: DeltaMemConfig) -> list[Site]:
 
 def choose(model: nn.Module, config: DeltaMemConfig) -> Choice:
     """``choose_sites``, with a line on the layers that were left out."""
-    count = len(model.layers)
+    found = find_sites(model)
+    named = [_named(found, block, config) for block in range(len(model.layers))]
+    most = max(1, *map(len, named))
+    count = len(named) * most
     outside = [i for i in config.target_layers if i >= count]
     if outside:
         raise ValueError(f"target_layers {outside}: the model has layers 0 to {count - 1}.")
-    found = find_sites(model)
-    named = [_named(found, block, config) for block in range(count)]
-    most = max(map(len, named))
     wanted = [
         replace(site, layer=block * most + i)
-        for block in config.target_layers or range(count)
-        for i, site in enumerate(named[block])
+        for block, here in enumerate(named)
+        for i, site in enumerate(here)
+        if not config.target_layers or block * most + i in config.target_layers
     ]
     able = [s for s in wanted if set(config.delta_heads) <= set(s.projections.heads)]
     left_out = [*found.reasons.values(), *_lacking(wanted, config)]
     problems = list(_problems(found, wanted, config)) + _gaps(found, able)
     if problems or not able:
         raise ValueError(_refusal(model, problems or left_out))
-    blocks = {site.block for site in able}
-    note = f"A memory in layers {spans(blocks)}: {'; '.join(left_out)}." if left_out else ""
+    layers = spans(site.layer for site in able)
+    note = f"A memory in layers {layers}: {'; '.join(left_out)}." if left_out else ""
     return Choice(able, note)
 
 
@@ -120,8 +121,8 @@ def _problems(found: Found, wanted: list[Site], config: DeltaMemConfig) -> Itera
             yield f"layer {block} has several attentions ({names}): name one in target_modules"
     if config.target_layers:
         yield from _lacking(wanted, config)
-        for block in set(config.target_layers) - {site.block for site in wanted}:
-            yield found.reasons.get(block, f"layer {block} has no attention with a KV cache")
+        for layer in sorted(set(config.target_layers) - {site.layer for site in wanted}):
+            yield found.reasons.get(layer, f"layer {layer} has no attention with a KV cache")
 
 
 def _lacking(wanted: list[Site], config: DeltaMemConfig) -> list[str]:
@@ -130,7 +131,7 @@ def _lacking(wanted: list[Site], config: DeltaMemConfig) -> list[str]:
     for site in wanted:
         missing = tuple(h for h in config.delta_heads if h not in site.projections.heads)
         if missing:
-            blocks.setdefault(missing, set()).add(site.block)
+            blocks.setdefault(missing, set()).add(site.layer)
     return [
         f"layers {spans(here)} have no {' and '.join(missing)} projection of their own; name q and "
         "o alone in delta_heads to correct those there"
@@ -140,7 +141,7 @@ def _lacking(wanted: list[Site], config: DeltaMemConfig) -> list[str]:
 
 def _gaps(found: Found, able: list[Site]) -> list[str]:
     """Layers between others whose memory has an entry of its own at the end of the prompt cache."""
-    added = {s.cache_path[0]: s.block for s in able if s.cache_path[0] >= found.entries}
+    added = {s.cache_path[0]: s.layer for s in able if s.cache_path[0] >= found.entries}
     missing = set(range(found.entries, max(added, default=0))) - added.keys()
     if not missing:
         return []

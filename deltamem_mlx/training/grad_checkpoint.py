@@ -13,7 +13,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from ..compat import BaseCache
-from .passes import fork_cache, memories_in
+from .passes import Carried, fork_cache, pass_caches
 
 
 @contextmanager
@@ -52,27 +52,23 @@ def _call(layer: nn.Module, base: type[nn.Module], args: tuple, kwargs: dict) ->
     did, so each run works on forks.
     """
     caches = [a for a in (*args, *kwargs.values()) if isinstance(a, BaseCache)]
-    memories = [memory for cache in caches for memory in memories_in(cache)]
+    parts = [part for cache in caches for part in pass_caches(cache)]
 
-    def run(params: dict, states: list, args: tuple, kwargs: dict) -> tuple:
+    def run(params: dict, carried: list[Carried], args: tuple, kwargs: dict) -> tuple:
         before = layer.trainable_parameters()
-        left = list(states)
-        forks = {
-            id(cache): fork_cache(cache, [left.pop(0) for _ in memories_in(cache)])
-            for cache in caches
-        }
+        left = iter(carried)
+        forks = {id(cache): fork_cache(cache, left) for cache in caches}
         try:
             layer.update(params)
             y = base.__call__(layer, *_swap(args, forks), **_swap(kwargs, forks))
         finally:
             layer.update(before)
-        after = [memory for fork in forks.values() for memory in memories_in(fork)]
-        return y, [(memory.state, memory.beta) for memory in after]
+        return y, [part.carried for fork in forks.values() for part in pass_caches(fork)]
 
-    states = [memory.state for memory in memories]
-    y, after = mx.checkpoint(run)(layer.trainable_parameters(), states, args, kwargs)
-    for memory, (state, beta) in zip(memories, after, strict=True):
-        memory.state, memory.beta = state, beta
+    before = [part.carried for part in parts]
+    y, after = mx.checkpoint(run)(layer.trainable_parameters(), before, args, kwargs)
+    for part, carried in zip(parts, after, strict=True):
+        part.carried = Carried(*carried)
     return y
 
 

@@ -4,9 +4,10 @@ Nothing here depends on the values of arrays or changes in Python but the states
 pass of a checkpoint can run a layer again. The prompt caches of inference count and flag in Python.
 """
 
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Iterable
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -81,6 +82,20 @@ def _mean_of(gates: mx.array, there: mx.array) -> mx.array:
     return mx.where(there, gates, 0).sum() / mx.maximum(there.sum(), 1)
 
 
+class Carried(NamedTuple):
+    """What a gradient can flow through from one layer or pass to the next.
+
+    Args:
+        states (list[mx.array | None]): Of the memories.
+        betas (list[mx.array | None]): Their mean write gates.
+        keys (object): State of the KV cache, where several layers use it.
+    """
+
+    states: list[mx.array | None]
+    betas: list[mx.array | None]
+    keys: object
+
+
 class PassCache(LayerCache):
     """A layer's KV cache and its memory in one pass.
 
@@ -95,6 +110,28 @@ class PassCache(LayerCache):
 
     def memory_of(self, layer: int) -> PassMemory:
         return self.memories[layer]
+
+    @property
+    def carried(self) -> Carried:
+        """What is carried on from here. It can be set to what a fork carries."""
+        memories = self.memories.values()
+        keys = self.caches[0].state if len(self.memories) > 1 else None
+        return Carried([m.state for m in memories], [m.beta for m in memories], keys)
+
+    @carried.setter
+    def carried(self, new: Carried) -> None:
+        for memory, state, beta in zip(self.memories.values(), *new[:2], strict=True):
+            memory.state, memory.beta = state, beta
+        if new.keys is not None:
+            self.caches[0].state = new.keys
+
+    def fork(self, carried: Carried) -> "PassCache":
+        """The same pass from another state."""
+        memories = {layer: memory.fork(None) for layer, memory in self.memories.items()}
+        kv = deepcopy(self.kv) if carried.keys is None else copy(self.kv)
+        new = PassCache(kv, memories)
+        new.carried = carried
+        return new
 
 
 class Passes:
@@ -167,25 +204,24 @@ class Passes:
         return {layer: PassMemory(mask, states.get(layer), writes=writes) for layer in self.layers}
 
 
-def fork_cache(cache: BaseCache, states: Sequence[mx.array | None]) -> BaseCache:
-    """A copy of a layer's cache whose memories, in order, start from ``states``."""
-    remaining = list(states)
+def pass_caches(cache: BaseCache) -> list[PassCache]:
+    """The parts of a layer's cache that have memories."""
+    if isinstance(cache, PassCache):
+        return [cache]
+    if isinstance(cache, CacheList):
+        return [found for part in cache.caches for found in pass_caches(part)]
+    return []
+
+
+def fork_cache(cache: BaseCache, carried: Iterable[Carried]) -> BaseCache:
+    """A copy of a layer's cache whose `pass_caches`, in order, start from what ``carried`` says."""
+    remaining = iter(carried)
 
     def fork(part: BaseCache) -> BaseCache:
         if isinstance(part, PassCache):
-            memories = {i: memory.fork(remaining.pop(0)) for i, memory in part.memories.items()}
-            return PassCache(deepcopy(part.kv), memories)
+            return part.fork(next(remaining))
         if isinstance(part, CacheList):
             return CacheList(*map(fork, part.caches))
         return deepcopy(part)
 
     return fork(cache)
-
-
-def memories_in(cache: BaseCache) -> list[PassMemory]:
-    """The memories in a layer's cache, in the order of `fork_cache`."""
-    if isinstance(cache, PassCache):
-        return list(cache.memories.values())
-    if isinstance(cache, CacheList):
-        return [memory for part in cache.caches for memory in memories_in(part)]
-    return []

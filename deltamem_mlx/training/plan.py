@@ -65,7 +65,7 @@ def _memory(
     read = min(report.longest_read, report.settings.max_length)
     dims, spec = attention.memory_projections.dims, attention.memory_spec
     q_width = attention.memory_projections.width("q")
-    block = model.layers[attention.memory_layer]
+    block = next(b for b in model.layers if any(m is attention for m in b.modules()))
     inner = max(_widths(block), default=4 * dims)
     size = 4 if _dtype(model) == mx.float32 else 2
     kept = size * (5 * dims + 3 * q_width + 3 * inner) + 4 * 10 * spec.packed_width
