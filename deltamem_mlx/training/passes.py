@@ -88,7 +88,7 @@ class Carried(NamedTuple):
     Args:
         states (list[mx.array | None]): Of the memories.
         betas (list[mx.array | None]): Their mean write gates.
-        keys (object): State of the KV cache, where several layers use it.
+        keys (object): State of the KV cache, if it is one that can tell its keys.
     """
 
     states: list[mx.array | None]
@@ -115,7 +115,8 @@ class PassCache(LayerCache):
     def carried(self) -> Carried:
         """What is carried on from here. It can be set to what a fork carries."""
         memories = self.memories.values()
-        keys = self.caches[0].state if len(self.memories) > 1 else None
+        # Others may look at the keys: layers that share the cache, or the model itself.
+        keys = self.caches[0].state if hasattr(self.caches[0], "keys_and_values") else None
         return Carried([m.state for m in memories], [m.beta for m in memories], keys)
 
     @carried.setter

@@ -207,6 +207,7 @@ class Architecture(NamedTuple):
         refused (str): Why ``attach`` refuses, for the table. Empty: it patches.
         heads (str): What can be corrected in every layer that gets a memory.
         saves (bool): Whether mlx-lm can save the prompt cache.
+        trains (bool): Whether mlx-lm's forward has a gradient.
         uncached (bool): Whether mlx-lm itself gives the same logits without a prompt cache.
         batch (str): What mlx-lm itself can do with prompts of different lengths: ``"all"``,
           ``"whole"`` (padded prompts in one piece), ``"prefill"`` (the same, but what is decoded
@@ -225,6 +226,7 @@ class Architecture(NamedTuple):
     heads: str = "qkvo"
     uncached: bool = True
     saves: bool = True
+    trains: bool = True
     batch: str = "all"
     chunks: bool = True
     nested: bool = False
@@ -609,6 +611,7 @@ ARCHITECTURES |= {
         "q_b_proj o_b_proj",
         heads="qo",
         saves=False,
+        trains=False,
         batch="none",
     ),
     "iquestloopcoder": A(
