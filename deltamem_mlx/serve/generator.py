@@ -188,7 +188,8 @@ class MemoryGenerator(ResponseGenerator):
             return None
 
     def _turn(self, job: Job) -> Steps:
-        request, memory, options = job.request, job.request.memory, job.request.options
+        request, options = job.request, job.request.options
+        memory = request.memory.contents
         return MemoryTurn(
             pair=self.pair,
             settings=self.settings,

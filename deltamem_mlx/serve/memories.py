@@ -14,7 +14,7 @@ from ..session.conversation import Conversation
 from .errors import ApiError
 from .folder import MemoryFolder
 from .job import TurnOutcome
-from .memory import Memory
+from .memory import Memory, MemoryContents
 
 
 class Memories:
@@ -34,14 +34,32 @@ class Memories:
         self._mutex = threading.Lock()
         self.evicted = {"context": 0, "memory": 0}
 
+    def close(self) -> None:
+        """Let other servers have the folder."""
+        self.folder.close()
+
     @contextmanager
     def hold(self, key: str, *, load: bool = True) -> Iterator[Memory]:
         """The memory of a key, for this thread alone.
 
+        Args:
+            key (str): The key.
+            load (bool): Read its file, where that is not what is in RAM. Not for who replaces it.
+
         Raises:
             ApiError: If another request has it for too long, or its file cannot be used.
         """
-        memory = self._pin(key)
+        with self._held(_id(key), key) as memory:
+            if not load:
+                self.folder.see(memory.id)
+            elif memory.contents.saved is None or self.folder.changed(memory.id):
+                memory.take(None)  # and so it stays if the file cannot be used
+                memory.take(self.folder.read(memory.id))
+            yield memory
+
+    @contextmanager
+    def _held(self, id: str, key: str | None) -> Iterator[Memory]:
+        memory = self._pin(id, key)
         try:
             if not memory.lock.acquire(timeout=self.wait):
                 raise ApiError(
@@ -52,8 +70,6 @@ class Memories:
                     retry_after=1,
                 )
             try:
-                if load and memory.saved is None:
-                    memory.take(self.folder.read(memory.id))
                 yield memory
             finally:
                 memory.lock.release()
@@ -68,27 +84,35 @@ class Memories:
         """
         self._keep(memory, outcome.saved, outcome.talk)
 
-    def look(self, key: str) -> Memory:
+    def look(self, key: str) -> MemoryContents:
         """A memory as it was after its last turn, without waiting for the present one.
 
         Raises:
             ApiError: If there is none.
         """
+        return self._found(key)[0]
+
+    def _found(self, key: str) -> tuple[MemoryContents, MemoryFile]:
         with self._mutex:
-            found = self._all.get(_id(key))
-        if found is None or found.saved is None:
-            with self.hold(key) as found:
-                pass
+            memory = self._all.get(_id(key))
+        found = None if memory is None else memory.contents
+        if found is None or found.saved is None or self.folder.changed(found.id):
+            with self.hold(key) as held:
+                found = held.contents
         if found.saved is None:
             raise ApiError(404, "There is no memory of this key.", code="memory_not_found")
-        return found
+        return found, found.saved
 
     def listed(self) -> list[dict[str, object]]:
-        """All of them; of those on disk only, no more than the id and size of the file."""
+        """All of them; of those on disk only, no more than the id."""
         with self._mutex:
-            found = {m.id: m.stats() for m in self._all.values() if m.saved is not None}
-        for name in self.folder.ids():
-            found.setdefault(name, {"object": "memory", "session": None, "id": name})
+            known = {m.id: m.contents for m in self._all.values()}
+        found = {
+            id: c.stats() for id, c in known.items() if c.saved and not self.folder.changed(id)
+        }
+        for id in self.folder.ids():
+            key = known[id].key if id in known else None
+            found.setdefault(id, {"object": "memory", "session": key, "id": id})
         return list(found.values())
 
     def delete(self, key: str) -> None:
@@ -97,10 +121,8 @@ class Memories:
         Raises:
             ApiError: If there is none, or it is in use for too long.
         """
-        with self.hold(key, load=False) as memory:
-            if memory.saved is None and not self.folder.has(memory.id):
-                raise ApiError(404, "There is no memory of this key.", code="memory_not_found")
-            self._drop(memory)
+        if not self._delete(_id(key), key):
+            raise ApiError(404, "There is no memory of this key.", code="memory_not_found")
 
     def delete_all(self) -> int:
         """Forget all; returns how many there were.
@@ -109,27 +131,28 @@ class Memories:
             ApiError: If one is in use for too long; those before it are gone then.
         """
         with self._mutex:
-            keys = [memory.key for memory in self._all.values() if memory.saved is not None]
-        for key in keys:
-            with self.hold(key, load=False) as memory:
-                self._drop(memory)
-        left = list(self.folder.ids())
-        for name in left:
-            self.folder.delete(name)
-        return len(keys) + len(left)
+            ids = [id for id, memory in self._all.items() if memory.contents.saved]
+        return sum(self._delete(id, None) for id in dict.fromkeys([*ids, *self.folder.ids()]))
 
-    def fork(self, key: str, to: str) -> Memory:
+    def _delete(self, id: str, key: str | None) -> bool:
+        with self._held(id, key) as memory:
+            on_disk = self.folder.has(id)
+            removed = memory.contents.saved is not None and not self.folder.changed(id)
+            self.folder.delete(id)
+            memory.take(None)
+            return on_disk or removed
+
+    def fork(self, key: str, to: str) -> MemoryContents:
         """Copy a memory to a key that has none; its context stays behind.
 
         Raises:
             ApiError: If there is nothing to copy, or something where it is to go.
         """
-        saved = self.look(key).saved
+        _, saved = self._found(key)
         with self.hold(to) as memory:
-            if memory.saved is not None:
+            if memory.contents.saved is not None:
                 raise ApiError(409, "There is a memory of that key already.", code="memory_exists")
-            self._keep(memory, saved)
-            return memory
+            return self._keep(memory, saved)
 
     def export(self, key: str) -> bytes:
         """The file of a memory.
@@ -137,9 +160,9 @@ class Memories:
         Raises:
             ApiError: If there is none.
         """
-        return self.folder.packed(self.look(key).saved)
+        return self.folder.packed(self._found(key)[1])
 
-    def put(self, key: str, file: bytes) -> tuple[Memory, bool]:
+    def put(self, key: str, file: bytes) -> tuple[MemoryContents, bool]:
         """Replace a memory by the one in a file; also returns whether there was none before.
 
         Raises:
@@ -147,59 +170,58 @@ class Memories:
         """
         saved = self.folder.unpacked(file)
         with self.hold(key, load=False) as memory:
-            new = memory.saved is None and not self.folder.has(memory.id)
-            self._keep(memory, saved)
-            return memory, new
+            new = memory.contents.saved is None and not self.folder.has(memory.id)
+            return self._keep(memory, saved), new
 
     def totals(self) -> dict[str, int]:
         """How many are in RAM, and how large they are."""
         with self._mutex:
-            found = [m for m in self._all.values() if m.saved is not None]
-            return {
-                "memories": len(found),
-                "contexts": sum(m.talk is not None for m in found),
-                "bytes": sum(m.nbytes for m in found),
-            }
+            found = [m.contents for m in self._all.values() if m.contents.saved]
+        return {
+            "memories": len(found),
+            "contexts": sum(contents.talk is not None for contents in found),
+            "bytes": sum(contents.nbytes for contents in found),
+        }
 
-    def _keep(self, memory: Memory, saved: MemoryFile, talk: Conversation | None = None) -> None:
+    def _keep(
+        self, memory: Memory, saved: MemoryFile, talk: Conversation | None = None
+    ) -> MemoryContents:
         self.folder.write(memory.id, saved)
         memory.take(saved, talk)
+        kept = memory.contents
         self._trim()
+        return kept
 
-    def _drop(self, memory: Memory) -> None:
-        self.folder.delete(memory.id)
-        memory.take(None)
-
-    def _pin(self, key: str) -> Memory:
-        name = _id(key)
+    def _pin(self, id: str, key: str | None) -> Memory:
         with self._mutex:
-            memory = self._all.pop(name, None) or Memory(name, key)
-            self._all[name] = memory
+            memory = self._all.pop(id, None) or Memory(id, key)
+            memory.is_called(key)
+            self._all[id] = memory
             memory.users += 1
             return memory
 
     def _unpin(self, memory: Memory) -> None:
         with self._mutex:
             memory.users -= 1
-            if memory.users == 0 and memory.saved is None:
+            if memory.users == 0 and memory.contents.saved is None:
                 del self._all[memory.id]
 
     def _trim(self) -> None:
         """Contexts go first, then whole memories, the least recently used before others."""
         with self._mutex:
             idle = [m for m in self._all.values() if not m.users]
-            total = sum(m.nbytes for m in self._all.values())
+            total = sum(m.contents.nbytes for m in self._all.values())
             for memory in idle:
                 if total <= self.budget:
                     return
-                if memory.talk is not None:
-                    total -= memory.context_bytes
+                if memory.contents.talk is not None:
+                    total -= memory.contents.context_bytes
                     memory.drop_context()
                     self.evicted["context"] += 1
             for memory in idle:
                 if total <= self.budget:
                     return
-                total -= memory.nbytes
+                total -= memory.contents.nbytes
                 del self._all[memory.id]
                 self.evicted["memory"] += 1
 

@@ -1,53 +1,60 @@
 """One memory of a server: what it holds, and who may change it."""
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..memory.file import MemoryFile
 from ..session.conversation import Conversation
 from .history import History
 
+_FINGERPRINT_BYTES = 80  # of a text of 16 characters in a tuple
 
-@dataclass
-class Memory:
-    """One memory. Whoever holds ``lock`` may change it.
+
+@dataclass(frozen=True)
+class MemoryContents:
+    """What a memory holds after a turn; what comes after is another one of these.
 
     Attributes:
         id (str): SHA-256 of its key, in hex.
-        key (str): The key.
-        saved (MemoryFile): As after the last turn; None: empty.
-        history (History): What it was fed.
+        key (str): The key; None where only the file is known.
+        saved (MemoryFile): As its file holds it; None: empty.
         talk (Conversation): With its context; None where that was dropped from RAM.
-        users (int): Requests that have it in hand, or wait for it.
-        memory_bytes, context_bytes (int): What it has in RAM. Kept, for every turn of any memory
-          asks all of them.
+        history (History): What it was fed.
+        memory_bytes, context_bytes, note_bytes (int): What its states, its context, and all that
+          is kept beside them take in RAM. Every turn of any memory asks all of them.
     """
 
     id: str
-    key: str
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    key: str | None
     saved: MemoryFile | None = None
-    history: History = field(default_factory=History.fresh)
     talk: Conversation | None = None
-    users: int = 0
+    history: History = field(default_factory=History.fresh)
     memory_bytes: int = 0
     context_bytes: int = 0
+    note_bytes: int = 0
+
+    def after(self, saved: MemoryFile | None, talk: Conversation | None) -> "MemoryContents":
+        """What it holds once it is as ``saved`` says; None: nothing."""
+        if saved is None:
+            return MemoryContents(self.id, self.key)
+        history = History.from_note(saved.note)
+        fingerprints = len(history.system) + len(history.messages)
+        said = sum(len(str(m.get("content"))) for m in talk.said.visible) if talk else 0
+        return MemoryContents(
+            self.id,
+            self.key,
+            saved,
+            talk,
+            history,
+            memory_bytes=sum(state.nbytes for state in saved.states.values()),
+            context_bytes=sum(c.nbytes for c in talk.context.cache) + said if talk else 0,
+            note_bytes=len(saved.note) + _FINGERPRINT_BYTES * fingerprints,
+        )
 
     @property
     def nbytes(self) -> int:
         """Bytes in RAM, the context included."""
-        return self.memory_bytes + self.context_bytes
-
-    def take(self, saved: MemoryFile | None, talk: Conversation | None = None) -> None:
-        """Become what ``saved`` is."""
-        self.saved, self.talk = saved, talk
-        self.history = History.from_note(saved.note) if saved else History.fresh()
-        self.memory_bytes = sum(s.nbytes for s in saved.states.values()) if saved else 0
-        self.context_bytes = sum(c.nbytes for c in talk.context.cache) if talk else 0
-
-    def drop_context(self) -> None:
-        """Go on from the memory alone."""
-        self.talk, self.context_bytes = None, 0
+        return self.memory_bytes + self.context_bytes + self.note_bytes
 
     def stats(self) -> dict[str, object]:
         """Numbers about it; no text."""
@@ -63,3 +70,44 @@ class Memory:
             "context_bytes": self.context_bytes,
             "updated": self.saved.created if self.saved else None,
         }
+
+
+class Memory:
+    """One memory. Whoever holds ``lock`` may change it; anyone may look at ``contents``.
+
+    Args:
+        id (str): SHA-256 of its key, in hex.
+        key (str): The key; None where only the file is known.
+
+    Attributes:
+        contents (MemoryContents): As after the last turn.
+        users (int): Requests that have it in hand, or wait for it.
+    """
+
+    def __init__(self, id: str, key: str | None):
+        self.lock = threading.Lock()
+        self.contents = MemoryContents(id, key)
+        self.users = 0
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of its key, in hex."""
+        return self.contents.id
+
+    @property
+    def history(self) -> History:
+        """What it was fed."""
+        return self.contents.history
+
+    def is_called(self, key: str | None) -> None:
+        """Its key has become known."""
+        if self.contents.key is None:
+            self.contents = replace(self.contents, key=key)
+
+    def take(self, saved: MemoryFile | None, talk: Conversation | None = None) -> None:
+        """Become what ``saved`` is."""
+        self.contents = self.contents.after(saved, talk)
+
+    def drop_context(self) -> None:
+        """Go on from the memory alone."""
+        self.contents = replace(self.contents, talk=None, context_bytes=0)

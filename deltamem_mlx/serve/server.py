@@ -150,6 +150,7 @@ class Serving:
         end = time.monotonic() + 5.0
         while self._busy and time.monotonic() < end:
             time.sleep(0.05)  # threads that tell their clients, or save what was complete
+        self.memories.close()
         log.info("stopped")
 
     def __enter__(self) -> "Serving":

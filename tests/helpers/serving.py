@@ -109,6 +109,11 @@ class Client:
         return self.request(method, f"/v1/memories/{quote(key, safe='')}{rest}", body)
 
 
+def memory_files(folder: Path) -> list[Path]:
+    """The files of a server's memories."""
+    return sorted(folder.glob("[0-9a-f]*.safetensors"))
+
+
 def stream(serving: Serving, body: dict) -> Iterator[tuple[float, bytes]]:
     """(time, line) of a streamed answer as the lines arrive."""
     raw = json.dumps({"stream": True} | body).encode()

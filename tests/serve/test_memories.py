@@ -10,7 +10,18 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from safetensors.numpy import load
-from serving import ANSWER, FACT, QUESTION, UNKNOWN, Client, Pair, assistant, builtin_pair, user
+from serving import (
+    ANSWER,
+    FACT,
+    QUESTION,
+    UNKNOWN,
+    Client,
+    Pair,
+    assistant,
+    builtin_pair,
+    memory_files,
+    user,
+)
 
 import deltamem_mlx as dm
 from deltamem_mlx.serve.server import Serving
@@ -169,7 +180,8 @@ def test_any_text_is_a_key_and_none_is_a_path(client: Client, folder: Path, key:
     assert ANSWER in client.chat(QUESTION, key, memory={"context": "drop"}).text
     assert client.memory("GET", key).json["session"] == key
     assert _outside(folder) == before
-    assert all(len(p.stem) == 64 and p.suffix == ".safetensors" for p in folder.iterdir())
+    assert {p.name for p in folder.iterdir()} - {p.name for p in memory_files(folder)} == {".lock"}
+    assert all(len(p.stem) == 64 for p in memory_files(folder))
     assert all(p.stat().st_mode & 0o777 == 0o600 for p in folder.iterdir())
     assert client.memory("DELETE", key).status == 200
     assert client.memory("GET", key).code == "memory_not_found"

@@ -1,10 +1,32 @@
 """The server's memories across servers: what is on disk, what leaves RAM, what cannot be saved."""
 
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from serving import ANSWER, FACT, QUESTION, UNKNOWN, Client, Pair, assistant, builtin_pair, user
+from safetensors.numpy import save_file
+from serving import (
+    ANSWER,
+    FACT,
+    QUESTION,
+    UNKNOWN,
+    Client,
+    Pair,
+    assistant,
+    builtin_pair,
+    memory_files,
+    user,
+)
 
+import deltamem_mlx as dm
+from deltamem_mlx.files import FolderInUse
+from deltamem_mlx.memory.file import read_memory, write_memory
+from deltamem_mlx.serve.errors import ApiError
+from deltamem_mlx.serve.job import TurnOutcome
+from deltamem_mlx.serve.memory import MemoryContents
 from deltamem_mlx.serve.server import Serving
 from deltamem_mlx.serve.settings import ServeSettings
 
@@ -21,7 +43,6 @@ def test_a_new_server_goes_on_from_the_files(pair: Pair, tmp_path: Path) -> None
         client = Client(serving.url)
         said.append(assistant(client.chat(said, "kept").text))
         client.chat(FACT, "other")
-    (tmp_path / f".left-1-2{'.safetensors'}").write_bytes(b"cut off")
     with Serving(*pair, "builtin", settings) as serving:
         client = Client(serving.url)
         assert len(client.request("GET", "/v1/memories").json["data"]) == 2
@@ -29,8 +50,8 @@ def test_a_new_server_goes_on_from_the_files(pair: Pair, tmp_path: Path) -> None
         assert ANSWER in reply.text
         assert reply.memory["messages_known"] == 2 and reply.memory["turns"] == 2
         assert client.request("DELETE", "/v1/memories").json["deleted"] == 2
-        assert UNKNOWN in client.chat(QUESTION, "kept", memory={"read_only": True}).text
-    assert len(list(tmp_path.iterdir())) == 1
+        assert UNKNOWN in client.chat(QUESTION, "kept").text
+    assert len(memory_files(tmp_path)) == 1
 
 
 def test_memories_leave_ram_and_come_back(pair: Pair, tmp_path: Path) -> None:
@@ -49,7 +70,7 @@ def test_a_damaged_file_is_refused_until_it_is_reset(pair: Pair, tmp_path: Path)
     settings = ServeSettings(port=0, memory_dir=tmp_path)
     with Serving(*pair, "builtin", settings) as serving:
         Client(serving.url).chat(FACT, "hurt")
-    (file,) = tmp_path.iterdir()
+    (file,) = memory_files(tmp_path)
     file.write_bytes(file.read_bytes()[:-100])
     with Serving(*pair, "builtin", settings) as serving:
         client = Client(serving.url)
@@ -76,3 +97,139 @@ def test_a_memory_that_cannot_be_saved_is_not_kept(
             assert client.chat(QUESTION, "full").code == "not_saved"
         assert client.memory("GET", "full").json["turns"] == 1
         assert client.chat(QUESTION, "full").memory["turns"] == 2
+
+
+@pytest.fixture
+def kept(pair: Pair, tmp_path: Path) -> Iterator[Client]:
+    """A client of a server whose memories are in ``tmp_path``."""
+    with Serving(*pair, "builtin", ServeSettings(port=0, memory_dir=tmp_path)) as serving:
+        yield Client(serving.url)
+
+
+def file_of(folder: Path, key: str) -> Path:
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+
+
+def told(path: Path, pair: Pair, text: str) -> None:
+    """Another program writes into a memory file."""
+    cache = dm.load_memory(path, pair[0])
+    dm.MemorySession(*pair, prompt_cache=cache).ask(text, max_tokens=4)
+    dm.save_memory(path, cache, pair[0])
+
+
+def test_a_second_server_is_refused_a_folder_in_use(pair: Pair, tmp_path: Path) -> None:
+    settings = ServeSettings(port=0, memory_dir=tmp_path)
+    with Serving(*pair, "builtin", settings), pytest.raises(FolderInUse, match="a server"):
+        Serving(*pair, "builtin", settings)
+    with Serving(*pair, "builtin", settings) as serving:
+        assert Client(serving.url).chat(FACT, "after").status == 200
+
+
+def test_what_another_program_wrote_is_gone_on_from(
+    kept: Client, pair: Pair, tmp_path: Path
+) -> None:
+    kept.chat(FACT, "shared")
+    told(file_of(tmp_path, "shared"), pair, "ben is a doctor .")
+    written = kept.memory("GET", "shared").json["tokens_written"]
+    reply = kept.chat("what is the job of ben ?", "shared", memory={"context": "drop"})
+    assert "doctor" in reply.text
+    assert reply.memory["total_tokens_written"] == written + reply.memory["tokens_written"]
+    assert ANSWER in kept.chat(QUESTION, "shared", memory={"context": "drop"}).text
+
+
+def test_what_another_program_wrote_during_a_turn_is_not_lost(pair: Pair, tmp_path: Path) -> None:
+    with Serving(*pair, "builtin", ServeSettings(port=0, memory_dir=tmp_path)) as serving:
+        client = Client(serving.url)
+        client.chat(FACT, "shared")
+        with serving.memories.hold("shared") as memory:
+            told(file_of(tmp_path, "shared"), pair, "ben is a doctor .")
+            with pytest.raises(ApiError, match="Another program") as refused:
+                serving.memories.commit(memory, outcome_of(memory.contents))
+        assert (refused.value.status, refused.value.code) == (409, "memory_changed")
+        asked = client.chat("what is the job of ben ?", "shared", memory={"context": "drop"})
+        assert "doctor" in asked.text
+
+
+def outcome_of(contents: MemoryContents) -> TurnOutcome:
+    """A turn that came to what there was before it."""
+    return TurnOutcome(contents.talk, contents.saved, contents.history, 0, 0, False)
+
+
+def test_a_memory_whose_file_was_removed_is_gone(kept: Client, tmp_path: Path) -> None:
+    for key in ("chatted", "looked"):
+        kept.chat(FACT, key)
+        file_of(tmp_path, key).unlink()
+    assert kept.memory("GET", "looked").code == "memory_not_found"
+    assert kept.memory("GET", "looked", "/export").code == "memory_not_found"
+    assert kept.request("GET", "/v1/memories").json["data"] == []
+    assert kept.memory("DELETE", "looked").code == "memory_not_found"
+    reply = kept.chat(QUESTION, "chatted")
+    assert UNKNOWN in reply.text and reply.memory["turns"] == 1
+
+
+def test_a_file_that_was_damaged_meanwhile_is_not_replaced(kept: Client, tmp_path: Path) -> None:
+    kept.chat(FACT, "hurt")
+    file_of(tmp_path, "hurt").write_bytes(b"not a memory")
+    for _ in range(2):
+        assert kept.chat(QUESTION, "hurt").code == "memory_unusable"
+    assert file_of(tmp_path, "hurt").read_bytes() == b"not a memory"
+    assert kept.chat(FACT, "hurt", memory={"reset": True}).status == 200
+
+
+def test_only_the_servers_own_files_are_listed_or_deleted(pair: Pair, tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"killed").hexdigest()
+    leftovers = [f".{digest}-{2**22 + 1}-0123abcd.safetensors"]
+    strangers = [
+        "model.safetensors",
+        ".hidden.safetensors",
+        f"{digest[:-1]}.safetensors",
+        f"{digest.upper()}.safetensors",
+        f"{digest}.safetensors.bak",
+        f".{digest}.safetensors",
+        f".{digest}-1-2.safetensors",
+        f".other-{2**22 + 1}-0123abcd.safetensors",
+        "notes.txt",
+    ]
+    for name in [*leftovers, *strangers]:
+        (tmp_path / name).write_bytes(b"cut off")
+    save_file({"weight": np.zeros(2)}, tmp_path / "adapters.safetensors")
+    (tmp_path / f"{'0' * 64}.safetensors").mkdir()
+    with Serving(*pair, "builtin", ServeSettings(port=0, memory_dir=tmp_path)) as serving:
+        client = Client(serving.url)
+        assert client.request("GET", "/v1/memories").json["data"] == []
+        client.chat(FACT, "mine")
+        assert client.request("DELETE", "/v1/memories").json["deleted"] == 1
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {*strangers, "adapters.safetensors", f"{'0' * 64}.safetensors", ".lock"}
+
+
+def test_what_was_looked_at_is_not_changed_by_a_delete(pair: Pair, tmp_path: Path) -> None:
+    """Fork and export go on with what they found."""
+    with Serving(*pair, "builtin", ServeSettings(port=0, memory_dir=tmp_path)) as serving:
+        Client(serving.url).chat(FACT, "brief")
+        found = serving.memories.look("brief")
+        serving.memories.delete("brief")
+        assert found.saved is not None and found.stats()["turns"] == 1
+
+
+def test_the_ram_of_a_memory_counts_what_it_remembers_of_messages(pair: Pair) -> None:
+    with Serving(*pair, "builtin", ServeSettings(port=0)) as serving:
+        client = Client(serving.url)
+        client.chat(FACT, "many", max_tokens=1)
+        before = serving.memories.totals()["bytes"]
+        said = [user(f"{i} .") if i % 2 else assistant("ok") for i in range(1, 400)]
+        client.chat([*said[:-1], user("hi")], "other", max_tokens=1, memory={"context": "drop"})
+        assert serving.memories.totals()["bytes"] - before > 2 * 400 * 16
+
+
+@pytest.mark.parametrize("count", [2**31 - 1, 2**30 + 1])
+def test_a_memory_that_counts_too_far_is_refused(kept: Client, tmp_path: Path, count: int) -> None:
+    kept.chat(FACT, "counted")
+    saved = read_memory(file_of(tmp_path, "counted"))
+    forged = tmp_path / "forged.safetensors"
+    write_memory(forged, replace(saved, tokens_written=[count]))
+    reply = kept.memory("PUT", "forged", body=forged.read_bytes())
+    assert reply.status == 400 and reply.code == "bad_memory_file"
+    write_memory(file_of(tmp_path, "counted"), replace(saved, tokens_written=[count]))
+    assert kept.chat(QUESTION, "counted").code == "memory_unusable"
+    assert kept.chat(QUESTION, "another").status == 200
