@@ -23,7 +23,7 @@ WITH, WITHOUT, BOTH, GIVEN = "with memory", "without memory", "with and without"
 
 
 @dataclass(frozen=True)
-class Answer:
+class ScoredAnswer:
     """An answer and how likely it is.
 
     Args:
@@ -54,7 +54,7 @@ class Probed:
     """One phrasing of a question and its answers, that with the memory first."""
 
     phrasing: str
-    answers: list[Answer]
+    answers: list[ScoredAnswer]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class GivenAnswer:
 
     Args:
         text (str): The answer.
-        log_prob, log_prob_without (float): As in ``Answer``; means.
+        log_prob, log_prob_without (float): As in ``ScoredAnswer``; means.
         first (int): In how many phrasings it is, with the memory, the likeliest of those given.
     """
 
@@ -139,7 +139,7 @@ def probe(
 
 def given_answers(probed: Sequence[Probed]) -> list[GivenAnswer]:
     """The answers that were to be scored, over all phrasings."""
-    by_text: dict[str, list[Answer]] = {}
+    by_text: dict[str, list[ScoredAnswer]] = {}
     best: list[str] = []
     for one in probed:
         given = [answer for answer in one.answers if answer.given]
@@ -164,7 +164,7 @@ def _answers(
     state: Mapping[int, mx.array],
     given: Sequence[str],
     max_tokens: int,
-) -> list[Answer]:
+) -> list[ScoredAnswer]:
     with _prefilled(model, prompt, state) as full, _prefilled(model, prompt, None) as empty:
         sources: dict[tuple[int, ...], str] = {}
         for source, cache in ((WITH, full), (WITHOUT, empty)):
@@ -174,7 +174,7 @@ def _answers(
         for tokens in scored:
             sources.setdefault(tokens, GIVEN)
         return [
-            Answer(
+            ScoredAnswer(
                 tokenizer.decode(list(tokens)).strip(),
                 source,
                 tokens in scored,

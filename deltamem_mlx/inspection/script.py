@@ -16,7 +16,7 @@ _LINE = re.compile(r"\n+")
 
 
 @dataclass(frozen=True)
-class Turn:
+class ScriptTurn:
     """A part of what is traced: a message, or a paragraph of a text.
 
     Args:
@@ -36,7 +36,7 @@ class Script:
 
     spans: Spans
     pieces: list[str]
-    turns: list[Turn]
+    turns: list[ScriptTurn]
 
 
 def text_script(
@@ -76,11 +76,11 @@ def messages_script(
     growing = running_spans(tokenizer, messages, sentences=True, template_kwargs=template_kwargs)
     ends = dict(growing)
     *_, spans = ends.values()
-    turns: list[Turn] = []
+    turns: list[ScriptTurn] = []
     for count, before in ends.items():
         message, end = messages[count - 1], min(len(before.token_ids), len(spans.token_ids))
         if end > (turns[-1].end if turns else 0):
-            turns.append(Turn(str(message["role"]), str(message.get("content") or ""), end))
+            turns.append(ScriptTurn(str(message["role"]), str(message.get("content") or ""), end))
     return Script(spans, _pieces(tokenizer, spans.token_ids), turns)
 
 
@@ -97,16 +97,16 @@ def _pieces(tokenizer: TokenizerWrapper, ids: Sequence[int]) -> list[str]:
     return pieces
 
 
-def _paragraphs(text: str, pieces: list[str]) -> list[Turn]:
+def _paragraphs(text: str, pieces: list[str]) -> list[ScriptTurn]:
     """The paragraphs of a text that is somewhere within the pieces."""
     separator = next((s for s in (_PARAGRAPH, _LINE) if s.search(text.strip())), None)
     cuts = [] if separator is None else [found.end() for found in separator.finditer(text.rstrip())]
     offset = max(0, "".join(pieces).find(text.strip()) - text.find(text.strip()[:1]))
     reached = np.cumsum([len(piece) for piece in pieces])
-    turns: list[Turn] = []
+    turns: list[ScriptTurn] = []
     for start, end in pairwise([0, *cuts, len(text)]):
         count = int(np.searchsorted(reached, offset + end)) + 1 if end < len(text) else len(pieces)
         count = min(count, len(pieces))
         if text[start:end].strip() and count > (turns[-1].end if turns else 0):
-            turns.append(Turn("paragraph", text[start:end].strip(), count))
+            turns.append(ScriptTurn("paragraph", text[start:end].strip(), count))
     return turns

@@ -16,7 +16,7 @@ from ..memory.actions import memory_state, observe, set_memory_state, write_span
 from ..memory.measures import States, change, similarities, survivals
 from ..model.patch import config_of
 from ..text.spans import Spans
-from .script import Script, Turn
+from .script import Script, ScriptTurn
 
 MARKS = 64
 
@@ -27,7 +27,7 @@ class Trace:
 
     Args:
         pieces (list[str]): The text of each token.
-        turns (list[Turn]): The turns, in order.
+        turns (list[ScriptTurn]): The turns, in order.
         layers (list[int]): Indices of the layers.
         granularity (str): ``memory_write_granularity`` of the adapter.
         write (np.ndarray): [T, L], the mean write gate β of each token.
@@ -45,7 +45,7 @@ class Trace:
     """
 
     pieces: list[str]
-    turns: list[Turn]
+    turns: list[ScriptTurn]
     layers: list[int]
     granularity: str
     write: np.ndarray
