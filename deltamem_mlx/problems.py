@@ -1,7 +1,7 @@
 """What messages say of many problems, and of values that may be anything."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Number
 from typing import NamedTuple
 
@@ -54,6 +54,41 @@ def shortened(value: object, most: int = 80) -> str:
     except (ValueError, RecursionError, MemoryError):
         text = f"a {type(value).__name__}"
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def not_unicode(text: str) -> str:
+    """Why a text is no Unicode text, which no tokenizer and no file takes; empty: it is.
+
+    Half a character comes from JSON that was cut (``"\\ud83d"``), a byte from a command line.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code, place = ord(text[error.start]), f"at character {error.start + 1}"
+        if 0xDC80 <= code <= 0xDCFF:
+            return f"holds the byte 0x{code - 0xDC00:02x}, which is not UTF-8, {place}"
+        return f"holds half a character (U+{code:04X}) {place}"
+    return ""
+
+
+def unusable_parts(value: object, field: str = "", levels: int = 100) -> Iterator[tuple[str, str]]:
+    """Yields (field, why) for what in a value as JSON has them no template or tokenizer can use."""
+    if isinstance(value, str):
+        if why := not_unicode(value):
+            yield field, why
+    elif isinstance(value, Mapping | list | tuple):
+        if not levels:
+            yield "", "is nested more than 100 levels deep"
+            return
+        if isinstance(value, Mapping):
+            yield from (
+                (field, f"a name in it {why}") for name in value if (why := not_unicode(str(name)))
+            )
+            parts = [(f"{field}.{name}", part) for name, part in value.items()]
+        else:
+            parts = [(f"{field}[{i}]", part) for i, part in enumerate(value)]
+        for name, part in parts:
+            yield from unusable_parts(part, name, levels - 1)
 
 
 class Field(NamedTuple):

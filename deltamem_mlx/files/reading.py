@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 
-from ..problems import shortened
+from ..problems import shortened, unusable_parts
 
 MOST_JSON_BYTES = 64 << 20
 MOST_TEXT_BYTES = 4 << 30
 
 _HEAD = 4096
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _DOCUMENTS = {b"%PDF-": "a PDF", b"PK\3\4": "an archive or document", b"{\\rtf": "an RTF document"}
 
 
@@ -93,7 +95,7 @@ def parse_json(text: str) -> object:
         ValueError: If it holds none; the message is a phrase: what is wrong, and where.
     """
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise ValueError(f"not valid JSON: {error.msg} at {line}column {error.colno}") from None
@@ -101,6 +103,10 @@ def parse_json(text: str) -> object:
         raise ValueError("not valid JSON: it is too deeply nested") from None
     except ValueError:  # Python converts no number of more than 4,300 digits
         raise ValueError("not valid JSON: it holds a number too long") from None
+    if _SURROGATE.search(text):
+        for field, why in unusable_parts(value):
+            raise ValueError(f"not valid JSON: {field.lstrip('.') or 'it'} {why}")
+    return value
 
 
 def read_json(path: str | Path, at_most: int = MOST_JSON_BYTES) -> dict[str, object]:

@@ -1,24 +1,12 @@
-"""Conversations as a chat template renders them, and what is wrong with those it cannot.
+"""Messages: what is wrong with those that are none, and the form that chat templates expect."""
 
-Rendering knows nothing of spans; `spans` compares what successive renderings add.
-"""
+from collections.abc import Mapping, Sequence
+from typing import cast
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
-
-from jinja2 import TemplateError
-
-from ..problems import Problem, first_few, kind_of
+from ..files import parse_json
+from ..problems import Problem, first_few, kind_of, unusable_parts
 
 Message = Mapping[str, object]
-
-
-class Tokenizer(Protocol):
-    """What is used of a tokenizer: mlx-lm's ``TokenizerWrapper`` and those of transformers fit."""
-
-    def apply_chat_template(self, conversation: Sequence[Message], **kwargs: object) -> object: ...
-
-    def encode(self, text: str, **kwargs: object) -> list[int]: ...
 
 
 def check_messages(messages: object) -> None:
@@ -59,94 +47,54 @@ def _problems_of_one(message: object) -> list[Problem]:
     # A reply that only calls tools has no text.
     if message.get("tool_calls") and message.get("content") is None:
         problems = [problem for problem in problems if problem.field != ".content"]
+    problems += _problems_of_calls(message.get("tool_calls") or [])
+    return problems + [Problem(f, ValueError, why) for f, why in unusable_parts(message)]
+
+
+def _problems_of_calls(calls: object) -> list[Problem]:
+    if not isinstance(calls, list | tuple):
+        return [Problem(".tool_calls", TypeError, f"{kind_of(calls)} (expected a list)")]
+    problems = []
+    for i, call in enumerate(calls):
+        try:
+            _with_arguments(call)
+        except (TypeError, ValueError) as error:
+            problems.append(Problem(f".tool_calls[{i}]", type(error), str(error)))
     return problems
 
 
-class Template:
-    """A tokenizer's chat template with its settings."""
+def template_messages(messages: Sequence[Message]) -> list[dict[str, object]]:
+    """Messages as chat templates expect them, which mlx-lm's server makes of OpenAI's form.
 
-    def __init__(self, tokenizer: Tokenizer, kwargs: dict[str, object]) -> None:
-        self._tokenizer = tokenizer
-        self._kwargs = kwargs
-
-    def render(self, messages: list[dict[str, object]], add_generation_prompt: bool) -> str:
-        try:
-            return self._tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **self._kwargs,
-            )
-        except ValueError as error:
-            if getattr(self._tokenizer, "chat_template", None) is not None:
-                raise
-            raise ValueError(
-                "The tokenizer has no chat template, so messages cannot be rendered. Expected that "
-                "of a chat (instruct) model: load such a model, or set tokenizer.chat_template."
-            ) from error
-
-    def encode(self, text: str) -> list[int]:
-        # verbose: transformers would warn of texts longer than the model's context.
-        return list(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
-
-
-Step = tuple[int, bool]  # how many messages; whether the generation prompt follows
-
-
-def renders(
-    template: Template, messages: list[dict[str, object]], steps: list[Step]
-) -> Iterator[tuple[Step, list[int]]]:
-    """Yields (step, token ids of the conversation up to there) for every step that renders."""
-    pieces = _pieces(template, messages, steps)
-    if pieces is None:
-        for step in steps:
-            text = _text(template, messages, step)
-            if text is not None:
-                yield step, template.encode(text)
-        return
-    token_ids: list[int] = []
-    for step, piece in pieces:
-        token_ids = token_ids + piece
-        yield step, token_ids
-
-
-def _pieces(
-    template: Template, messages: list[dict[str, object]], steps: list[Step]
-) -> list[tuple[Step, list[int]]] | None:
-    """The tokens that every step adds, tokenized by themselves.
-
-    Saves tokenizing a conversation as often as it has messages. None if it is not exact: the text
-    does not just grow, or tokens reach from one piece into the next.
+    The arguments of tool calls, there a text with JSON in it, are objects: templates write them as
+    JSON. A reply that only calls tools has an empty text, not null. New messages; the given ones
+    are not changed.
     """
-    pieces: list[tuple[Step, str]] = []
-    before = ""
-    for step in steps:
-        text = _text(template, messages, step)
-        if text is None:
-            continue
-        if not text.startswith(before):
-            return None
-        pieces.append((step, text[len(before) :]))
-        before = text
-    whole = template.encode(before)
-    later = [(step, template.encode(piece)) for step, piece in pieces[1:]]
-    start = len(whole) - sum(len(piece) for _, piece in later)
-    joined = [token for _, piece in later for token in piece]
-    if start < 0 or whole[start:] != joined:
-        return None
-    return [(step, whole[:start]) for step, _ in pieces[:1]] + later
+    found = []
+    for message in messages:
+        new = dict(message) | {"content": message.get("content") or ""}
+        if calls := message.get("tool_calls"):
+            new["tool_calls"] = [_with_arguments(call) for call in cast(Sequence[object], calls)]
+        found.append(new)
+    return found
 
 
-def _text(template: Template, messages: list[dict[str, object]], step: Step) -> str | None:
-    count, add_generation_prompt = step
-    try:
-        return template.render(messages[:count], add_generation_prompt)
-    except TemplateError as error:
-        if count < len(messages):
-            return None
-        roles = ", ".join(str(message["role"]) for message in messages[:12])
-        raise ValueError(
-            f"The chat template refuses this conversation: {error}. Its roles: "
-            f"{roles}{', ...' if count > 12 else ''}. Reorder or merge the messages as the "
-            "template expects, or set another tokenizer.chat_template."
-        ) from error
+def _with_arguments(call: object) -> dict[str, object]:
+    """A tool call, its arguments as an object.
+
+    Raises TypeError or ValueError, with a phrase, if it is none.
+    """
+    if not isinstance(call, Mapping):
+        raise TypeError(f"{kind_of(call)} (expected an object)")
+    function = call.get("function", call)
+    if not isinstance(function, Mapping):
+        raise TypeError(f"function: {kind_of(function)} (expected an object)")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        arguments = parse_json(arguments) if arguments.strip() else {}
+    if not isinstance(arguments, Mapping | None):
+        raise TypeError(f"arguments: {kind_of(arguments)} (expected an object, or one as JSON)")
+    known = {} if arguments is None else {"arguments": arguments}
+    if "function" in call:
+        return {**call, "function": {**function, **known}}
+    return {**call, **known}

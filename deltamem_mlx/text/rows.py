@@ -37,7 +37,8 @@ def conversation_of(
 
 def _messages_of(row: Mapping[str, object]) -> tuple[list[Message], list[Problem]]:
     if row.get("messages") is not None:
-        return _without_nulls(row["messages"]), _conversation_problems(row["messages"])
+        messages = _without_nulls(row["messages"])
+        return messages, message_problems(row["messages"]) or _role_problems(messages)
     if "prompt" in row:
         return _exchange(row)
     if "text" in row:
@@ -73,10 +74,7 @@ def _without_nulls(messages: object) -> list[Message]:
     ]
 
 
-def _conversation_problems(messages: object) -> list[Problem]:
-    problems = message_problems(messages)
-    if problems:
-        return problems
+def _role_problems(messages: list[Message]) -> list[Problem]:
     roles = [message["role"] for message in messages]
     wrong = [
         Problem(f"messages[{i}].role", ValueError, f"{role!r} (expected {', '.join(ROLES)})")

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from .messages import Message, Template, Tokenizer, check_messages, renders
+from .messages import Message, check_messages, template_messages
+from .rendering import Template, Tokenizer, renders
 
 NO_SPAN = -1
 
@@ -44,23 +45,6 @@ class Spans(NamedTuple):
         return Spans(self.token_ids[start:], self.message_ids[start:], sentence_ids)
 
 
-class TurnSpans(NamedTuple):
-    """What a running conversation has to feed next.
-
-    Attributes:
-        spans (Spans): The tokens to feed and their ids.
-        rebuilt (bool): The tokens processed so far are not the start of this conversation (its
-            history was edited): ``spans`` is all of it, for an empty cache and an empty state.
-        next_message_id (int): The message id of tokens decoded after these.
-        next_sentence_id (int): Their sentence id: a decoded reply is one sentence.
-    """
-
-    spans: Spans
-    rebuilt: bool
-    next_message_id: int
-    next_sentence_id: int
-
-
 def message_spans(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
@@ -90,57 +74,21 @@ def message_spans(
         ValueError: No messages; a role or content is missing; the template refuses the
             conversation, or rewrites earlier messages when one is added.
     """
-    growing = running_spans(
-        tokenizer,
-        messages,
-        add_generation_prompt=add_generation_prompt,
-        sentences=sentences,
-        template_kwargs=template_kwargs,
+    check_messages(messages)
+    return last_spans(
+        running_spans(
+            tokenizer,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            sentences=sentences,
+            template_kwargs=template_kwargs,
+        )
     )
-    return deque(growing, maxlen=1).pop()[1]
 
 
-def turn_spans(
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    processed: Sequence[int],
-    *,
-    add_generation_prompt: bool = True,
-    sentences: bool = False,
-    template_kwargs: Mapping[str, object] | None = None,
-) -> TurnSpans:
-    """What a conversation adds to the tokens that have been processed already.
-
-    Used before a turn (``messages`` ends with the user's; the generation prompt is added) and after
-    it (``messages`` ends with the reply; what is left is the template's end of turn). Ids go on
-    counting from turn to turn.
-
-    Args:
-        tokenizer (Tokenizer): As in `message_spans`.
-        messages (Sequence[Message]): The whole conversation, from its start.
-        processed (Sequence[int]): The tokens fed so far, prompts and decoded ones.
-        add_generation_prompt, sentences, template_kwargs: As in `message_spans`.
-
-    Returns:
-        TurnSpans: The tokens to feed; ``rebuilt`` if ``processed`` cannot be continued.
-
-    Raises:
-        TypeError, ValueError: As `message_spans`.
-    """
-    spans = message_spans(
-        tokenizer,
-        messages,
-        add_generation_prompt=add_generation_prompt,
-        sentences=sentences,
-        template_kwargs=template_kwargs,
-    )
-    rebuilt = spans.token_ids[: len(processed)] != list(processed)
-    return TurnSpans(
-        spans if rebuilt else spans.tail(len(processed)),
-        rebuilt,
-        _count_spoken(messages),
-        1 + max(spans.sentence_ids or [], default=NO_SPAN),
-    )
+def last_spans(running: Iterator[tuple[int, Spans]]) -> Spans:
+    """The spans of all that `running_spans` yields."""
+    return deque(running, maxlen=1).pop()[1]
 
 
 def sentence_chunks(text: str) -> list[str]:
@@ -150,7 +98,7 @@ def sentence_chunks(text: str) -> list[str]:
     empty sentence.
     """
     matches = _SENTENCE_END.finditer(text)
-    starts = [match.start(match.lastgroup) for match in matches]
+    starts = [match.start(match.lastgroup or 0) for match in matches]
     edges = [0, *(start for start in starts if start > 0), len(text)]
     return [text[a:b] for a, b in pairwise(edges)]
 
@@ -169,32 +117,30 @@ def running_spans(
     Counts at which the template cannot render are left out. With a generation prompt, the last
     count comes twice: without and with it. ``known`` is a pair that was yielded before: what comes
     after it is yielded, for the cost of that alone. Other arguments and errors as in
-    `message_spans`.
+    `message_spans`, but that the messages have been checked before.
     """
-    check_messages(messages)
-    messages = [dict(message) for message in messages]
-    template = Template(tokenizer, dict(template_kwargs or {}))
+    rendered = template_messages(messages)
+    template = Template(tokenizer, template_kwargs or {}, rendered)
     start, before = known or (0, Spans([], [], []))
-    if before.sentence_ids is None:
-        before = before._replace(sentence_ids=[NO_SPAN] * len(before.token_ids))
-    next_sentence = 1 + max(before.sentence_ids, default=NO_SPAN)
-    steps = [(count, False) for count in range(start + 1, len(messages) + 1)]
-    steps += [(len(messages), True)] * add_generation_prompt
-    for (count, is_prompt), token_ids in renders(template, messages, steps):
-        head, tail = _kept(before.token_ids, token_ids, messages[count - 1], count)
+    before_sentences = before.sentence_ids or [NO_SPAN] * len(before.token_ids)
+    next_sentence = 1 + max(before_sentences, default=NO_SPAN)
+    steps = [(count, False) for count in range(start + 1, len(rendered) + 1)]
+    steps += [(len(rendered), True)] * add_generation_prompt
+    for (count, is_prompt), token_ids in renders(template, rendered, steps):
+        message = rendered[count - 1]
+        head, tail = _kept(before.token_ids, token_ids, message, count)
         added = token_ids[head + tail :]
         message_id, sentence_ids = NO_SPAN, [NO_SPAN] * len(added)
-        if not is_prompt and messages[count - 1]["role"] != "system":
-            message_id = _count_spoken(messages[: count - 1])
+        if not is_prompt and message["role"] != "system":
+            message_id = _count_spoken(rendered[: count - 1])
             if sentences:
-                content = messages[count - 1].get("content")
-                sentence_ids, next_sentence = _sentence_ids(template, content, added, next_sentence)
+                sentence_ids, next_sentence = _sentence_ids(
+                    template, str(message["content"]), added, next_sentence
+                )
         cut = len(before.token_ids) - tail
-        before = Spans(
-            token_ids,
-            before.message_ids[:head] + before.message_ids[cut:] + [message_id] * len(added),
-            before.sentence_ids[:head] + before.sentence_ids[cut:] + sentence_ids,
-        )
+        ids, before_ids = [message_id] * len(added), before.message_ids
+        before_sentences = [*before_sentences[:head], *before_sentences[cut:], *sentence_ids]
+        before = Spans(token_ids, [*before_ids[:head], *before_ids[cut:], *ids], before_sentences)
         yield count, before if sentences else before._replace(sentence_ids=None)
 
 
@@ -222,15 +168,15 @@ def _kept(before: list[int], after: list[int], message: Message, count: int) -> 
 
 
 def _sentence_ids(
-    template: Template, content: object, added: list[int], next_id: int
+    template: Template, content: str, added: list[int], next_id: int
 ) -> tuple[list[int], int]:
     """Sentence ids of the tokens that a message adds, and the next free id."""
     ids = [NO_SPAN] * len(added)
-    content_ids = template.encode(content) if isinstance(content, str) else []
+    content_ids = template.encode(content)
     start = _find(added, content_ids) if content_ids else None
     if start is None:
         return ids, next_id
-    chunks = [template.encode(chunk) for chunk in sentence_chunks(str(content))]
+    chunks = [template.encode(chunk) for chunk in sentence_chunks(content)]
     if [token for chunk in chunks for token in chunk] != content_ids:
         chunks = [content_ids]
     for chunk in filter(None, chunks):

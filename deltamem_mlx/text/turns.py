@@ -1,11 +1,12 @@
 """Which tokens a turn adds to a conversation, before the reply and after it."""
 
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from .messages import Message, Tokenizer, check_messages
-from .spans import Spans, running_spans
+from ..problems import not_unicode
+from .messages import Message, check_messages
+from .rendering import Tokenizer
+from .spans import Spans, last_spans, running_spans
 
 
 class Turn(NamedTuple):
@@ -41,11 +42,13 @@ def as_messages(text_or_messages: str | Message | Sequence[Message]) -> list[Mes
     """A text as the user's message, a message as a list of one.
 
     Raises:
-        TypeError, ValueError: If these are no messages, or empty text.
+        TypeError, ValueError: If these are no messages, or the text is empty or no Unicode text.
     """
     if isinstance(text_or_messages, str):
         if not text_or_messages.strip():
             raise ValueError("The text is empty; expected something to say.")
+        if why := not_unicode(text_or_messages):
+            raise ValueError(f"The text {why}; expected Unicode text.")
         return [{"role": "user", "content": text_or_messages}]
     if isinstance(text_or_messages, Mapping):
         text_or_messages = [text_or_messages]
@@ -121,7 +124,7 @@ def spans_with(
         template_kwargs=template_kwargs,
         known=_pair(seen, known),
     )
-    return deque(growing, maxlen=1).pop()[1]
+    return last_spans(growing)
 
 
 def end_of_turn(turn: Turn, spans: Spans, reply: Sequence[int], end_ids: Collection[int]) -> Spans:

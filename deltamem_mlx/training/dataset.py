@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 from ..problems import raise_problems
-from ..text.messages import Tokenizer
+from ..text.rendering import Tokenizer
 from ..text.rows import ConversationRow
 from .episodes import UNSUPERVISED, Episode, EpisodeSettings, View, build_episodes, supervised_turns
 

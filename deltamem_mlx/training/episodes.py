@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..text.messages import Message, Tokenizer, check_messages
-from ..text.spans import NO_SPAN, message_spans, running_spans
+from ..text.messages import Message
+from ..text.rendering import Tokenizer
+from ..text.spans import NO_SPAN, last_spans, running_spans
 
 UNSUPERVISED = -100
 LOSS_MODES = ("all_assistant_turns", "visible_assistant_turns", "final_assistant_only")
@@ -165,11 +166,10 @@ def labelled_sequence(
     Supervised is all that an assistant message adds to the rendered conversation, its header and
     end marker included. The last ``max_length`` tokens are kept.
 
-    Raises TypeError and ValueError as `message_spans` and `supervised_turns`.
+    Raises ValueError as `running_spans` and `supervised_turns`.
     """
-    check_messages(messages)
     turns = supervised_turns(messages, assistant_loss_mode)
-    spans = message_spans(tokenizer, messages, template_kwargs=template_kwargs)
+    spans = last_spans(running_spans(tokenizer, messages, template_kwargs=template_kwargs))
     tokens = np.array(spans.token_ids, np.int32)
     ids = [sum(message["role"] != "system" for message in messages[:turn]) for turn in turns]
     labels = np.where(np.isin(spans.message_ids, ids), tokens, UNSUPERVISED)
@@ -194,14 +194,14 @@ def build_episodes(
 
     Args:
         tokenizer (Tokenizer): As in `message_spans`.
-        messages (Sequence[Message]): The conversation; what follows the last target is not used.
+        messages (Sequence[Message]): The conversation, checked before (`check_messages`); what
+            follows the last target is not used.
         settings (EpisodeSettings): What to cut and keep.
         template_kwargs (Mapping, optional): For the chat template.
 
     Raises:
-        TypeError, ValueError: As `message_spans` and `supervised_turns`.
+        ValueError: As `running_spans` and `supervised_turns`.
     """
-    check_messages(messages)
     turns = supervised_turns(messages, settings.assistant_loss_mode)
     opening = next(i for i, message in enumerate(messages) if message["role"] != "system")
     ends = {

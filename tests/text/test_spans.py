@@ -11,7 +11,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 from tokenizers.normalizers import Prepend
 
-from deltamem_mlx.text.spans import Spans, message_spans, running_spans, sentence_chunks, turn_spans
+from deltamem_mlx.text.spans import Spans, message_spans, running_spans, sentence_chunks
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CONVERSATIONS = json.loads((FIXTURES / "spans" / "spans.json").read_text())
@@ -141,9 +141,7 @@ def test_spans_cover_the_rendered_conversation(
     assert all(message >= 0 for message, sentence in pairs if sentence >= 0)
 
     start = int(cut * len(rendered))
-    turn = turn_spans(bpe, messages, rendered[:start], add_generation_prompt=prompt, sentences=True)
-    assert not turn.rebuilt
-    assert turn.spans == spans.tail(start)
+    assert spans.tail(start) == Spans(*(ids[start:] for ids in spans))
 
 
 @given(messages=MESSAGES)
@@ -162,39 +160,30 @@ def test_reference_sessions(tokenizers: dict[str, TokenizerWrapper], name: str) 
     sentences = name == "ssw_sentence_mean"
     messages, processed = list(session["opening_messages"]), []
 
-    def check(step: dict, spans: Spans) -> None:
-        assert spans.token_ids == step["input_ids"]
-        assert spans.message_ids == step["message_ids"]
-        assert (spans.sentence_ids or [-1] * len(spans.token_ids)) == step["sentence_ids"]
+    def check(step: dict, messages: Messages, start: int, prompt: bool = False) -> Spans:
+        spans = message_spans(
+            tokenizer, messages, add_generation_prompt=prompt, sentences=sentences
+        )
+        assert spans.token_ids[start:] == step["input_ids"]
+        assert spans.message_ids[start:] == step["message_ids"]
+        assert spans.tail(start).sentence_ids == (step["sentence_ids"] if sentences else None)
+        return spans
 
     for turn in session["turns"]:
         prompt, *decoded, suffix = session["steps"][turn["first_step"] :][: turn["steps"]]
         messages.append({"role": "user", "content": turn["user"]})
-        ingest = turn_spans(tokenizer, messages, processed, sentences=sentences)
-        assert not ingest.rebuilt
-        check(prompt, ingest.spans)
-        processed += ingest.spans.token_ids
+        spans = check(prompt, messages, len(processed), prompt=True)
+        spoken = sum(message["role"] != "system" for message in messages)
+        processed = list(spans.token_ids)
         for step in decoded:
-            assert step["message_ids"] == [ingest.next_message_id]
-            assert step["sentence_ids"] == [ingest.next_sentence_id]
+            assert step["message_ids"] == [spoken]
+            assert step["sentence_ids"] == [1 + max(spans.sentence_ids or [-1])]
             processed += step["input_ids"]
         messages.append({"role": "assistant", "content": turn["generated_text"]})
-        close = turn_spans(
-            tokenizer, messages, processed, add_generation_prompt=False, sentences=sentences
-        )
-        check(suffix, close.spans)
-        processed += close.spans.token_ids
+        processed = check(suffix, messages, len(processed)).token_ids
 
-    edited = turn_spans(
-        tokenizer,
-        session["final_messages"],
-        processed,
-        add_generation_prompt=False,
-        sentences=sentences,
-    )
-    assert edited.rebuilt == (messages != session["final_messages"])
-    if edited.rebuilt:
-        check(session["steps"][-1], edited.spans)
+    if messages != session["final_messages"]:
+        assert check(session["steps"][-1], session["final_messages"], 0).token_ids != processed
 
 
 def test_settings_reach_the_template() -> None:
