@@ -125,8 +125,14 @@ def number(least: float = -math.inf, most: float = math.inf) -> Field:
             and abs(v) < 1e308
             and least <= v <= most
         ),
-        f"a number from {least:g} to {most:g}",
+        f"a number{_range(least, most)}",
     )
+
+
+def _range(least: float, most: float) -> str:
+    if math.isinf(most):
+        return "" if math.isinf(least) else f" of at least {least:g}"
+    return f" from {least:g} to {most:g}"
 
 
 def list_of(field: Field, most: int) -> Field:

@@ -194,7 +194,7 @@ def serve(
         raise UsageError(str(error)) from error
     from deltamem_mlx.adapters.loading import base_model_of
     from deltamem_mlx.serve.log import set_up
-    from deltamem_mlx.serve.server import Serving
+    from deltamem_mlx.serve.server import Server
 
     pair = load_pair(model, adapter, trust_remote_code=trust_remote_code)
     set_up(logging.WARNING if output.settings.quiet else logging.INFO)
@@ -202,6 +202,6 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     name = str(model or base_model_of(pair[0])["name"])
-    with Serving(*pair, name, settings) as serving:
-        output.result(serving.url)
+    with Server(*pair, name, settings) as server:
+        output.result(server.url)
         ended.wait()

@@ -23,7 +23,7 @@ from ..compat import format_top_logprobs, make_logits_processors, make_sampler
 from .ending import Ending, Sampler
 from .errors import ApiError, refused
 from .job import Answer, Fed, Feed, Job
-from .metrics import Metrics
+from .metrics import ServerMetrics
 from .prompts import ServedPrompts
 from .provider import ServedPair
 from .reply import visible
@@ -40,7 +40,7 @@ class RunningBatch:
     Args:
         pair (ServedPair): The model.
         settings (ServeSettings): Of the server.
-        metrics (Metrics): What is counted.
+        metrics (ServerMetrics): What is counted.
         prompts (ServedPrompts): Where prompts of requests without a memory are kept.
         machines (Callable): mlx-lm's stop sequences and text states for these stop words.
     """
@@ -49,7 +49,7 @@ class RunningBatch:
         self,
         pair: ServedPair,
         settings: ServeSettings,
-        metrics: Metrics,
+        metrics: ServerMetrics,
         prompts: ServedPrompts,
         machines: Machines,
     ):

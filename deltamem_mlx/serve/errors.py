@@ -1,5 +1,8 @@
 """What a client is told when its request is refused or fails, in OpenAI's form."""
 
+from typing import NoReturn
+
+_MOST = 300  # characters of another package's message
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -48,10 +51,16 @@ class ClientGone(ConnectionError):
     """The client closed its connection before the answer was complete."""
 
 
+def refuse(param: str, expected: str) -> NoReturn:
+    """Raises ApiError: a field is not what it has to be."""
+    raise ApiError(400, f"{param}: expected {expected}.", param=param, code="invalid_value")
+
+
 def refused(status: int, cause: BaseException | None) -> ApiError:
     """mlx-lm's own refusal, with its status, as one of ours."""
     if isinstance(cause, ApiError):
         return cause
     if isinstance(cause, ValueError | TypeError | AssertionError | KeyError) or cause is None:
-        return ApiError(400 if cause else status, str(cause) or f"HTTP status {status}")
+        said = " ".join(str(cause or "").split())[:_MOST]
+        return ApiError(400 if cause else status, said or f"HTTP status {status}")
     return ApiError(500, f"The request failed: {type(cause).__name__}.", code="internal_error")

@@ -14,7 +14,7 @@ from .errors import ApiError, ClientGone
 from .history import History
 from .job import Done, Job, ServedRequest, Steps
 from .memories import Memories
-from .metrics import Metrics
+from .metrics import ServerMetrics
 from .prompts import Prompt, ServedPrompts
 from .provider import ExactPromptCache, PairProvider, ServedPair
 from .settings import ServeSettings
@@ -31,7 +31,7 @@ class MemoryGenerator(ResponseGenerator):
         pair (ServedPair): The same, and what memory files say of it.
         memories (Memories): Where what turns come to is kept.
         settings (ServeSettings): Of the server.
-        metrics (Metrics): What is counted.
+        metrics (ServerMetrics): What is counted.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class MemoryGenerator(ResponseGenerator):
         pair: ServedPair,
         memories: Memories,
         settings: ServeSettings,
-        metrics: Metrics,
+        metrics: ServerMetrics,
     ):
         self.pair, self.memories, self.settings, self.metrics = pair, memories, settings, metrics
         self._held: Job | None = None  # waits until it can run alone

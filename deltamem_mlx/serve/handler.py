@@ -1,192 +1,172 @@
-"""mlx-lm's request handler with memories: who may ask, what they may ask, and what it is called."""
+"""One request: which address it is for, whether it may, what it asks, and mlx-lm's answer to it."""
 
-import hmac
-import io
-import json
 import logging
 import select
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from functools import partial
+from typing import Concatenate, ParamSpec
 from urllib.parse import unquote
 
-from mlx_lm.server import CompletionRequest
+from mlx_lm.server import APIHandler
 
-from .bodies import check_completion, check_key, memory_options, parse, utf8
+from .access import authorize, check_head
+from .bodies import MemoryOptions, parse
+from .completions import Completion, read_completion
 from .errors import ApiError
-from .job import ServedRequest
-from .management import Management
-from .wire import Wire
-
-if TYPE_CHECKING:
-    from .server import Serving
+from .job import Job, ServedRequest, TurnOutcome
+from .management import Actions, Management
+from .memory import Memory
 
 log = logging.getLogger(__name__)
-_OPEN = ("/health",)
+_OPEN = "/health"
 _CLIENT_CLOSED = 499  # for logs and metrics only
+P = ParamSpec("P")
 
 
-class MemoryHandler(Management, Wire):
-    """One connection, one request.
+def _with_memory(
+    answer: Callable[Concatenate[APIHandler, P], dict[str, object]],
+) -> Callable[Concatenate["MemoryHandler", P], dict[str, object]]:
+    """mlx-lm's answer, and what the turn made of the memory beside what else was used."""
 
-    Args:
-        serving (Serving): What answers.
-    """
+    def method(self: "MemoryHandler", *args: P.args, **kwargs: P.kwargs) -> dict[str, object]:
+        response = answer(self, *args, **kwargs)
+        usage, job = response.get("usage"), self.account.job
+        if isinstance(usage, dict) and job is not None and job.kept is not None:
+            usage["memory"] = _used(job, job.kept)
+        return response
 
-    def __init__(self, serving: "Serving", *args: object, **kwargs: object):
-        self.serving, self.settings = serving, serving.settings
-        self.timeout = serving.settings.request_timeout
-        self.route = "unknown"
-        self.request_of: ServedRequest | None = None
-        self.memory = self.options = None
-        super().__init__(serving.generator, *args, **kwargs)
+    return method
 
-    def do_GET(self) -> None:
-        """Any of the routes."""
-        self._serve()
 
-    do_POST = do_PUT = do_DELETE = do_GET
+def _used(job: Job, kept: TurnOutcome) -> dict[str, object]:
+    options = job.request.options
+    return {
+        "session": options.session if options is not None else None,
+        "tokens_written": kept.written,
+        "total_tokens_written": kept.saved.tokens_written[0],
+        "messages_known": kept.known,
+        "turns": kept.history.turns,
+        "bytes": sum(state.nbytes for state in kept.saved.states.values()),
+        "context_tokens": len(kept.talk.context.tokens),
+    }
+
+
+class MemoryHandler(Management):
+    """One connection, one request."""
 
     def _serve(self) -> None:
         began = time.perf_counter()
         try:
-            self._checked_action()()
+            check_head(self.headers)
+            self._action()()
         except ApiError as error:
             self.tell(error)
         except (ConnectionError, TimeoutError):
-            self.status = _CLIENT_CLOSED
+            self.account.status = _CLIENT_CLOSED
         except Exception as error:
             log.error("request failed", extra={"error": type(error).__name__})
             self.tell(ApiError(500, "The server failed.", code="internal_error"))
         finally:
-            self.serving.account(self, time.perf_counter() - began)
-            if self.request_of is not None:
-                self.request_of.release()
-                self.request_of = None
+            self.account.close(self.serving.metrics, self.command, time.perf_counter() - began)
+            if self.account.request is not None:
+                self.account.request.release()
 
-    def _checked_action(self) -> Callable[[], None]:
-        path, _, _ = self.path.partition("?")
-        self.path = path
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
+
+    def _action(self) -> Callable[[], None]:
+        """What the address and the method ask for.
+
+        Raises:
+            ApiError: If there is no such thing, or this client may not ask for it.
+        """
+        self.path, _, _ = self.path.partition("?")
+        parts = self.path.removeprefix("/").split("/")
         try:
-            parts = [unquote(part, errors="strict") for part in path.removeprefix("/").split("/")]
+            parts = [unquote(part, errors="strict") for part in parts]
         except UnicodeDecodeError:
             raise ApiError(400, "The address is not UTF-8.", code="bad_address") from None
-        found = {self.command: None} | self._actions(parts)
-        self._authorize()
-        if found[self.command] is None:
-            known = [method for method, action in found.items() if action]
-            if known:
-                raise ApiError(405, f"This address takes {', '.join(known)}.", code="bad_method")
+        actions = self._actions(parts)
+        if self.path != _OPEN:
+            authorize(self.headers, self.settings)
+        if not actions:
             raise ApiError(404, "There is nothing at this address.", code="unknown_address")
-        return found[self.command]
+        action = actions.get("GET" if self.command == "HEAD" else self.command)
+        if action is None:
+            raise ApiError(405, f"This address takes {', '.join(actions)}.", code="bad_method")
+        return action
 
-    def _actions(self, parts: list[str]) -> dict[str, Callable[[], None]]:
-        """Method → what to do, for an address; sets the route as logs and metrics name it."""
+    def _actions(self, parts: list[str]) -> Actions:
+        """What to do, for an address; notes the route as logs and metrics name it."""
         match parts:
             case ["v1", "chat", "completions"] | ["chat", "completions"]:
-                self.route = "/v1/chat/completions"
-                return {"POST": lambda: self._complete(chat=True)}
+                self.account.route = "/v1/chat/completions"
+                return {"POST": partial(self._complete, chat=True)}
             case ["v1", "completions"]:
-                self.route = "/v1/completions"
-                return {"POST": lambda: self._complete(chat=False)}
+                self.account.route = "/v1/completions"
+                return {"POST": partial(self._complete, chat=False)}
             case ["v1", "models", *name]:
-                self.route = "/v1/models"
-                return {"GET": lambda: self._models("/".join(name))}
+                self.account.route = "/v1/models"
+                return {"GET": partial(self._models, "/".join(name))}
             case ["health"]:
-                self.route = "/health"
-                return {"GET": self.handle_health_check}
+                self.account.route = "/health"
+                return {"GET": self._health}
             case ["metrics"]:
-                self.route = "/metrics"
+                self.account.route = "/metrics"
                 return {"GET": self._metrics}
             case ["v1", "memories", *rest]:
                 return self.memory_actions(rest)
         return {}
 
-    def _authorize(self) -> None:
-        """Raises ApiError unless the request has the key, and comes from where it may."""
-        if self.path in _OPEN:
-            return
-        origin = self.headers.get("Origin")
-        allowed = self.settings.allowed_origins
-        if origin is not None and "*" not in allowed and origin not in allowed:
-            raise ApiError(
-                403,
-                "Web pages of this origin may not call: see --allowed-origins.",
-                code="bad_origin",
-            )
-        if self.settings.api_key is None:
-            return
-        scheme, _, given = utf8(self.headers.get("Authorization", "")).partition(" ")
-        key = self.settings.api_key.encode()
-        same = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), key)
-        if scheme.lower() != "bearer" or not same:
-            raise ApiError(
-                401,
-                "The API key is missing or wrong. Send it as Authorization: Bearer KEY.",
-                code="invalid_api_key",
-            )
-
     def _complete(self, *, chat: bool) -> None:
-        """Check what is asked, and let mlx-lm answer it."""
-        body = parse(self.read_body())
-        check_completion(body, self.settings, chat=chat)
-        model = body.get("model", "default_model")
-        if not isinstance(model, str):
-            raise ApiError(400, "model: expected text.", param="model", code="invalid_value")
-        self.serving.provider.check(model)
-        self.options = memory_options(body, self.headers)
-        if self.options and not chat:
-            raise ApiError(
-                400, "A memory takes messages: use /v1/chat/completions.", param="memory"
-            )
-        with self.serving.admitted(), self._held(), self._as_body(body):
-            super().do_POST()
-
-    def _held(self) -> object:
-        if self.options is None:
-            return nullcontext()
-        return self._holding()
+        """Read what is asked, wait for the memory that it is for, and let mlx-lm answer."""
+        serving, body = self.serving, parse(self.read_body())
+        asked = read_completion(body, self.headers, self.settings, serving.vocabulary, chat=chat)
+        serving.provider.check(asked.model)
+        with serving.admitted(), self._held(asked.memory) as memory:
+            self._answer(asked, memory)
 
     @contextmanager
-    def _holding(self) -> Iterator[None]:
-        memories, options = self.serving.memories, self.options
-        with memories.hold(options.session, load=not options.reset) as self.memory:
-            yield
+    def _held(self, options: MemoryOptions | None) -> Iterator[Memory | None]:
+        if options is None:
+            yield None
+            return
+        with self.serving.memories.hold(options.session, load=not options.reset) as memory:
+            yield memory
 
-    @contextmanager
-    def _as_body(self, body: dict[str, object]) -> Iterator[None]:
-        """Give mlx-lm the body to read that was checked."""
-        raw, connection = json.dumps(body).encode(), self.rfile
-        self.headers.replace_header("Content-Length", str(len(raw)))
-        self.rfile = io.BytesIO(raw)
-        try:
-            yield
-        finally:
-            self.rfile = connection
-
-    def handle_chat_completions(self) -> CompletionRequest:
-        return self._served(super().handle_chat_completions())
-
-    def handle_text_completions(self) -> CompletionRequest:
-        return self._served(super().handle_text_completions())
-
-    def _served(self, request: CompletionRequest) -> ServedRequest:
-        self.request_of = ServedRequest(
-            **vars(request),
-            options=self.options,
-            memory=self.memory,
+    def _answer(self, asked: Completion, memory: Memory | None) -> None:
+        chat = asked.messages is not None
+        request = self.account.request = ServedRequest(
+            "chat" if chat else "text",
+            asked.prompt,
+            asked.messages or [],
+            asked.tools,
+            asked.role_mapping,
+            options=asked.memory,
+            memory=memory,
             alive=self._alive,
-            stream=self.stream,
+            stream=asked.stream,
         )
-        return self.request_of
-
-    def handle_completion(self, request: ServedRequest, stop_words: list[str]) -> None:
+        self._tell_mlx_lm(asked, chat=chat)
         try:
-            super().handle_completion(request, stop_words)
+            self.handle_completion(request, asked.stop)
         finally:
-            self.response_generator.settle(request)
+            self.serving.generator.settle(request)
+
+    def _tell_mlx_lm(self, asked: Completion, *, chat: bool) -> None:
+        """Set what mlx-lm's ``handle_completion`` reads of its handler."""
+        vars(self).update(vars(asked.parameters))
+        self.requested_model, self.requested_draft_model = asked.model, "default_model"
+        self.adapter, self.num_draft_tokens = None, 0
+        self.chat_template_kwargs = asked.template_kwargs
+        self.stream = asked.stream
+        self.stream_options = {"include_usage": asked.include_usage}
+        self.request_id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4()}"
+        piece = "chat.completion.chunk" if asked.stream else "chat.completion"
+        self.object_type = piece if chat else "text_completion"
 
     def _alive(self) -> bool:
         """Whether the client still waits."""
@@ -197,25 +177,8 @@ class MemoryHandler(Management, Wire):
         except OSError:
             return False
 
-    def generate_response(self, *args: object, **kwargs: object) -> dict:
-        return self._with_usage(super().generate_response(*args, **kwargs))
-
-    def completion_usage_response(self, *args: object, **kwargs: object) -> dict:
-        return self._with_usage(super().completion_usage_response(*args, **kwargs))
-
-    def _with_usage(self, response: dict) -> dict:
-        job = self.request_of.job
-        if "usage" in response and job.kept is not None:
-            response["usage"]["memory"] = {
-                "session": self.options.session,
-                "tokens_written": job.kept.written,
-                "total_tokens_written": job.kept.saved.tokens_written[0],
-                "messages_known": job.kept.known,
-                "turns": job.kept.history.turns,
-                "bytes": sum(state.nbytes for state in job.kept.saved.states.values()),
-                "context_tokens": len(job.kept.talk.context.tokens),
-            }
-        return response
+    generate_response = _with_memory(APIHandler.generate_response)
+    completion_usage_response = _with_memory(APIHandler.completion_usage_response)
 
     def _models(self, name: str) -> None:
         provider = self.serving.provider
@@ -231,13 +194,9 @@ class MemoryHandler(Management, Wire):
         provider.check(name)
         self.send_json(model)
 
-    def handle_health_check(self) -> None:
-        well = self.response_generator.is_healthy
+    def _health(self) -> None:
+        well = self.serving.generator.is_healthy
         self.send_json({"status": "ok" if well else "unavailable"}, 200 if well else 503)
 
     def _metrics(self) -> None:
         self.send_bytes(self.serving.metrics_text().encode(), "text/plain; version=0.0.4")
-
-    def key(self, text: str) -> str:
-        """A part of an address as the key of a memory."""
-        return check_key(text, "the key in the address")

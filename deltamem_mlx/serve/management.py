@@ -1,40 +1,47 @@
 """Looking at memories, copying and deleting them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from .bodies import check_key, parse
 from .errors import ApiError
+from .wire import Wire
 
-_FILE = "application/octet-stream"
+Actions = Mapping[str, Callable[[], None]]  # by method
 
 
-class Management:
+class Management(Wire):
     """The routes under ``/v1/memories`` of a handler."""
 
-    def memory_actions(self, rest: list[str]) -> dict[str, Callable[[], None]]:
-        """Method → what to do, for what follows ``/v1/memories`` in an address."""
-        self.route = "/v1/memories" + "/{key}" * bool(rest)
-        memories = self.serving.memories
+    def memory_actions(self, rest: list[str]) -> Actions:
+        """What to do, for what follows ``/v1/memories`` in an address."""
+        self.account.route = "/v1/memories" + "/{key}" * bool(rest)
         match rest:
             case []:
                 return {"GET": self._list, "DELETE": self._delete_all}
             case [name]:
-                key = self.key(name)
+                key = _key(name)
                 return {
-                    "GET": lambda: self.send_json(memories.look(key).stats()),
-                    "PUT": lambda: self._put(key),
-                    "DELETE": lambda: self._delete(key),
+                    "GET": partial(self._show, key),
+                    "PUT": partial(self._put, key),
+                    "DELETE": partial(self._delete, key),
                 }
             case [name, "fork"]:
-                self.route += "/fork"
-                return {"POST": lambda: self._fork(self.key(name))}
+                self.account.route += "/fork"
+                return {"POST": partial(self._fork, _key(name))}
             case [name, "export"]:
-                self.route += "/export"
-                return {"GET": lambda: self.send_bytes(memories.export(self.key(name)), _FILE)}
+                self.account.route += "/export"
+                return {"GET": partial(self._export, _key(name))}
         return {}
 
     def _list(self) -> None:
         self.send_json({"object": "list", "data": self.serving.memories.listed()})
+
+    def _show(self, key: str) -> None:
+        self.send_json(self.serving.memories.look(key).stats())
+
+    def _export(self, key: str) -> None:
+        self.send_bytes(self.serving.memories.export(key), "application/octet-stream")
 
     def _delete(self, key: str) -> None:
         self.serving.memories.delete(key)
@@ -54,3 +61,8 @@ class Management:
             raise ApiError(400, 'The body is {"to": KEY}.', param="to", code="invalid_value")
         memory = self.serving.memories.fork(key, check_key(body["to"], "to"))
         self.send_json(memory.stats(), 201)
+
+
+def _key(text: str) -> str:
+    """A part of an address as the key of a memory."""
+    return check_key(text, "the key in the address")

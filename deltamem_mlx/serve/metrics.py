@@ -53,7 +53,7 @@ class Histogram(Counter):
             yield f"{self.name}_count {values['+Inf']:g}"
 
 
-class Metrics:
+class ServerMetrics:
     """The counters of a server."""
 
     def __init__(self) -> None:

@@ -5,6 +5,8 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..problems import shortened
+
 
 @dataclass(frozen=True)
 class ServeSettings:
@@ -15,6 +17,8 @@ class ServeSettings:
         api_key (str): Expected as ``Authorization: Bearer``; None: anyone who can connect.
         insecure (bool): Let others than this machine connect without a key.
         allowed_origins (tuple[str, ...]): Web pages whose scripts may call; ``*``: all.
+        allowed_hosts (tuple[str, ...]): Names that it answers under without a key, beside those of
+          this machine and ``host``; ``*``: any.
         memory_dir (Path): Where memory files lie; None: in RAM only.
         memory_bytes (int): RAM for memories and their contexts.
         max_context (int): Tokens in the context of one memory; then the oldest turns leave it.
@@ -36,6 +40,7 @@ class ServeSettings:
     api_key: str | None = None
     insecure: bool = False
     allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     memory_dir: Path | None = None
     memory_bytes: int = 1 << 30
     max_context: int | None = 8192
@@ -58,6 +63,18 @@ class ServeSettings:
     prefill_step_size: int = 2048
     prompt_cache_size: int = 10
     prompt_cache_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.api_key is None:
+            return
+        # Space around it, such as the newline at the end of a secret's file, is in no header.
+        key = self.api_key.strip()
+        if not key or not key.isprintable():
+            raise ValueError(
+                "--api-key: expected text that a header can hold, without line breaks. It may not "
+                "be empty: leave the option and DELTAMEM_API_KEY out for no key."
+            )
+        object.__setattr__(self, "api_key", key)
 
     def for_mlx_lm(self, model: str) -> Namespace:
         """The same as mlx-lm's server has its command line."""
@@ -92,12 +109,30 @@ _SAME = (
 _LOOPBACK = ("127.", "::1")
 
 
+def addresses(settings: ServeSettings) -> list[tuple[socket.AddressFamily, str]]:
+    """The kinds and addresses that ``host`` means.
+
+    Raises:
+        ValueError: If it means none.
+    """
+    try:
+        if not settings.host:
+            raise OSError("no name")
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise ValueError(
+            f"--host {shortened(settings.host)}: expected a name or an address of this machine, "
+            "such as 127.0.0.1."
+        ) from None
+    return [(family, str(address[0])) for family, _, _, _, address in found]
+
+
 def check_exposure(settings: ServeSettings) -> None:
     """Raises ValueError if others than this machine could connect without a key."""
+    found = addresses(settings)
     if settings.api_key or settings.insecure:
         return
-    found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
-    if not all(address[0].startswith(_LOOPBACK) for *_, address in found):
+    if not all(address.startswith(_LOOPBACK) for _, address in found):
         raise ValueError(
             f"--host {settings.host}: others than this machine could connect. Set --api-key or "
             "DELTAMEM_API_KEY, or accept that with --insecure."

@@ -5,24 +5,41 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from email.message import Message as Headers
+from typing import cast
 
 from mlx_lm.server import APIHandler
 
+from .accounting import Account
+from .address import Address
 from .errors import ApiError, refused
+from .serving import Serving
 
 _LINGER = 2.0
 
 
 class Wire(APIHandler):
-    """mlx-lm's handler, whose errors have OpenAI's form.
+    """mlx-lm's handler of one connection and one request, whose errors have OpenAI's form.
+
+    Args:
+        serving (Serving): What answers.
 
     Attributes:
-        serving (Serving): What answers; set by the subclass, as is ``settings``.
-        status (int): That was sent; 0: none.
+        account (Account): What is known of the request.
         sent (bool): The head of the answer is out.
     """
 
-    status, sent = 0, False
+    def __init__(self, serving: Serving, *args: object, system_fingerprint: str):
+        self.serving, self.settings = serving, serving.settings
+        self.account, self.sent = Account(), False
+        super().__init__(serving.generator, *args, system_fingerprint=system_fingerprint)
+
+    raw_requestline: bytes  # which typeshed does not know
+
+    def setup(self) -> None:
+        # http.server sets it on the connection.
+        self.timeout = self.settings.request_timeout  # type: ignore[misc]  # a class's, to typeshed
+        super().setup()
 
     def read_body(self) -> bytes:
         """The body of the request.
@@ -30,21 +47,20 @@ class Wire(APIHandler):
         Raises:
             ApiError: If it is too large, of unknown length, or does not come in time.
         """
-        length = self.headers.get("Content-Length")
-        if length is None or self.headers.get("Transfer-Encoding"):
+        given = self.headers.get("Content-Length")
+        if given is None:
             raise ApiError(411, "The request needs a Content-Length.", code="length_required")
-        if not (length.isascii() and length.isdigit()):
-            raise ApiError(400, "Content-Length is not a number.", code="bad_length")
-        if len(length) > 12 or int(length) > self.settings.max_body_bytes:
-            limit = self.settings.max_body_bytes
+        limit = self.settings.max_body_bytes
+        if len(given) > 12 or int(given) > limit:
             raise ApiError(413, f"The body is larger than {limit} bytes.", code="too_large")
+        length = int(given)
         try:
-            body = self.rfile.read(int(length))
+            body = self.rfile.read(length)
         except TimeoutError:
             body = b""
-        if len(body) < int(length):
+        if len(body) < length:
             raise ApiError(408, "The body did not come, or not in time.", code="timeout")
-        self.serving.http.has_read(self.connection)
+        cast(Address, self.server).has_read(self.connection)
         return body
 
     def send_json(self, value: object, status: int = 200, **headers: str) -> None:
@@ -52,7 +68,7 @@ class Wire(APIHandler):
         self.send_bytes(json.dumps(value).encode(), "application/json", status, **headers)
 
     def send_bytes(self, body: bytes, kind: str, status: int = 200, **headers: str) -> None:
-        """Answer with a body of this content type."""
+        """Answer with a body of this content type; with its head only, if that was asked for."""
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -60,7 +76,8 @@ class Wire(APIHandler):
             self.send_header(name.replace("_", "-"), value)
         self._set_cors_headers()
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
         self.wfile.flush()
 
     def tell(self, error: ApiError) -> None:
@@ -69,7 +86,7 @@ class Wire(APIHandler):
             if self.sent:
                 self.wfile.write(f"data: {json.dumps(error.body())}\n\n".encode())
                 return
-            self._headers_buffer = []
+            self._headers_buffer: list[bytes] = []  # http.server's: what mlx-lm had begun
             headers = {"WWW_Authenticate": "Bearer"} if error.status == 401 else {}
             if error.retry_after is not None:
                 headers["Retry_After"] = str(error.retry_after)
@@ -85,7 +102,7 @@ class Wire(APIHandler):
             pass
 
     def send_response(self, code: int, message: str | None = None) -> None:
-        self.status = code
+        self.account.status = code
         super().send_response(code, message)
 
     def end_headers(self) -> None:
@@ -98,17 +115,24 @@ class Wire(APIHandler):
             raise refused(status_code, sys.exc_info()[1])
         super()._set_completion_headers(status_code)
 
+    def parse_request(self) -> bool:
+        if len(self.raw_requestline.split()) == 2:  # HTTP/0.9, whose answers have no status
+            self.requestline = ""
+            self.send_error(400)
+            return False
+        return super().parse_request()
+
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         # http.server's own refusals: unknown methods, malformed request lines.
         code = 405 if code == 501 else code
         self.request_version = "HTTP/1.0"  # an older one would get no status line
         self.command = getattr(self, "command", None) or "GET"
-        self.headers = getattr(self, "headers", None) or {}
+        self.headers = getattr(self, "headers", None) or Headers()
         self.tell(ApiError(code, f"This is no request that the server knows: {code}."))
-        self.serving.account(self, 0.0)
+        self.account.close(self.serving.metrics, self.command, 0.0)
 
     def version_string(self) -> str:
         return "deltamem-mlx"
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: addresses hold keys. `Serving.account` writes the line."""
+        """Nothing: addresses hold keys. ``Account`` writes the line."""

@@ -18,7 +18,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 import deltamem_mlx as dm
 from deltamem_mlx import builtin
-from deltamem_mlx.serve.server import Serving
+from deltamem_mlx.serve.server import Server
 
 Pair = tuple[nn.Module, TokenizerWrapper]
 SESSION = "X-Delta-Mem-Session"
@@ -114,7 +114,7 @@ def memory_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9a-f]*.safetensors"))
 
 
-def stream(serving: Serving, body: dict) -> Iterator[tuple[float, bytes]]:
+def stream(serving: Server, body: dict) -> Iterator[tuple[float, bytes]]:
     """(time, line) of a streamed answer as the lines arrive."""
     raw = json.dumps({"stream": True} | body).encode()
     with socket.create_connection(serving.http.server_address[:2]) as connection:

@@ -22,7 +22,7 @@ from serving import (
 
 import deltamem_mlx as dm
 from deltamem_mlx.serve.job import Feed, Job
-from deltamem_mlx.serve.server import Serving
+from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
 
@@ -32,13 +32,13 @@ def pair() -> Pair:
 
 
 @pytest.fixture(scope="module")
-def serving(pair: Pair) -> Iterator[Serving]:
-    with Serving(*pair, "builtin", ServeSettings(port=0)) as serving:
+def serving(pair: Pair) -> Iterator[Server]:
+    with Server(*pair, "builtin", ServeSettings(port=0)) as serving:
         yield serving
 
 
 @pytest.fixture
-def client(serving: Serving) -> Client:
+def client(serving: Server) -> Client:
     return Client(serving.url)
 
 
@@ -93,7 +93,7 @@ def test_stop_words_logprobs_and_usage_are_mlx_lms(client: Client) -> None:
 
 
 def test_a_stream_says_what_a_whole_answer_does_piece_by_piece(
-    serving: Serving, client: Client
+    serving: Server, client: Client
 ) -> None:
     body = {"messages": [user(QUESTION)], "max_tokens": 24}
     options = {"stream_options": {"include_usage": True}, "memory": {"session": "streamed"}}
@@ -109,7 +109,7 @@ def test_a_stream_says_what_a_whole_answer_does_piece_by_piece(
     assert len(set(times)) > 3 and times[-1] - times[0] > 0.005
 
 
-def test_a_client_that_goes_away_leaves_no_half_turn(serving: Serving, client: Client) -> None:
+def test_a_client_that_goes_away_leaves_no_half_turn(serving: Server, client: Client) -> None:
     client.chat(FACT, "leaver")
     before = client.memory("GET", "leaver").json
     body = {"messages": [user(QUESTION)], "max_tokens": 4000, "memory": {"session": "leaver"}}
@@ -124,7 +124,7 @@ def test_a_client_that_goes_away_leaves_no_half_turn(serving: Serving, client: C
     assert ANSWER in client.chat(QUESTION, "leaver", memory={"context": "drop"}).text
 
 
-def test_a_half_turn_is_kept_if_it_was_asked_for(serving: Serving, client: Client) -> None:
+def test_a_half_turn_is_kept_if_it_was_asked_for(serving: Server, client: Client) -> None:
     client.chat(FACT, "stayer")
     memory = {"session": "stayer", "keep_partial": True}
     body = {"messages": [user(QUESTION)], "max_tokens": 3000, "memory": memory}

@@ -11,7 +11,7 @@ from serving import Client, builtin_pair, stream, user
 
 from deltamem_mlx.serve.batch import read_logprob
 from deltamem_mlx.serve.ending import Ending
-from deltamem_mlx.serve.server import Serving
+from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
 END, OTHER_END = 9, 8
@@ -65,7 +65,7 @@ def test_a_logprob_is_read_as_mlx_would(dtype: mx.Dtype) -> None:
 
 def test_who_comes_later_does_not_wait_for_those_before() -> None:
     endless = {"max_tokens": 4000, "logit_bias": {str(i): -100 for i in range(4)}}
-    with Serving(*builtin_pair(), "builtin", ServeSettings(port=0)) as serving:
+    with Server(*builtin_pair(), "builtin", ServeSettings(port=0)) as serving:
         running = [stream(serving, {"messages": [user("hi")]} | endless) for _ in range(5)]
         for answer in running:
             next(answer)

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import pytest
 from serving import CHAT, HELLO, Client, builtin_pair
 
-from deltamem_mlx.serve.server import Serving
+from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     settings = ServeSettings(port=0, max_tokens_limit=3000, max_prompt_tokens=2000)
-    with Serving(*builtin_pair(), "builtin", settings) as serving:
+    with Server(*builtin_pair(), "builtin", settings) as serving:
         client = Client(serving.url)
         yield client
         assert client.chat("hi", max_tokens=1).status == 200  # after all of it

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from serving import CHAT, HELLO, Client, Pair, builtin_pair
 
-from deltamem_mlx.serve.server import Serving
+from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings, check_exposure
 
 
@@ -20,7 +20,7 @@ def pair() -> Pair:
 
 
 @pytest.fixture(scope="module")
-def serving(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+def serving(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     settings = ServeSettings(
         port=0,
         memory_dir=tmp_path_factory.mktemp("memories"),
@@ -30,13 +30,13 @@ def serving(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         request_timeout=1.0,
         wait=0.2,
     )
-    with Serving(*pair, "builtin", settings) as serving:
+    with Server(*pair, "builtin", settings) as serving:
         yield serving
         assert Client(serving.url).chat("hi", max_tokens=1).status == 200  # after all of it
 
 
 @pytest.fixture
-def client(serving: Serving) -> Client:
+def client(serving: Server) -> Client:
     return Client(serving.url)
 
 
@@ -87,7 +87,7 @@ def test_a_huge_body_is_refused_before_it_is_read(client: Client) -> None:
     ids=["no length", "chunked", "negative", "no number", "too large", "garbage", "version",
          "many headers", "long address"],
 )  # fmt: skip
-def test_malformed_requests(serving: Serving, client: Client, head: str, status: int) -> None:
+def test_malformed_requests(serving: Server, client: Client, head: str, status: int) -> None:
     with socket.create_connection(serving.http.server_address[:2], timeout=10) as connection:
         connection.sendall(head.encode() + b"\r\n\r\n")
         said = connection.makefile("rb").read()
@@ -97,7 +97,7 @@ def test_malformed_requests(serving: Serving, client: Client, head: str, status:
 
 @pytest.mark.parametrize("sent", [b"POST /v1/chat", b"POST /v1/chat/completions HTTP/1.1\r\nA:"])
 def test_a_client_that_never_ends_its_request_is_let_go(
-    serving: Serving, client: Client, sent: bytes
+    serving: Server, client: Client, sent: bytes
 ) -> None:
     with socket.create_connection(serving.http.server_address[:2], timeout=10) as connection:
         connection.sendall(sent)
@@ -106,7 +106,7 @@ def test_a_client_that_never_ends_its_request_is_let_go(
         assert time.monotonic() - began < 5
 
 
-def test_a_body_byte_by_byte_is_not_waited_for(serving: Serving, client: Client) -> None:
+def test_a_body_byte_by_byte_is_not_waited_for(serving: Server, client: Client) -> None:
     """A byte now and then never runs into a socket's timeout."""
     began = time.monotonic()
     with socket.create_connection(serving.http.server_address[:2], timeout=10) as connection:
@@ -123,7 +123,7 @@ def test_a_body_byte_by_byte_is_not_waited_for(serving: Serving, client: Client)
     assert time.monotonic() - began < 6
 
 
-def test_a_memory_in_use_is_409_in_time(serving: Serving, client: Client) -> None:
+def test_a_memory_in_use_is_409_in_time(serving: Server, client: Client) -> None:
     with serving.memories.hold("taken"):
         reply = client.chat("hi", "taken")
         assert reply.status == 409 and reply.code == "memory_busy"
@@ -135,9 +135,7 @@ def test_pages_of_other_origins_may_not_call(pair: Pair, client: Client) -> None
     evil = {"Origin": "https://evil.example"}
     reply = client.request("POST", CHAT, HELLO, evil)
     assert reply.status == 403 and "access-control-allow-origin" not in reply.headers
-    with Serving(
-        *pair, "builtin", ServeSettings(port=0, allowed_origins=("https://app",))
-    ) as other:
+    with Server(*pair, "builtin", ServeSettings(port=0, allowed_origins=("https://app",))) as other:
         asked = Client(other.url).request("POST", CHAT, HELLO, {"Origin": "https://app"})
         assert asked.headers["access-control-allow-origin"] == "https://app"
         assert Client(other.url).request("OPTIONS", CHAT).status == 204
@@ -145,7 +143,7 @@ def test_pages_of_other_origins_may_not_call(pair: Pair, client: Client) -> None
 
 def test_a_key_opens_every_route(pair: Pair) -> None:
     settings = ServeSettings(port=0, api_key="schlüssel")
-    with Serving(*pair, "builtin", settings) as serving:
+    with Server(*pair, "builtin", settings) as serving:
         without, wrong = Client(serving.url), Client(serving.url, Authorization="Bearer x")
         given = "Bearer schlüssel".encode().decode("latin-1")
         right = Client(serving.url, Authorization=given)
@@ -173,7 +171,7 @@ def test_others_may_not_connect_without_a_key(host: str) -> None:
 
 
 def test_too_many_requests_are_told_to_come_back(pair: Pair) -> None:
-    with Serving(*pair, "builtin", ServeSettings(port=0, max_queue=1)) as serving:
+    with Server(*pair, "builtin", ServeSettings(port=0, max_queue=1)) as serving:
         client = Client(serving.url)
         with serving.admitted():
             reply = client.chat("hi")
@@ -182,7 +180,7 @@ def test_too_many_requests_are_told_to_come_back(pair: Pair) -> None:
 
 
 def test_too_many_connections_are_closed(pair: Pair) -> None:
-    with Serving(*pair, "builtin", ServeSettings(port=0, max_connections=1)) as serving:
+    with Server(*pair, "builtin", ServeSettings(port=0, max_connections=1)) as serving:
         address = serving.http.server_address[:2]
         with socket.create_connection(address, timeout=10):
             time.sleep(0.1)
@@ -191,7 +189,7 @@ def test_too_many_connections_are_closed(pair: Pair) -> None:
 
 
 def test_a_broken_batch_fails_its_requests_and_nothing_else(
-    serving: Serving, client: Client, monkeypatch: pytest.MonkeyPatch
+    serving: Server, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.chat("anna lives in oslo .", "survivor")
     with monkeypatch.context() as patch:
@@ -218,7 +216,7 @@ def test_a_refusal_after_the_first_step_is_no_failure_of_the_server(
 
 
 def test_metrics_and_logs_count_and_say_nothing(
-    serving: Serving, client: Client, caplog: pytest.LogCaptureFixture
+    serving: Server, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
     client.chat("ben is a doctor .", "private-key")
@@ -244,7 +242,7 @@ def test_clients_do_not_make_up_counters(client: Client) -> None:
 def test_shutdown_lets_answers_end_and_saves_them(pair: Pair, tmp_path: Path) -> None:
     settings = ServeSettings(port=0, memory_dir=tmp_path, max_tokens_limit=4000)
     replies = []
-    with Serving(*pair, "builtin", settings) as serving:
+    with Server(*pair, "builtin", settings) as serving:
         client = Client(serving.url)
         ends = {str(i): -100 for i in range(4)}
         asked = threading.Thread(

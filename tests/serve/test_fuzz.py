@@ -14,7 +14,7 @@ from serving import Client, server
 import deltamem_mlx as dm
 from deltamem_mlx import builtin
 from deltamem_mlx.memory.file import read_memory
-from deltamem_mlx.serve.server import Serving
+from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
 # Small, so that no request takes long.
@@ -54,7 +54,7 @@ def assert_is_an_answer(said: bytes, request: Fuzzed) -> None:
     status = int(head.split()[1])
     assert 200 <= status < 500, (request.raw, said)
     assert b"Traceback" not in said and b'File "' not in said, (request.raw, said)
-    if status >= 400:
+    if status >= 400 and not request.raw.startswith(b"HEAD "):
         assert json.loads(body)["error"]["message"], (request.raw, said)
 
 
@@ -86,7 +86,7 @@ def assert_goes_on(client: Client, folder: Path) -> None:
 def test_odd_requests_are_refused_in_words(tmp_path: Path) -> None:
     pair = dm.load(str(builtin.base_folder()), str(builtin.adapter_folder()))
     settings = ServeSettings(port=0, memory_dir=tmp_path, **LIMITS)
-    with Serving(*pair, "builtin", settings) as serving:
+    with Server(*pair, "builtin", settings) as serving:
         client = Client(serving.url)
         client.chat(FACT, "kept", max_tokens=2)
         good = fuzz(client, seed=0, count=300)

@@ -24,7 +24,7 @@ from serving import (
 )
 
 import deltamem_mlx as dm
-from deltamem_mlx.serve.server import Serving
+from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
 
@@ -39,14 +39,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def serving(pair: Pair, folder: Path) -> Iterator[Serving]:
+def serving(pair: Pair, folder: Path) -> Iterator[Server]:
     settings = ServeSettings(port=0, memory_dir=folder)
-    with Serving(*pair, "builtin", settings) as serving:
+    with Server(*pair, "builtin", settings) as serving:
         yield serving
 
 
 @pytest.fixture
-def client(serving: Serving) -> Client:
+def client(serving: Server) -> Client:
     return Client(serving.url)
 
 
@@ -85,7 +85,7 @@ def _states(file: bytes) -> dict:
 def test_turns_leave_nothing_behind(pair: Pair) -> None:
     """No array and no text more, once the context is as long as it gets."""
     long, turns = FACT + " " * 10_000, 15
-    with Serving(*pair, "builtin", ServeSettings(port=0, max_context=128)) as serving:
+    with Server(*pair, "builtin", ServeSettings(port=0, max_context=128)) as serving:
         client = Client(serving.url)
 
         def held() -> tuple[int, int]:

@@ -27,7 +27,7 @@ from deltamem_mlx.memory.file import read_memory, write_memory
 from deltamem_mlx.serve.errors import ApiError
 from deltamem_mlx.serve.job import TurnOutcome
 from deltamem_mlx.serve.memory import MemoryContents
-from deltamem_mlx.serve.server import Serving
+from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
 
@@ -39,11 +39,11 @@ def pair() -> Pair:
 def test_a_new_server_goes_on_from_the_files(pair: Pair, tmp_path: Path) -> None:
     settings = ServeSettings(port=0, memory_dir=tmp_path)
     said = [user(FACT)]
-    with Serving(*pair, "builtin", settings) as serving:
+    with Server(*pair, "builtin", settings) as serving:
         client = Client(serving.url)
         said.append(assistant(client.chat(said, "kept").text))
         client.chat(FACT, "other")
-    with Serving(*pair, "builtin", settings) as serving:
+    with Server(*pair, "builtin", settings) as serving:
         client = Client(serving.url)
         assert len(client.request("GET", "/v1/memories").json["data"]) == 2
         reply = client.chat([*said, user(QUESTION)], "kept")
@@ -56,7 +56,7 @@ def test_a_new_server_goes_on_from_the_files(pair: Pair, tmp_path: Path) -> None
 
 def test_memories_leave_ram_and_come_back(pair: Pair, tmp_path: Path) -> None:
     settings = ServeSettings(port=0, memory_dir=tmp_path, memory_bytes=20_000)
-    with Serving(*pair, "builtin", settings) as serving:
+    with Server(*pair, "builtin", settings) as serving:
         client = Client(serving.url)
         for i in range(4):
             client.chat(FACT, f"m{i}")
@@ -68,11 +68,11 @@ def test_memories_leave_ram_and_come_back(pair: Pair, tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_refused_until_it_is_reset(pair: Pair, tmp_path: Path) -> None:
     settings = ServeSettings(port=0, memory_dir=tmp_path)
-    with Serving(*pair, "builtin", settings) as serving:
+    with Server(*pair, "builtin", settings) as serving:
         Client(serving.url).chat(FACT, "hurt")
     (file,) = memory_files(tmp_path)
     file.write_bytes(file.read_bytes()[:-100])
-    with Serving(*pair, "builtin", settings) as serving:
+    with Server(*pair, "builtin", settings) as serving:
         client = Client(serving.url)
         refused = client.chat(QUESTION, "hurt")
         assert refused.status == 409 and refused.code == "memory_unusable"
@@ -89,7 +89,7 @@ def test_a_memory_that_cannot_be_saved_is_not_kept(
         raise OSError(28, "No space left on device")
 
     settings = ServeSettings(port=0, memory_dir=tmp_path)
-    with Serving(*pair, "builtin", settings) as serving:
+    with Server(*pair, "builtin", settings) as serving:
         client = Client(serving.url)
         client.chat(FACT, "full")
         with monkeypatch.context() as patch:
@@ -102,7 +102,7 @@ def test_a_memory_that_cannot_be_saved_is_not_kept(
 @pytest.fixture
 def kept(pair: Pair, tmp_path: Path) -> Iterator[Client]:
     """A client of a server whose memories are in ``tmp_path``."""
-    with Serving(*pair, "builtin", ServeSettings(port=0, memory_dir=tmp_path)) as serving:
+    with Server(*pair, "builtin", ServeSettings(port=0, memory_dir=tmp_path)) as serving:
         yield Client(serving.url)
 
 
@@ -119,9 +119,9 @@ def told(path: Path, pair: Pair, text: str) -> None:
 
 def test_a_second_server_is_refused_a_folder_in_use(pair: Pair, tmp_path: Path) -> None:
     settings = ServeSettings(port=0, memory_dir=tmp_path)
-    with Serving(*pair, "builtin", settings), pytest.raises(FolderInUse, match="a server"):
-        Serving(*pair, "builtin", settings)
-    with Serving(*pair, "builtin", settings) as serving:
+    with Server(*pair, "builtin", settings), pytest.raises(FolderInUse, match="a server"):
+        Server(*pair, "builtin", settings)
+    with Server(*pair, "builtin", settings) as serving:
         assert Client(serving.url).chat(FACT, "after").status == 200
 
 
@@ -138,7 +138,7 @@ def test_what_another_program_wrote_is_gone_on_from(
 
 
 def test_what_another_program_wrote_during_a_turn_is_not_lost(pair: Pair, tmp_path: Path) -> None:
-    with Serving(*pair, "builtin", ServeSettings(port=0, memory_dir=tmp_path)) as serving:
+    with Server(*pair, "builtin", ServeSettings(port=0, memory_dir=tmp_path)) as serving:
         client = Client(serving.url)
         client.chat(FACT, "shared")
         with serving.memories.hold("shared") as memory:
@@ -194,7 +194,7 @@ def test_only_the_servers_own_files_are_listed_or_deleted(pair: Pair, tmp_path: 
         (tmp_path / name).write_bytes(b"cut off")
     save_file({"weight": np.zeros(2)}, tmp_path / "adapters.safetensors")
     (tmp_path / f"{'0' * 64}.safetensors").mkdir()
-    with Serving(*pair, "builtin", ServeSettings(port=0, memory_dir=tmp_path)) as serving:
+    with Server(*pair, "builtin", ServeSettings(port=0, memory_dir=tmp_path)) as serving:
         client = Client(serving.url)
         assert client.request("GET", "/v1/memories").json["data"] == []
         client.chat(FACT, "mine")
@@ -205,7 +205,7 @@ def test_only_the_servers_own_files_are_listed_or_deleted(pair: Pair, tmp_path: 
 
 def test_what_was_looked_at_is_not_changed_by_a_delete(pair: Pair, tmp_path: Path) -> None:
     """Fork and export go on with what they found."""
-    with Serving(*pair, "builtin", ServeSettings(port=0, memory_dir=tmp_path)) as serving:
+    with Server(*pair, "builtin", ServeSettings(port=0, memory_dir=tmp_path)) as serving:
         Client(serving.url).chat(FACT, "brief")
         found = serving.memories.look("brief")
         serving.memories.delete("brief")
@@ -213,7 +213,7 @@ def test_what_was_looked_at_is_not_changed_by_a_delete(pair: Pair, tmp_path: Pat
 
 
 def test_the_ram_of_a_memory_counts_what_it_remembers_of_messages(pair: Pair) -> None:
-    with Serving(*pair, "builtin", ServeSettings(port=0)) as serving:
+    with Server(*pair, "builtin", ServeSettings(port=0)) as serving:
         client = Client(serving.url)
         client.chat(FACT, "many", max_tokens=1)
         before = serving.memories.totals()["bytes"]

@@ -9,7 +9,7 @@ from tiny import tiny_model_folder
 
 import deltamem_mlx as dm
 from deltamem_mlx import builtin
-from deltamem_mlx.serve.server import Serving
+from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
 TOLD = ["Maria lives in Porto. She sings.", "Where does she live?", "And what does she do?"]
@@ -24,7 +24,7 @@ def test_turns_are_those_of_a_session(tmp_path: Path, granularity: str) -> None:
     dm.attach(model, config, seed=0)
     session = dm.MemorySession(model, tokenizer, system_prompt="Be brief.")
     system = [{"role": "system", "content": "Be brief."}]
-    with Serving(model, tokenizer, "tiny", ServeSettings(port=0)) as serving:
+    with Server(model, tokenizer, "tiny", ServeSettings(port=0)) as serving:
         client = Client(serving.url)
         for i, text in enumerate(TOLD):
             if i == 2:
@@ -50,7 +50,7 @@ def test_a_reply_that_the_model_ends_itself_is_fed_as_in_a_session(granularity: 
     )
     dm.attach(model, config, seed=0)
     session = dm.MemorySession(model, tokenizer)
-    with Serving(model, tokenizer, "builtin", ServeSettings(port=0)) as serving:
+    with Server(model, tokenizer, "builtin", ServeSettings(port=0)) as serving:
         client = Client(serving.url)
         for text in ("anna lives in oslo .", "where does anna live ?"):
             reply = client.chat(text, "a", max_tokens=24)
@@ -59,7 +59,7 @@ def test_a_reply_that_the_model_ends_itself_is_fed_as_in_a_session(granularity: 
             _assert_same_memory(serving, reply, session)
 
 
-def _assert_same_memory(serving: Serving, reply: Reply, session: dm.MemorySession) -> None:
+def _assert_same_memory(serving: Server, reply: Reply, session: dm.MemorySession) -> None:
     """The server's memory "a" is that of a session, and the reply counts it as one does."""
     stats = session.stats()
     assert reply.memory["total_tokens_written"] == stats["tokens_written"]

@@ -1,0 +1,104 @@
+"""A model, its memories and mlx-lm's batching: all that answers requests, but for HTTP."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlx.nn as nn
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from .errors import ApiError
+from .folder import MemoryFolder
+from .generator import MemoryGenerator
+from .memories import Memories
+from .metrics import ServerMetrics
+from .parameters import check_defaults
+from .provider import PairProvider, ServedPair
+from .settings import ServeSettings
+
+log = logging.getLogger(__name__)
+
+
+class Serving:
+    """What answers requests until ``stop``.
+
+    Args:
+        model (nn.Module): A model with an adapter.
+        tokenizer (TokenizerWrapper): Its tokenizer.
+        name (str): What the model is called: a folder or a repository.
+        settings (ServeSettings): How to run.
+
+    Raises:
+        ValueError: If the model has no adapter, or cannot be used with these settings.
+        OSError: If the folder of memories cannot be made.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer: TokenizerWrapper, name: str, settings: ServeSettings
+    ):
+        pair = ServedPair.of(model, tokenizer, settings.chat_template_args)
+        check_defaults(settings, pair.vocabulary)
+        self.settings, self.metrics = settings, ServerMetrics()
+        self.provider = PairProvider(model, tokenizer, name, settings)
+        if not self.provider.is_batchable:
+            raise ValueError(
+                f"{name}: mlx-lm cannot batch this model's prompt cache, and the server needs that."
+            )
+        self.vocabulary = pair.vocabulary
+        folder = MemoryFolder(settings.memory_dir, pair)
+        self.memories = Memories(folder, settings.memory_bytes, settings.wait)
+        self.started = int(time.time())
+        self._mutex = threading.Lock()
+        self._busy = 0
+        self.generator = MemoryGenerator(self.provider, pair, self.memories, settings, self.metrics)
+
+    @property
+    def busy(self) -> int:
+        """How many requests wait or run."""
+        return self._busy
+
+    def stop(self) -> None:
+        """Let running answers end for a while, then end."""
+        end = time.monotonic() + self.settings.grace
+        while self._busy and time.monotonic() < end:
+            time.sleep(0.05)
+        self.generator.stop_and_join()
+        end = time.monotonic() + 5.0
+        while self._busy and time.monotonic() < end:
+            time.sleep(0.05)  # threads that tell their clients, or save what was complete
+        self.memories.close()
+        log.info("stopped")
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """One of the requests that wait or run; raises ApiError if there are too many."""
+        with self._mutex:
+            if self._busy >= self.settings.max_queue:
+                raise ApiError(
+                    429,
+                    f"{self._busy} requests are waiting or running already. Try again later.",
+                    code="queue_full",
+                    retry_after=1,
+                )
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._mutex:
+                self._busy -= 1
+
+    def metrics_text(self) -> str:
+        """What is counted, in the form that Prometheus reads."""
+        totals = self.memories.totals()
+        gauges = {
+            "requests_running": self._busy,
+            "memories_in_ram": totals["memories"],
+            "contexts_in_ram": totals["contexts"],
+            "memory_bytes_in_ram": totals["bytes"],
+            "contexts_evicted": self.memories.evicted["context"],
+            "memories_evicted": self.memories.evicted["memory"],
+            "prompt_cache_bytes": self.generator.prompt_cache.nbytes,
+        }
+        return self.metrics.text(gauges)
