@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving import CHAT, HELLO, Client, Pair, builtin_pair
+from serving import CHAT, HELLO, Client, Pair, builtin_pair, memory_files
 
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings, check_exposure
@@ -253,4 +253,4 @@ def test_shutdown_lets_answers_end_and_saves_them(pair: Pair, tmp_path: Path) ->
             time.sleep(0.005)
     asked.join()
     assert replies[0].status == 200 and replies[0].json["usage"]["completion_tokens"] == 60
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(memory_files(tmp_path)) == 1
