@@ -85,11 +85,16 @@ def _read_session(folder: Path) -> MemoryFile:
     """The memory in the folder of a saved session, as its file would hold it."""
     values = read_json(folder / SESSION)
     try:
-        cache = load_prompt_cache(str(folder / Path(values["context"]["file"]).name))
+        context, model = values["context"], values["base_model"]
+        if not isinstance(context, dict) or not isinstance(model, dict):
+            raise TypeError("context and base_model are no objects")
+        cache = load_prompt_cache(str(folder / Path(context["file"]).name))
         states = {i: np.array(state) for i, state in memory_state(cache).items()}
         written = list(next(iter(memories(cache).values())).written)
-        rest = (values[name] for name in ("adapter", "base_model"))
-        return MemoryFile(states, *rest, written, values["created"], values.get("note", ""))
+        note = str(values.get("note", ""))
+        return MemoryFile(
+            states, str(values["adapter"]), model, written, str(values["created"]), note
+        )
     except Exception as error:  # whatever a damaged file makes its reader raise
         raise ValueError(
             f"{folder} is not a whole saved session: {error!r}. Save it again."

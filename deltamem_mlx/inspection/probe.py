@@ -12,6 +12,7 @@ from statistics import fmean
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -233,11 +234,11 @@ def _greedy(
     ends = set(tokenizer.eos_token_ids)
     cache = copy.deepcopy(cache)
     for token, _ in generate_step(
-        mx.array(prompt[-1:]), model, max_tokens=max_tokens, prompt_cache=cache
+        mx.array(list(prompt[-1:])), model, max_tokens=max_tokens, prompt_cache=cache
     ):
         if token in ends:
-            return tuple(reply) or (token,)
-        reply.append(token)
+            return tuple(reply) or (int(token),)
+        reply.append(int(token))
     return tuple(reply)
 
 
@@ -246,5 +247,5 @@ def _score(model: nn.Module, prompt: Sequence[int], answer: Sequence[int], cache
     tokens = mx.array([[*prompt[-1:], *answer[:-1]]])
     logits = model(tokens, cache=copy.deepcopy(cache))[0].astype(mx.float32)
     log_probs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    chosen = mx.take_along_axis(log_probs, mx.array(answer)[:, None], axis=-1)
-    return chosen.sum().item()
+    chosen = mx.take_along_axis(log_probs, mx.array(list(answer))[:, None], axis=-1)
+    return float(np.array(chosen.sum()))

@@ -102,7 +102,7 @@ def trace(
     """
     cache = make_prompt_cache(model, max_kv_size)
     if state is not None:
-        set_memory_state(cache, {i: mx.array(s) for i, s in state.items()})
+        set_memory_state(cache, {i: mx.array(np.asarray(s)) for i, s in state.items()})
     granularity = config_of(model).memory_write_granularity
     watch = _Watch(cache, [turn.end for turn in script.turns], _grid(script), state is not None)
     with observe(cache, watch.gates):
@@ -145,7 +145,7 @@ def _writing(
 ) -> AbstractContextManager:
     if granularity == "token":
         return nullcontext()
-    sentence_ids = spans.sentence_ids and [spans.sentence_ids[start:end]]
+    sentence_ids = None if spans.sentence_ids is None else [spans.sentence_ids[start:end]]
     return write_spans(cache, [spans.message_ids[start:end]], sentence_ids)
 
 
@@ -173,8 +173,8 @@ class _Watch:
     def look(self, count: int) -> None:
         """Measure the state after ``count`` tokens."""
         writes, decays = zip(*(self._pending[i] for i in sorted(self._pending)), strict=True)
-        self.writes.append(np.array(mx.stack(writes, axis=1)))
-        self._sum = self._sum + np.array(mx.concatenate(decays), np.float64)
+        self.writes.append(np.array(mx.stack(list(writes), axis=1)))
+        self._sum = self._sum + np.array(mx.concatenate(list(decays)), np.float64)
         states = self._states()
         self.steps.append(count)
         self.moved.append(_mean_change(self._last, states))

@@ -2,21 +2,21 @@
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ParamSpec
 
-import matplotlib
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from ..files import write_atomically
 
 BLUE, ORANGE, GREEN, GREY = "#2166ac", "#d95f02", "#1b9e77", "#666666"
 
-_STYLE = {
+_STYLE: dict[str, object] = {
     "font.size": 10,
     "font.family": "DejaVu Sans",  # comes with matplotlib, so the picture is the same everywhere
     "text.parse_math": False,  # a text may hold dollars
@@ -42,12 +42,22 @@ def figure(width: float, height: float) -> Figure:
     return new
 
 
+def stacked(picture: FigureBase, heights: Sequence[float]) -> list[SubFigure]:
+    """Parts of a picture under each other, with these relative heights."""
+    return list(picture.subfigures(len(heights), 1, squeeze=False, height_ratios=heights).flat)
+
+
+def abreast(picture: FigureBase, widths: Sequence[float]) -> list[SubFigure]:
+    """Parts of a picture beside each other, with these relative widths."""
+    return list(picture.subfigures(1, len(widths), squeeze=False, width_ratios=widths).flat)
+
+
 def drawn(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Makes a function draw in the look of all pictures."""
 
     @functools.wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(_STYLE):
+        with style.context(_STYLE):
             return draw(*args, **kwargs)
 
     return styled
@@ -55,7 +65,7 @@ def drawn(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 def save(picture: Figure, path: str | Path) -> None:
     """Write a picture atomically, in the format that the suffix of ``path`` names."""
-    with warnings.catch_warnings(), matplotlib.rc_context(_STYLE):
+    with warnings.catch_warnings(), style.context(_STYLE):
         # Texts may hold letters that the font has not; a box stands for those.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         write_atomically(path, lambda p: picture.savefig(p, dpi=150))

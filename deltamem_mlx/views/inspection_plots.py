@@ -7,13 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from ..inspection.adapter_contents import AdapterContents
 from ..inspection.memory_contents import Comparison, MemoryContents
 from ..inspection.probe import Probed
 from .columns import one_line, signed
-from .figures import BLUE, GREEN, GREY, ORANGE, drawn, figure, whole_numbers
+from .figures import BLUE, GREEN, GREY, ORANGE, drawn, figure, stacked, whole_numbers
 
 _HEATMAPS = 5
 
@@ -24,7 +24,7 @@ def draw_memory(memory: MemoryContents) -> Figure:
     picture = figure(11, 7.2)
     tokens = f"{memory.tokens_written:,} token{'s' * (memory.tokens_written != 1)} written"
     picture.suptitle(f"What {Path(memory.name).name} holds: {tokens}", fontsize=13)
-    top, bottom = picture.subfigures(2, 1, height_ratios=[1, 1.15])
+    top, bottom = stacked(picture, [1, 1.15])
     _heatmaps(top, [memory])
     norms, ranks = bottom.subplots(1, 2)
     layers = [m.layer for m in memory.layers]
@@ -51,7 +51,7 @@ def draw_comparison(comparison: Comparison) -> Figure:
             "They were written under different adapters: being alike or not means nothing.",
             color=ORANGE,
         )
-    top, bottom = picture.subfigures(2, 1, height_ratios=[1.7, 1])
+    top, bottom = stacked(picture, [1.7, 1])
     _heatmaps(top, [a, b], "AB")
     norms, cosines = bottom.subplots(1, 2)
     layers = [m.layer for m in a.layers]
@@ -138,7 +138,7 @@ def draw_probe(probed: Sequence[Probed], name: str) -> Figure:
     return picture
 
 
-def _heatmaps(area: Figure, memories: Sequence[MemoryContents], names: str = "") -> None:
+def _heatmaps(area: FigureBase, memories: Sequence[MemoryContents], names: str = "") -> None:
     """A row of states per memory, a column per layer, all in one colour scale."""
     layers = sorted(memories[0].states)
     places = np.linspace(0, len(layers) - 1, min(_HEATMAPS, len(layers))).round().astype(int)

@@ -15,12 +15,13 @@ NAMES = {"heldout_word": "new words", "heldout_wording": "new wordings"}
 
 def as_text(renderable: RenderableType) -> str:
     """What rich draws: in a terminal with colours and in its width, else as wide as need be."""
-    console = Console(file=io.StringIO(), force_terminal=sys.stdout.isatty())
+    sink = io.StringIO()
+    console = Console(file=sink, force_terminal=sys.stdout.isatty())
     if not sys.stdout.isatty():
         needed = Measurement.get(console, console.options.update(width=500), renderable)
         console.width = max(console.width, needed.maximum)
     console.print(renderable, highlight=False)
-    lines = (line.rstrip() for line in console.file.getvalue().splitlines())
+    lines = (line.rstrip() for line in sink.getvalue().splitlines())
     return "\n".join(lines).strip("\n")
 
 

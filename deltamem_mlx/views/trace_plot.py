@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from ..inspection.trace import Trace
 from .columns import one_line
-from .figures import GREY, drawn, figure, whole_numbers
+from .figures import GREY, abreast, drawn, figure, stacked, whole_numbers
 
 _LIGHT_BLUE, _LIGHT_GREEN = "#9dbfe0", "#86cdb5"
 _CURVES = 6
@@ -33,10 +34,8 @@ def draw_trace(trace: Trace, name: str, *, by_token: bool = False) -> Figure:
         f"{count} {_kind(trace)}{'s' * (count != 1)}",
         fontsize=13,
     )
-    charts, text = picture, None
-    if by_token:
-        charts, text = picture.subfigures(2, 1, height_ratios=[9.5, 3.5])
-    left, right = charts.subfigures(1, 2, width_ratios=[1.75, 1])
+    charts, *text = stacked(picture, [9.5, 3.5] if by_token else [1])
+    left, right = abreast(charts, [1.75, 1])
     gates, moved, kept = left.subplots(3, 1, sharex=True, height_ratios=[1, 0.9, 1.5])
     _draw_gates(gates, trace)
     _draw_moved(moved, trace)
@@ -51,8 +50,8 @@ def draw_trace(trace: Trace, name: str, *, by_token: bool = False) -> Figure:
     matrix, listed = right.subplots(2, 1, height_ratios=[1.5, 1])
     _draw_contrast(matrix, trace)
     _list_turns(listed, trace)
-    if text is not None:
-        _draw_text(text.subplots(), trace)
+    for part in text:
+        _draw_text(part.subplots(), trace)
     return picture
 
 
@@ -83,10 +82,12 @@ def _draw_moved(axes: Axes, trace: Trace) -> None:
 def _draw_retention(axes: Axes, trace: Trace) -> None:
     chosen = _chosen(trace)
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(chosen)))
-    lines = [("similarity beyond what all states share", trace.contrast, {"lw": 2.0})]
+    lines: list[tuple[str, np.ndarray, dict[str, Any]]] = [
+        ("similarity beyond what all states share", trace.contrast, {"lw": 2.0})
+    ]
     if trace.survival is not None:
-        style = {"lw": 1.3, "ls": (0, (1, 1.5))}
-        lines.append(("share let through by the keep gates", trace.survival, style))
+        dotted = {"lw": 1.3, "ls": (0, (1, 1.5))}
+        lines.append(("share let through by the keep gates", trace.survival, dotted))
     lines.append(("similarity", trace.similarity, {"lw": 0.9, "alpha": 0.6}))
     for (mark, _), color in zip(chosen, colors, strict=True):
         at = trace.marks.index(mark)
