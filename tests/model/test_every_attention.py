@@ -27,7 +27,7 @@ from deltamem_mlx.training.grad_checkpoint import checkpointed
 from deltamem_mlx.training.passes import Passes
 
 KINDS = (
-    *("gemma3n", "gemma4 E2B, E4B", "gemma4 26B-A4B", "glm4_moe_lite", "deepseek_v32"),
+    *("gemma3n", "gemma4 (E2B and E4B)", "gemma4 (26B-A4B)", "glm4_moe_lite", "deepseek_v32"),
     *("hunyuan", "kimi_linear", "longcat_flash", "mistral4"),
 )
 TRAINED = [
@@ -152,7 +152,9 @@ def test_a_prompt_cache_is_saved_copied_and_forgotten(name: str, tmp_path: Path)
     assert not states(cache).any()
 
 
-@pytest.mark.parametrize("name", ["gemma3n", "gemma4 E2B, E4B", "glm4_moe_lite", "longcat_flash"])
+@pytest.mark.parametrize(
+    "name", ["gemma3n", "gemma4 (E2B and E4B)", "glm4_moe_lite", "longcat_flash"]
+)
 def test_tokens_are_taken_back_exactly(name: str) -> None:
     model = attached(build(name))
     cache = make_prompt_cache(model)
@@ -189,8 +191,8 @@ def test_one_of_two_attentions_a_layer_can_be_named(tmp_path: Path) -> None:
 
 
 def test_layers_without_keys_of_their_own_have_entries_of_their_own() -> None:
-    model = attached(build("gemma4 E2B, E4B"))
-    plain = len(make_prompt_cache(build("gemma4 E2B, E4B")))
+    model = attached(build("gemma4 (E2B and E4B)"))
+    plain = len(make_prompt_cache(build("gemma4 (E2B and E4B)")))
     cache = make_prompt_cache(model)
     assert (plain, len(cache)) == (5, 10)
     assert all(entry.kv is None and type(entry.caches[0]) is NoKeys for entry in cache[plain:])
