@@ -5,8 +5,34 @@ The names below are imported when they are first used: mlx-lm takes seconds to i
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from ._version import __version__
+
+if TYPE_CHECKING:  # what a checker and an editor see
+    from .adapters.loading import convert_adapter as convert_adapter
+    from .adapters.loading import load as load
+    from .adapters.loading import load_adapter as load_adapter
+    from .adapters.loading import save_adapter as save_adapter
+    from .adapters.registration import register as register
+    from .adapters.registration import unregister as unregister
+    from .config import DeltaMemConfig as DeltaMemConfig
+    from .memory.actions import forget_context as forget_context
+    from .memory.actions import memory_state as memory_state
+    from .memory.actions import observe as observe
+    from .memory.actions import read_only as read_only
+    from .memory.actions import reset_memory as reset_memory
+    from .memory.actions import rewindable as rewindable
+    from .memory.actions import set_memory_state as set_memory_state
+    from .memory.actions import write_spans as write_spans
+    from .memory.file import load_memory as load_memory
+    from .memory.file import save_memory as save_memory
+    from .model.patch import attach as attach
+    from .model.patch import detach as detach
+    from .ops import delta_scan as delta_scan
+    from .session.session import MemorySession as MemorySession
+    from .text.spans import Spans as Spans
+    from .text.spans import message_spans as message_spans
 
 _HOMES = {
     "adapters.loading": ("convert_adapter", "load", "load_adapter", "save_adapter"),

@@ -1,18 +1,26 @@
 """The settings of a δ-mem adapter, as written in ``delta_mem_config.json``."""
 
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, cast
 
 from .files import read_json
+from .forms import config_in, settings_of
+from .problems import first_few, shortened
 
 HEADS = ("q", "k", "v", "o")
 UPDATE_MODES = ("standard", "lambda_outside", "no_lambda")
 GRANULARITIES = ("token", "message_mean", "sentence_mean")
 OUTPUT_INITS = ("zero", "random", "base_slice", "base_slice_fixed")
 SCALE_GRANULARITIES = ("layer", "head")
+MOST = 4096  # far beyond any rank or number of heads, and few enough to make arrays of
+
+# Such a key chooses how an adapter computes: one that is not known cannot be passed over.
+_DECISIVE = re.compile(r".*_(backend|mode)")
 
 # Switches of experiments that earlier releases removed, with the one value under which each is off.
 REMOVED_SWITCHES: dict[str, object] = {
@@ -114,30 +122,35 @@ class DeltaMemConfig:
         problems = []
         for field in fields(self):
             value, default = getattr(self, field.name), field.default
+            shown = f"{field.name}: {shortened(value)} is not"
             if isinstance(default, tuple):
                 item = int if field.name == "target_layers" else str
-                if isinstance(value, str) or not isinstance(value, (list, tuple)):
-                    problems.append(f"{field.name}: {value!r} is not a list")
+                if not isinstance(value, list | tuple):
+                    problems.append(f"{shown} a list")
                 elif not all(isinstance(v, item) and not isinstance(v, bool) for v in value):
-                    problems.append(f"{field.name}: {value!r} is not a list of {item.__name__}")
+                    problems.append(f"{shown} a list of {item.__name__}")
                 else:
                     object.__setattr__(self, field.name, tuple(value))
-            elif isinstance(default, float) and type(value) is int:
+            elif isinstance(default, float) and type(value) is int and abs(value) < 2**53:
                 object.__setattr__(self, field.name, float(value))
             elif type(value) is not type(default):
-                expected = type(default).__name__
-                problems.append(f"{field.name}: {value!r} is not of type {expected}")
+                problems.append(f"{shown} of type {type(default).__name__}")
         unknown = [h for h in self.delta_heads if h not in HEADS] if not problems else []
-        problems += [f"delta_heads: {h!r} is none of q, k, v, o" for h in unknown]
+        problems += [f"delta_heads: {shortened(h)} is none of q, k, v, o" for h in unknown]
         if problems:
             error = ValueError if unknown else TypeError
-            raise error("Invalid δ-mem config:\n  " + "\n  ".join(problems))
+            raise error("Invalid δ-mem config:\n  " + "\n  ".join(first_few(problems, 10)))
 
     def _problems(self) -> list[str]:
         problems = [
             f"{name}: {getattr(self, name)!r} must be at least 1"
             for name in ("rank", "num_state_heads", "base_slice_ref_width")
             if getattr(self, name) < 1
+        ]
+        problems += [
+            f"{name}: {shortened(getattr(self, name))} must be at most {MOST:,}"
+            for name in ("rank", "num_state_heads")
+            if getattr(self, name) > MOST
         ]
         problems += [
             f"{name}: {getattr(self, name)!r} must be positive and finite"
@@ -156,7 +169,7 @@ class DeltaMemConfig:
             "delta_scale_granularity": SCALE_GRANULARITIES,
         }
         problems += [
-            f"{name}: {getattr(self, name)!r} must be one of {', '.join(allowed)}"
+            f"{name}: {shortened(getattr(self, name))} must be one of {', '.join(allowed)}"
             for name, allowed in choices.items()
             if getattr(self, name) not in allowed
         ]
@@ -165,7 +178,8 @@ class DeltaMemConfig:
         if not self.target_modules:
             problems.append("target_modules: empty, so no attention could be found")
         if any(i < 0 for i in self.target_layers):
-            problems.append(f"target_layers: {list(self.target_layers)} has a negative index")
+            shown = shortened(list(self.target_layers))
+            problems.append(f"target_layers: {shown} has a negative index")
         return problems
 
     @property
@@ -196,12 +210,13 @@ class DeltaMemConfig:
         of and ignored, missing ones take their defaults.
 
         Raises:
-            ValueError: If a removed switch is on, or a value is out of range.
+            ValueError: If a removed switch is on, a key that ends in ``_backend`` or ``_mode`` is
+              unknown, or a value is out of range.
             TypeError: If a value has the wrong type.
         """
         known = {f.name for f in fields(cls)}
         active = [
-            f"{key}: {value!r}, only {REMOVED_SWITCHES[key]!r} is supported"
+            f"{key}: {shortened(value)}, only {REMOVED_SWITCHES[key]!r} is supported"
             for key, value in values.items()
             if key in REMOVED_SWITCHES and value != REMOVED_SWITCHES[key]
         ]
@@ -212,11 +227,19 @@ class DeltaMemConfig:
                 + "\nUse an adapter trained without them."
             )
         unknown = sorted(set(values) - known - set(REMOVED_SWITCHES))
-        if unknown:
-            warnings.warn(
-                f"Ignoring unknown keys of the δ-mem config: {', '.join(unknown)}", stacklevel=2
+        decisive = [key for key in unknown if _DECISIVE.fullmatch(key.lower())]
+        if decisive:
+            lines = first_few([f"{shortened(k)}: {shortened(values[k])}" for k in decisive], 10)
+            raise ValueError(
+                "The adapter computes in a way that this version does not know:\n  "
+                + "\n  ".join(lines)
+                + "\nUse a newer deltamem-mlx, or an adapter without."
             )
-        return cls(**{key: value for key, value in values.items() if key in known})
+        if unknown:
+            names = shortened(", ".join(unknown), 200)[1:-1]
+            warnings.warn(f"Ignoring unknown keys of the δ-mem config: {names}", stacklevel=2)
+        # What comes from a file has any type: the constructor checks each.
+        return cls(**cast(dict[str, Any], {k: v for k, v in values.items() if k in known}))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "DeltaMemConfig":
@@ -224,16 +247,10 @@ class DeltaMemConfig:
 
         Raises:
             FileNotFoundError: If the folder holds no δ-mem config.
-            ValueError: If the config is not valid JSON or not valid.
+            ValueError: If the config is not valid JSON or not valid, or the folder holds two.
         """
-        folder = Path(folder)
-        for name in ("delta_mem_config.json", "adapter_config.json"):
-            if (folder / name).is_file():
-                values = read_json(folder / name)
-                return cls.from_dict(values.get("delta_mem", values))
-        raise FileNotFoundError(
-            f"{folder} holds neither delta_mem_config.json nor adapter_config.json."
-        )
+        path = Path(folder) / config_in(Path(folder))
+        return cls.from_dict(settings_of(path, read_json(path)))
 
     def to_dict(self) -> dict[str, object]:
         """The settings as JSON values."""

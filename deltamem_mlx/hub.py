@@ -29,6 +29,9 @@ FILE_SUFFIXES = {
     *(".json", ".jsonl", ".yaml", ".yml", ".txt", ".csv", ".parquet", ".py"),
 }
 REPO_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<revision>[^@\s]+))?")
+# In an address: all up to the last @ before the path, and all after a question mark.
+_LOGIN = re.compile(r"\b([a-zA-Z][\w+.-]*://)[^/\s?#]*@")
+_QUERY = re.compile(r"\b([a-zA-Z][\w+.-]*://[^\s?#]*)[?#][^\s'\")>]*")
 EXPECTED = "Expected a local folder, or a Hub repository as 'user/repo' or 'user/repo@revision'."
 
 
@@ -127,8 +130,8 @@ def translate(
 
     repo = repo or getattr(error, "repo_id", None)
     name = repr(repo) if repo else "the repository"
-    endpoint, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
-    page = f"{endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo or ''}"
+    cache = constants.HF_HUB_CACHE
+    page = f"{endpoint()}/{'datasets/' if repo_type == 'dataset' else ''}{repo or ''}"
 
     match error:
         case errors.GatedRepoError():
@@ -137,7 +140,7 @@ def translate(
             )
         case errors.RepositoryNotFoundError():
             return FileNotFoundError(
-                f"{name} is neither a local folder nor a {repo_type} repository at {endpoint}. "
+                f"{name} is neither a local folder nor a {repo_type} repository at {endpoint()}. "
                 "Check the name; a private repository needs a login first: hf auth login"
             )
         case errors.RevisionNotFoundError():
@@ -150,19 +153,20 @@ def translate(
                     f"{name} is not complete in the local cache {cache}, and HF_HUB_OFFLINE is "
                     "set. Unset it to download, or give a local folder."
                 )
-            return ConnectionError(_unreachable(name, endpoint, cache, error))
+            return ConnectionError(_unreachable(name, cache, error))
         case errors.EntryNotFoundError():
-            return FileNotFoundError(f"A file of {name} is missing on the Hub: {_first(error)}")
+            return FileNotFoundError(f"A file of {name} is missing on the Hub: {first_line(error)}")
         case errors.HFValidationError():
             return ValueError(f"{name} is no repository name. {EXPECTED}")
         case errors.HfHubHTTPError() if error.response.status_code in (401, 403):
             return PermissionError(
-                f"{endpoint} does not let this login see {name}. Log in again: hf auth login"
+                f"{endpoint()} does not let this login see {name}. Log in again: hf auth login"
             )
         case errors.HfHubHTTPError():
-            return ConnectionError(f"{endpoint} failed on {name}: {_first(error)} Try again later.")
-    if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests"):
-        return ConnectionError(_unreachable(name, endpoint, cache, error))
+            said = first_line(error)
+            return ConnectionError(f"{endpoint()} failed on {name}: {said} Try again later.")
+    if is_from_network(error):
+        return ConnectionError(_unreachable(name, cache, error))
     return error
 
 
@@ -172,14 +176,31 @@ def _is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _unreachable(name: str, endpoint: str, cache: str, error: Exception) -> str:
+def _unreachable(name: str, cache: str, error: Exception) -> str:
     cause = error.__cause__ or error
     return (
-        f"{endpoint} could not be reached, and {name} is not in the local cache {cache}. Check the "
-        f"connection and HF_ENDPOINT, or give a local folder. ({_first(cause)})"
+        f"{endpoint()} could not be reached, and {name} is not in the local cache {cache}. Check "
+        f"the connection and HF_ENDPOINT, or give a local folder. ({first_line(cause)})"
     )
 
 
-def _first(error: Exception) -> str:
-    """The first line of a message that goes on for a page."""
-    return str(error).strip().partition("\n")[0]
+def is_from_network(error: BaseException) -> bool:
+    """Whether an exception is one of the libraries that huggingface_hub talks through."""
+    return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests")
+
+
+def endpoint() -> str:
+    """The address of the Hub, as messages may show it."""
+    from huggingface_hub import constants
+
+    return without_secrets(constants.ENDPOINT)
+
+
+def first_line(error: object) -> str:
+    """The first line of a message that goes on for a page, as messages may show it."""
+    return without_secrets(str(error).strip().partition("\n")[0])
+
+
+def without_secrets(text: str) -> str:
+    """A text without the user names, passwords and queries that addresses in it have."""
+    return _QUERY.sub(r"\1", _LOGIN.sub(r"\1", text))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-import yaml
+from huggingface_hub import ModelCardData
 
 from ..config import HEADS, acting_settings
 from ..hub import REPO_ID
@@ -103,13 +103,16 @@ def model_card(
 
 
 def _front_matter(base: str | None, license: str | None) -> str:
-    values: dict[str, object] = {}
+    data = ModelCardData(
+        base_model=base,
+        license=license,
+        library_name="mlx",
+        pipeline_tag="text-generation",
+        tags=list(TAGS),
+    )
     if base is not None:
-        values |= {"base_model": base, "base_model_relation": "adapter"}
-    if license is not None:
-        values["license"] = license
-    values |= {"library_name": "mlx", "pipeline_tag": "text-generation", "tags": list(TAGS)}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        data["base_model_relation"] = "adapter"
+    return f"{data.to_yaml()}\n"
 
 
 def _described(adapter: AdapterFiles) -> str:

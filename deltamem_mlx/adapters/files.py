@@ -1,22 +1,39 @@
 """Adapters on disk: three forms of the same tensors and settings, read and written."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
 from .._version import __version__
 from ..config import DeltaMemConfig
-from ..files import read_json, write_atomically, write_text
-from ..problems import first_few
+from ..files import expanded, read_json, write_atomically, write_text
+from ..forms import (
+    FINE_TUNE_TYPE,
+    MLX_LM,
+    PUBLISHED,
+    AdapterForm,
+    files_there,
+    fine_tune_type,
+    form_in,
+    settings_of,
+)
+from ..problems import first_few, misfits, optional, shortened, text_field, whole_number
+from .weights import Seal, Tensors, read_weights, sealed, write_npz, write_safetensors
 
-FORMS = ("mlx-lm", "published")
-FINE_TUNE_TYPE = "delta_mem"
-MLX_LM = ("adapter_config.json", "adapters.safetensors")
-PUBLISHED = ("delta_mem_config.json", "delta_mem_adapter_mlx.npz")
-PYTORCH = ("delta_mem_config.json", "delta_mem_adapter.pt")
+WRITTEN = {form.name: form for form in (MLX_LM, PUBLISHED)}
+WEIGHTS_KEY = "weights_sha256"
+NUMBERED = "numbered copy"  # in the seal of weights that go with a folder's settings at any time
+_BASE_MODEL = {
+    "name": optional(text_field(4096)),
+    "model_type": optional(text_field(256)),
+    "num_layers": optional(whole_number()),
+    "hidden_size": optional(whole_number()),
+}
 
 
 @dataclass(frozen=True)
@@ -32,17 +49,14 @@ class AdapterFiles:
 
     folder: Path
     config: DeltaMemConfig
-    tensors: dict[str, mx.array]
+    tensors: Tensors
     base_model: dict[str, object]
 
-
-def is_delta_mem(folder: str | Path) -> bool:
-    """Whether ``folder`` holds a δ-mem adapter, in any form."""
-    folder = Path(folder)
-    if (folder / "delta_mem_config.json").is_file():
-        return True
-    config = folder / MLX_LM[0]
-    return config.is_file() and read_json(config).get("fine_tune_type") == FINE_TUNE_TYPE
+    @property
+    def base_name(self) -> str | None:
+        """The name of the model it was trained on, where that is known."""
+        name = self.base_model.get("name")
+        return name if isinstance(name, str) and name else None
 
 
 def read_adapter(folder: str | Path) -> AdapterFiles:
@@ -50,126 +64,71 @@ def read_adapter(folder: str | Path) -> AdapterFiles:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If the folder holds another kind of adapter, or a file is damaged.
+        ValueError: If the folder holds another kind of adapter or two of them, a file is damaged,
+          or settings and weights were not written together.
         ImportError: If the adapter is in the PyTorch form and torch is not installed.
     """
     folder = Path(folder)
-    base_model: dict[str, object] = {}
-    if (folder / MLX_LM[0]).is_file():
-        values = read_json(folder / MLX_LM[0])
-        kind = values.get("fine_tune_type", "lora")
-        if kind != FINE_TUNE_TYPE:
-            raise ValueError(
-                f"{folder} holds an adapter of type {kind!r}, expected {FINE_TUNE_TYPE!r}. "
-                "Load it with mlx_lm.load(..., adapter_path=...)."
-            )
-        if isinstance(values.get("base_model"), dict):
-            base_model = values["base_model"]
-    config = _read_config(folder)
-    weights = folder / _weights_in(folder)
-    tensors = _finite(weights, _read_weights(weights))
-    return AdapterFiles(folder, config, tensors, base_model)
+    form = form_in(folder)
+    return _read(folder, folder / form.config, folder / form.weights)
 
 
-def files_of(folder: str | Path) -> tuple[str, ...]:
-    """Names of the files that ``read_adapter`` reads in ``folder``, the weights last.
+def read_copy(weights: Path) -> AdapterFiles:
+    """Read a numbered copy of a run: a ``.safetensors`` file beside ``adapter_config.json``.
 
     Raises:
-        FileNotFoundError: If there are no weights.
+        FileNotFoundError, ValueError: As ``read_adapter``.
     """
-    folder = Path(folder)
-    configs = [name for name in (MLX_LM[0], PUBLISHED[0]) if (folder / name).is_file()]
-    return (*configs, _weights_in(folder))
+    return _read(weights.parent, weights.parent / MLX_LM.config, weights)
 
 
-def _weights_in(folder: Path) -> str:
-    for name in (MLX_LM[1], PUBLISHED[1], PYTORCH[1]):
-        if (folder / name).is_file():
-            return name
-    raise FileNotFoundError(
-        f"{folder} holds a δ-mem config but no weights: expected {MLX_LM[1]}, {PUBLISHED[1]} or "
-        f"{PYTORCH[1]}."
+def _read(folder: Path, config_path: Path, weights_path: Path) -> AdapterFiles:
+    tensors, seal = read_weights(weights_path)
+    values = _together(config_path, weights_path, seal)
+    try:
+        config = DeltaMemConfig.from_dict(settings_of(config_path, values))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"The adapter in {folder} has an unusable config. {error}") from error
+    base_model = _base_model(config_path, values)
+    return AdapterFiles(folder, config, _finite(weights_path, tensors), base_model)
+
+
+def _together(config_path: Path, weights_path: Path, seal: Seal | None) -> Mapping[str, object]:
+    """The values of the file of settings that the weights go with.
+
+    Weights appear first, and with them their adapter is whole: where a writer was stopped then,
+    the settings are taken from their seal.
+    """
+    values = read_json(config_path)
+    if seal is None:  # of version 0.1.0, or of another program
+        return values
+    named = values.get(WEIGHTS_KEY)
+    if named == seal.sha256:
+        return values
+    written = json.loads(seal.settings)
+    if isinstance(written, dict):
+        same = settings_of(config_path, values) == settings_of(config_path, written)
+        if same and (named is None or seal.replaces == NUMBERED):
+            return values
+        if hashlib.sha256(config_path.read_bytes()).hexdigest() == seal.replaces:
+            return written
+    raise ValueError(
+        f"{config_path} and {weights_path.name} were not written together: they are of different "
+        "adapters. Fetch or write both again."
     )
 
 
-def write_adapter(adapter: AdapterFiles, folder: str | Path, form: str = "mlx-lm") -> None:
-    """Write an adapter to ``folder``, each file atomically.
-
-    Raises:
-        ValueError: If ``form`` is unknown.
-    """
-    if form not in FORMS:
-        raise ValueError(f"form is {form!r}, expected one of {', '.join(FORMS)}.")
-    folder = Path(folder)
-    if form == "published":
-        config_name, weights_name = PUBLISHED
-        values = adapter.config.to_dict()
-        arrays = {name: np.array(tensor) for name, tensor in adapter.tensors.items()}
-        write_atomically(folder / weights_name, lambda path: np.savez(path, **arrays))
-    else:
-        config_name, weights_name = MLX_LM
-        values = {
-            "fine_tune_type": FINE_TUNE_TYPE,
-            "num_layers": len({name.split(".")[2] for name in adapter.tensors}),
-            "base_model": adapter.base_model,
-            "delta_mem": adapter.config.to_dict(),
-            "deltamem_mlx_version": __version__,
-        }
-        metadata = {"format": "mlx"}
-        write_atomically(
-            folder / weights_name,
-            lambda path: mx.save_safetensors(str(path), adapter.tensors, metadata),
-        )
-    write_text(folder / config_name, json.dumps(values, indent=2) + "\n")
+def _base_model(path: Path, values: Mapping[str, object]) -> dict[str, object]:
+    known = values.get("base_model", {}) if path.name == MLX_LM.config else {}
+    problems = ["it is no object"]
+    if isinstance(known, dict):
+        problems = misfits({name: known.get(name) for name in _BASE_MODEL}, _BASE_MODEL)
+        if not problems:
+            return known
+    raise ValueError(f"{path}: base_model: {'; '.join(problems)}.")
 
 
-def _read_config(folder: Path) -> DeltaMemConfig:
-    try:
-        return DeltaMemConfig.from_pretrained(folder)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"The adapter in {folder} has an unusable config. {error}") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, mx.array]:
-    return dict(mx.load(str(path)))
-
-
-def _read_npz(path: Path) -> dict[str, mx.array]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: mx.array(arrays[name].astype(np.float32)) for name in arrays.files}
-
-
-def _read_torch(path: Path) -> dict[str, mx.array]:
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            f"{path} is in the PyTorch form, which needs torch: pip install 'deltamem-mlx[torch]'"
-        ) from error
-    values = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(values, dict) or not all(torch.is_tensor(v) for v in values.values()):
-        raise ValueError("it holds no state dict")
-    return {name: mx.array(v.float().numpy()) for name, v in values.items()}
-
-
-_READERS = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pt": _read_torch}
-
-
-def _read_weights(path: Path) -> dict[str, mx.array]:
-    """Tensors of a weights file; whatever a damaged file makes its reader raise is one error."""
-    try:
-        return _READERS[path.suffix](path)
-    except (ImportError, MemoryError):
-        raise
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{path} cannot be read: {reason}. It may be truncated, or no {path.suffix} file of "
-            "tensors; download or convert it again."
-        ) from error
-
-
-def _finite(path: Path, tensors: dict[str, mx.array]) -> dict[str, mx.array]:
+def _finite(path: Path, tensors: Tensors) -> Tensors:
     """The tensors as float32, if all of them are finite."""
     tensors = {name: tensor.astype(mx.float32) for name, tensor in tensors.items()}
     mx.eval(tensors)
@@ -178,3 +137,90 @@ def _finite(path: Path, tensors: dict[str, mx.array]) -> dict[str, mx.array]:
         lines = "\n  ".join(first_few(bad))
         raise ValueError(f"{path} holds NaN or infinite values in:\n  {lines}")
     return tensors
+
+
+def refuse_to_replace(folder: Path, form: str, *, overwrite: bool = False) -> None:
+    """Raise unless an adapter in this form may be written to ``folder``.
+
+    It may replace a δ-mem adapter of the same form, and with ``overwrite`` any adapter, but never
+    come to lie beside another.
+
+    Raises:
+        FileExistsError: If there is an adapter that it may not replace.
+        ValueError: If the form is unknown.
+    """
+    files = _form(form).files
+    there = files_there(folder)
+    foreign = set(there) & set(MLX_LM.files) and not _is_ours(folder)
+    if foreign and not (overwrite and files == MLX_LM.files):
+        raise FileExistsError(
+            f"{folder} holds an adapter that is no δ-mem adapter ({', '.join(there)}): nothing was "
+            "written. Give another folder."
+        )
+    others = [name for name in there if name not in files]
+    if others and not overwrite:
+        raise FileExistsError(
+            f"{folder} holds an adapter in another form ({', '.join(others)}): nothing was "
+            "written. Give another folder, or remove those files."
+        )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether mlx-lm's form in ``folder`` says of itself that it is a δ-mem adapter."""
+    try:
+        return fine_tune_type(folder) == FINE_TUNE_TYPE
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _form(name: str) -> AdapterForm:
+    if name not in WRITTEN:
+        raise ValueError(f"form is {shortened(name)}, expected one of {', '.join(WRITTEN)}.")
+    return WRITTEN[name]
+
+
+def write_adapter(adapter: AdapterFiles, folder: str | Path, form: str = "mlx-lm") -> None:
+    """Write an adapter to ``folder``, in place of the δ-mem adapter that is there.
+
+    Whenever it is stopped, the folder holds the one or the other whole.
+
+    Raises:
+        ValueError: If ``form`` is unknown.
+        OSError: If a file cannot be written.
+    """
+    folder, files = expanded(folder), _form(form)
+    values = _values(adapter, files)
+    config = folder / files.config
+    before = hashlib.sha256(config.read_bytes()).hexdigest() if config.is_file() else ""
+    seal = sealed(adapter.tensors, json.dumps(values), before)
+    _write_weights(folder / files.weights, adapter.tensors, seal)
+    if files is MLX_LM:
+        values |= {WEIGHTS_KEY: seal.sha256}
+    write_text(config, json.dumps(values, indent=2) + "\n")
+    for name in set(files_there(folder)) - set(files.files):
+        if name not in MLX_LM.files or _is_ours(folder):
+            (folder / name).unlink()
+
+
+def write_copy(adapter: AdapterFiles, weights: Path) -> None:
+    """Write a numbered copy of an adapter's weights, to be used with its settings at any time."""
+    seal = sealed(adapter.tensors, json.dumps(_values(adapter, MLX_LM)), NUMBERED)
+    _write_weights(weights, adapter.tensors, seal)
+
+
+def _write_weights(path: Path, tensors: Tensors, seal: Seal) -> None:
+    write = write_npz if path.suffix == ".npz" else write_safetensors
+    write_atomically(path, partial(write, tensors=tensors, seal=seal))
+
+
+def _values(adapter: AdapterFiles, form: AdapterForm) -> dict[str, object]:
+    """What the file of settings holds."""
+    if form is PUBLISHED:
+        return adapter.config.to_dict()
+    return {
+        "fine_tune_type": FINE_TUNE_TYPE,
+        "num_layers": len({name.split(".")[2] for name in adapter.tensors}),
+        "base_model": adapter.base_model,
+        "delta_mem": adapter.config.to_dict(),
+        "deltamem_mlx_version": __version__,
+    }

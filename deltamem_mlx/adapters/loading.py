@@ -1,42 +1,97 @@
 """Adapters and models: load, save, convert, and check that one fits the other."""
 
-import hashlib
-import json
+import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack, cast, overload
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ..files import expanded
 from ..hub import ADAPTER_FILES, MODEL_FILES, resolve
-from ..model.attention import adapter_shapes, is_off
+from ..model import fingerprint as fingerprints
+from ..model.attention import adapter_shapes
+from ..model.fingerprint import is_off
 from ..model.patch import (
-    attach,
     attachment,
+    base_model_name,
     config_of,
     memory_layers,
     pack,
+    patch,
+    prefix_of,
     refuse_attached,
     set_base_model,
+    tensors_of,
+    undo_on_failure,
+    warn_of_frozen,
 )
-from ..model.sites import choose_sites
-from ..problems import first_few
-from .files import AdapterFiles, read_adapter, write_adapter
+from ..model.sites import Site, choose
+from ..problems import first_few, shortened
+from .files import AdapterFiles, read_adapter, refuse_to_replace, write_adapter
+
+# What the names of quantized and converted models end with.
+_QUANTIZED = re.compile(
+    r"([-_.](mlx|\d+-?bit|(mx|nv)?fp\d+|bf16|f(loat)?(16|32)|q\d\w*|int\d|dwq|awq))+$"
+)
+Pair = tuple[nn.Module, TokenizerWrapper]
+Loaded = tuple[nn.Module, TokenizerWrapper, dict[str, object]]
+
+
+class LoadOptions(TypedDict, total=False):
+    """What ``load`` passes to ``mlx_lm.load``."""
+
+    tokenizer_config: dict[str, Any] | None
+    model_config: dict[str, Any] | None
+    adapter_path: str | None
+    lazy: bool
+    revision: str | None
+    trust_remote_code: bool
+
+
+@overload
+def load(
+    model: str,
+    adapter: str | Path | AdapterFiles | None = None,
+    *,
+    return_config: Literal[False] = False,
+    **mlx_lm_load_kwargs: Unpack[LoadOptions],
+) -> Pair: ...
+
+
+@overload
+def load(
+    model: str,
+    adapter: str | Path | AdapterFiles | None = None,
+    *,
+    return_config: Literal[True],
+    **mlx_lm_load_kwargs: Unpack[LoadOptions],
+) -> Loaded: ...
 
 
 def load(
-    model: str, adapter: str | Path | None = None, **mlx_lm_load_kwargs: object
-) -> tuple[nn.Module, TokenizerWrapper]:
+    model: str,
+    adapter: str | Path | AdapterFiles | None = None,
+    *,
+    return_config: bool = False,
+    **mlx_lm_load_kwargs: Unpack[LoadOptions],
+) -> Pair | Loaded:
     """``mlx_lm.load`` plus an adapter.
 
     Args:
         model (str): A local folder or a Hub repository, ``user/repo`` or ``user/repo@revision``.
-        adapter (str): The same for a δ-mem adapter. Default: the plain model.
-        **mlx_lm_load_kwargs: Passed to ``mlx_lm.load``.
+        adapter (str): The same for a δ-mem adapter, or one that was read before. Default: the plain
+          model.
+        return_config (bool): Give the model's config as well, as ``mlx_lm.load`` does.
+        **mlx_lm_load_kwargs: Passed to ``mlx_lm.load``. A LoRA given as ``adapter_path`` lies below
+          the memory.
 
     Returns:
-        tuple[nn.Module, TokenizerWrapper]: The model and its tokenizer.
+        tuple[nn.Module, TokenizerWrapper]: The model and its tokenizer; with ``return_config`` its
+          config as a third.
 
     Raises:
         FileNotFoundError: If a name is neither a folder nor a repository.
@@ -44,14 +99,23 @@ def load(
     """
     from mlx_lm import load as mlx_lm_load
 
-    files = (
-        None if adapter is None else read_adapter(resolve(adapter, allow_patterns=ADAPTER_FILES))
-    )
+    files = adapter if adapter is None or isinstance(adapter, AdapterFiles) else read(adapter)
     folder = resolve(model, allow_patterns=MODEL_FILES)
-    loaded = mlx_lm_load(str(folder), **mlx_lm_load_kwargs)
+    # One call gives two or three values, by a flag: its stub says either.
+    loaded = mlx_lm_load(str(folder), return_config=True, **mlx_lm_load_kwargs)
+    plain, tokenizer, config = cast(Loaded, loaded)
     if files is not None:
-        _load_files(loaded[0], files, base_model=str(model))
-    return loaded
+        attach_adapter(plain, files, base_model=str(model))
+    return (plain, tokenizer, config) if return_config else (plain, tokenizer)
+
+
+def read(adapter: str | Path) -> AdapterFiles:
+    """The adapter in a local folder or Hub repository, in any of its forms.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: As for ``load_adapter``.
+    """
+    return read_adapter(resolve(adapter, allow_patterns=ADAPTER_FILES))
 
 
 def load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
@@ -71,11 +135,63 @@ def load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
         ValueError: If the adapter is damaged or does not fit the model; of every kind of misfit the
           first few are listed.
     """
-    return _load_files(model, read_adapter(resolve(adapter, allow_patterns=ADAPTER_FILES)))
+    files = read(adapter)
+    warn_of_frozen(model)
+    return attach_adapter(model, files)
+
+
+def attach_adapter(
+    model: nn.Module, adapter: AdapterFiles, base_model: str | None = None
+) -> nn.Module:
+    """Attach an adapter that was read to a loaded mlx-lm model, or leave the model as it was.
+
+    Args:
+        model (nn.Module): A model without a memory.
+        adapter (AdapterFiles): The adapter.
+        base_model (str): Which model this is. Default: the one that the adapter names.
+
+    Raises:
+        ValueError: If the adapter does not fit the model.
+    """
+    refuse_attached(model)
+    sites = _fitting_sites(model, adapter)
+    _note_other_base(model, adapter, base_model)
+    with undo_on_failure(model):
+        patch(model, adapter.config, sites)
+        for layer, attention in memory_layers(model).items():
+            for key in attention.adapter_keys():
+                # Whatever the file holds: training updates these.
+                attention[key] = adapter.tensors[prefix_of(layer) + key].astype(mx.float32)
+        set_base_model(model, base_model or adapter.base_name)
+        pack(model)
+    return model
+
+
+def _note_other_base(model: nn.Module, adapter: AdapterFiles, base_model: str | None) -> None:
+    """Warn where an adapter says that it was trained on another model of the same shape."""
+    known, kind = adapter.base_model, getattr(model, "model_type", None)
+    trained_on, used = adapter.base_name, base_model_name(base_model)
+    if trained_on and used and _short(trained_on) != _short(used):
+        warnings.warn(
+            f"The adapter was trained on {trained_on}, and is used with {used}: answers may be "
+            "worse there.",
+            stacklevel=4,
+        )
+    elif known.get("model_type") and kind and known["model_type"] != kind:
+        warnings.warn(
+            f"The adapter was trained on {trained_on or 'a model'} of type "
+            f"{known['model_type']}, and is used with one of type {kind}.",
+            stacklevel=4,
+        )
+
+
+def _short(name: str) -> str:
+    """What a model is called wherever it lies: ``qwen3-4b`` of ``mlx-community/Qwen3-4B-4bit``."""
+    return _QUANTIZED.sub("", Path(name.partition("@")[0]).name.lower())
 
 
 def save_adapter(model: nn.Module, folder: str | Path, *, form: str = "mlx-lm") -> None:
-    """Write the model's adapter to ``folder``.
+    """Write the model's adapter to ``folder``, in place of a δ-mem adapter of the same form.
 
     Args:
         model (nn.Module): A model with an adapter.
@@ -85,8 +201,11 @@ def save_adapter(model: nn.Module, folder: str | Path, *, form: str = "mlx-lm") 
 
     Raises:
         ValueError: If the model has no adapter or the form is unknown.
+        OSError: If the folder holds an adapter of another kind or form, or cannot be written.
     """
-    write_adapter(adapter_of(model, Path(folder)), folder, form)
+    adapter = adapter_of(model, expanded(folder))
+    refuse_to_replace(adapter.folder, form)
+    write_adapter(adapter, adapter.folder, form)
 
 
 def convert_adapter(
@@ -95,6 +214,7 @@ def convert_adapter(
     *,
     form: str = "mlx-lm",
     dtype: mx.Dtype | None = None,
+    overwrite: bool = False,
 ) -> AdapterFiles:
     """Write the adapter in ``source``, of any form, to ``folder`` in another.
 
@@ -103,14 +223,19 @@ def convert_adapter(
         folder (str or Path): Where to write it.
         form (str): ``mlx-lm`` or ``published``.
         dtype (mx.Dtype): ``mx.float32`` or ``mx.float16``, for all tensors. Default: as they are.
+        overwrite (bool): Replace an adapter of any form in ``folder``. Default: one of the same
+          form only.
 
     Returns:
         AdapterFiles: What was read. Its ``base_model`` has no place in the published form.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: As for ``load_adapter``.
+        OSError: As for ``save_adapter``.
     """
-    adapter = read_adapter(resolve(source, allow_patterns=ADAPTER_FILES))
+    folder = expanded(folder)
+    refuse_to_replace(folder, form, overwrite=overwrite)
+    adapter = read(source)
     used = {n: t for n, t in adapter.tensors.items() if not is_off(n, adapter.config)}
     if dtype is not None:
         used = {name: tensor.astype(dtype) for name, tensor in used.items()}
@@ -120,11 +245,7 @@ def convert_adapter(
 
 def adapter_of(model: nn.Module, folder: Path = Path()) -> AdapterFiles:
     """The model's adapter as its files would hold it."""
-    tensors = {
-        f"{_prefix(layer)}{key}": attention[key].astype(mx.float32)
-        for layer, attention in memory_layers(model).items()
-        for key in attention.adapter_keys()
-    }
+    tensors = {name: x.astype(mx.float32) for name, x in tensors_of(model).items()}
     return AdapterFiles(folder, config_of(model), tensors, base_model_of(model))
 
 
@@ -142,44 +263,22 @@ def base_model_of(model: nn.Module) -> dict[str, object]:
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over the settings that act and all tensors of the model's adapter, in hex."""
-    return fingerprint_of(adapter_of(model))
+    return attachment(model).mark.fingerprint
 
 
 def fingerprint_of(adapter: AdapterFiles) -> str:
     """The same of an adapter on disk; tensors of heads that are off do not count."""
-    digest = hashlib.sha256(json.dumps(adapter.config.to_dict(), sort_keys=True).encode())
-    for name in sorted(adapter.tensors):
-        if not is_off(name, adapter.config):
-            digest.update(name.encode())
-            digest.update(memoryview(adapter.tensors[name]))
-    return digest.hexdigest()
+    return fingerprints.fingerprint_of(adapter.config, adapter.tensors)
 
 
-def _load_files(
-    model: nn.Module, adapter: AdapterFiles, base_model: str | None = None
-) -> nn.Module:
-    refuse_attached(model)
-    tensors = _fitting(model, adapter)
-    attach(model, adapter.config)
-    layers = memory_layers(model)
-    for layer, attention in layers.items():
-        prefix = _prefix(layer)
-        for key in attention.adapter_keys():
-            # Whatever the file holds: training updates these.
-            attention[key] = tensors[prefix + key].astype(mx.float32)
-    set_base_model(model, base_model or adapter.base_model.get("name"))
-    pack(model)
-    return model
-
-
-def _fitting(model: nn.Module, adapter: AdapterFiles) -> dict[str, mx.array]:
-    """The adapter's tensors, if they are just those that the model needs."""
+def _fitting_sites(model: nn.Module, adapter: AdapterFiles) -> list[Site]:
+    """Where the adapter's memories go, if its tensors are just those that the model needs."""
     try:
-        sites = choose_sites(model, adapter.config)
+        sites, note = choose(model, adapter.config)
     except ValueError as error:
         raise ValueError(_misfit(adapter, [str(error)])) from error
     expected = {
-        _prefix(site.layer) + name: shape
+        prefix_of(site.layer) + name: shape
         for site in sites
         for name, shape in adapter_shapes(site.projections, adapter.config).items()
     }
@@ -197,23 +296,19 @@ def _fitting(model: nn.Module, adapter: AdapterFiles) -> dict[str, mx.array]:
         parts = name.split(".")
         beyond = len(parts) > 2 and parts[2].isdigit() and int(parts[2]) >= layers
         reason = f"the model has {layers} layers" if beyond else "not used by this model and config"
-        surplus.append(f"{name}: {reason}")
+        surplus.append(f"{shortened(name, 120)[1:-1]}: {reason}")
     if shapes or missing or surplus:
         problems = [line for kind in (shapes, missing, surplus) for line in first_few(kind)]
         raise ValueError(_misfit(adapter, problems))
-    return adapter.tensors
+    if note:
+        warnings.warn(note, stacklevel=4)
+    return sites
 
 
 def _misfit(adapter: AdapterFiles, problems: list[str]) -> str:
-    name = adapter.base_model.get("name")
-    hint = (
-        f"Load the model it was trained on: {name}."
-        if name
-        else ("Load the model it was trained on.")
-    )
+    named = f": {shortened(adapter.base_name)[1:-1]}" if adapter.base_name else ""
     lines = "\n  ".join(problems)
-    return f"Adapter '{adapter.folder}' does not fit this model:\n  {lines}\n{hint}"
-
-
-def _prefix(layer: int) -> str:
-    return f"model.layers.{layer}.self_attn."
+    return (
+        f"Adapter '{adapter.folder}' does not fit this model:\n  {lines}\n"
+        f"Load the model it was trained on{named}."
+    )

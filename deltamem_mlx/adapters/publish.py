@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from .._version import __version__
 from ..files import read_json
+from ..forms import ADAPTER_NAMES, MLX_LM, form_in
 from ..hub import REPO_ID, looks_like_path
 from ..model.patch import BUILTIN
 from .card import model_card
 from .check import check_tensors
-from .files import MLX_LM, PUBLISHED, PYTORCH, AdapterFiles, files_of, read_adapter
+from .files import AdapterFiles, read_adapter
 from .publish_errors import said
 
 if TYPE_CHECKING:
@@ -125,12 +126,12 @@ def prepare(
             check_repo(name)
     adapter = read_adapter(folder)
     check_tensors(adapter)
-    given = adapter.base_model.get("name") or None
+    given = adapter.base_name
     name = base_model or _public(given)
     adapter = replace(adapter, base_model=adapter.base_model | ({"name": name} if name else {}))
-    files: dict[str, Path | bytes] = {file: folder / file for file in files_of(folder)}
-    if MLX_LM[0] in files and name != given:
-        files[MLX_LM[0]] = _config_with(adapter)
+    files: dict[str, Path | bytes] = {file: folder / file for file in form_in(folder).files}
+    if MLX_LM.config in files and name != given:
+        files[MLX_LM.config] = _config_with(adapter)
     own = folder / CARD
     if own.is_file():
         files[CARD] = own
@@ -139,7 +140,7 @@ def prepare(
         shown = branch if branch != MAIN else None
         card = model_card(adapter, repo, sizes, branch=shown, license=license)
         files[CARD] = card.encode()
-    hidden = str(given) if given and name != given and base_model is None else None
+    hidden = given if given and name != given and base_model is None else None
     return Upload(repo, branch, private, message, files, own.is_file(), hidden)
 
 
@@ -182,8 +183,8 @@ def _send(api: "HfApi", upload: Upload) -> Sent:
     if branch != MAIN:
         api.create_branch(repo, branch=branch, exist_ok=True)
     there = set(api.list_repo_files(repo, revision=branch))
-    # Readers prefer one form to another: with two of them in a folder they could mix.
-    others = (there & {*MLX_LM, *PUBLISHED, *PYTORCH}) - upload.files.keys()
+    # With two of them in a folder it would not be clear which is meant.
+    others = (there & {*ADAPTER_NAMES}) - upload.files.keys()
     if others:
         raise ValueError(
             f"{repo!r} holds an adapter in another form on the branch {branch!r} "
@@ -202,16 +203,16 @@ def _send(api: "HfApi", upload: Upload) -> Sent:
     return Sent(page if branch == MAIN else f"{page}/tree/{branch}", commit.oid, kept)
 
 
-def _public(name: object) -> str | None:
+def _public(name: str | None) -> str | None:
     """A base model's name without the folders of this machine."""
-    if not isinstance(name, str):
+    if name is None:
         return None
     local = name != BUILTIN and (looks_like_path(name) or Path(name).expanduser().is_dir())
     return Path(name).expanduser().resolve().name if local else name
 
 
 def _config_with(adapter: AdapterFiles) -> bytes:
-    values = read_json(adapter.folder / MLX_LM[0]) | {"base_model": adapter.base_model}
+    values = read_json(adapter.folder / MLX_LM.config) | {"base_model": adapter.base_model}
     return (json.dumps(values, indent=2) + "\n").encode()
 
 

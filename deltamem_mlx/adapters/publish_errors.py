@@ -1,5 +1,12 @@
 """What a failed upload means, in one sentence."""
 
+from typing import TYPE_CHECKING
+
+from ..hub import endpoint, first_line, is_from_network
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
 
 def said(error: Exception, repo: str) -> Exception:
     """A failure of huggingface_hub while writing, as a builtin exception that says what to do.
@@ -8,32 +15,31 @@ def said(error: Exception, repo: str) -> Exception:
         error (Exception): What was raised; returned as it is when it did not come from the Hub.
         repo (str): The repository that was written to.
     """
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
-    endpoint = constants.ENDPOINT
     match error:
         case errors.OfflineModeIsEnabled():
             return ConnectionError("HF_HUB_OFFLINE is set. Unset it to upload.")
         case errors.HfHubHTTPError():
-            return _refused(error, repo, endpoint)
+            return _refused(error, repo)
         case RuntimeError() if isinstance(error.__cause__, Exception):  # while sending one file
             cause = said(error.__cause__, repo)
             return error if cause is error.__cause__ else cause
-    if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests"):
+    if is_from_network(error):
         return ConnectionError(
-            f"{endpoint} could not be reached: nothing was uploaded. Check the connection and "
-            f"HF_ENDPOINT. ({_first(error)})"
+            f"{endpoint()} could not be reached: nothing was uploaded. Check the connection and "
+            f"HF_ENDPOINT. ({first_line(error)})"
         )
     return error
 
 
-def _refused(error: Exception, repo: str, endpoint: str) -> Exception:
+def _refused(error: "HfHubHTTPError", repo: str) -> Exception:
     status = error.response.status_code
-    why = (getattr(error, "server_message", None) or "").strip().partition("\n")[0]
+    why = first_line(getattr(error, "server_message", None) or "")
     because = f" ({why})" if why else ""
     if status == 401:
         return PermissionError(
-            f"{endpoint} does not accept this login: the token is wrong or has expired. Log in "
+            f"{endpoint()} does not accept this login: the token is wrong or has expired. Log in "
             f"again: hf auth login{because}"
         )
     if status in (403, 404):
@@ -42,11 +48,9 @@ def _refused(error: Exception, repo: str, endpoint: str) -> Exception:
             f"repository of your own.{because}"
         )
     if status < 500 and status != 429:
-        return ValueError(f"{endpoint} refused the upload to {repo!r}: {why or _first(error)}")
+        reason = why or first_line(error)
+        return ValueError(f"{endpoint()} refused the upload to {repo!r}: {reason}")
+    reason = why or first_line(error)
     return ConnectionError(
-        f"{endpoint} failed on the upload to {repo!r}: {why or _first(error)} Try again later."
+        f"{endpoint()} failed on the upload to {repo!r}: {reason} Try again later."
     )
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

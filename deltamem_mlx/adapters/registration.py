@@ -5,7 +5,7 @@ from pathlib import Path
 import mlx.nn as nn
 
 from ..compat import LoadAdapters, load_adapters_with
-from .files import is_delta_mem
+from ..forms import is_delta_mem
 from .loading import load_adapter
 
 

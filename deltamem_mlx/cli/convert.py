@@ -76,24 +76,28 @@ def convert(
     """
     import mlx.core as mx
 
-    from deltamem_mlx.adapters.files import MLX_LM, PUBLISHED
     from deltamem_mlx.adapters.loading import convert_adapter
+    from deltamem_mlx.forms import MLX_LM, PUBLISHED, files_there
 
     if folder.is_file():
         raise UsageError(f"{str(folder)!r} is a file; expected a folder to write to.")
-    there = [name for name in (*MLX_LM, *PUBLISHED) if (folder / name).exists()]
+    there = files_there(folder)
     if there and not overwrite:
         raise UsageError(
             f"{str(folder)!r} holds an adapter already ({', '.join(there)}). Give another folder, "
             "or --overwrite."
         )
     adapter = convert_adapter(
-        source, folder, form=form.value, dtype=dtype and getattr(mx, dtype.value)
+        source,
+        folder,
+        form=form.value,
+        dtype=None if dtype is None else getattr(mx, dtype.value),
+        overwrite=overwrite,
     )
-    base = adapter.base_model.get("name")
+    base = adapter.base_name
     if form is Form.PUBLISHED and base:
         output.note(f"The published form does not say which model it is for. This one: {base}.")
-    files = MLX_LM if form is Form.MLX_LM else PUBLISHED
+    files = (MLX_LM if form is Form.MLX_LM else PUBLISHED).files
     if json:
         output.result_json({"folder": str(folder), "form": form.value, "files": list(files)})
     else:

@@ -17,6 +17,7 @@ from ..config import HEADS, DeltaMemConfig
 from ..ops import ScanSpec, Step, step_for
 from ..ops.seams import split
 from .cache import MemoryCache
+from .fingerprint import Mark, is_off
 from .layer import Memory, read_and_write
 from .layer_cache import LayerCache
 from .projections import Projections, view_of
@@ -46,16 +47,6 @@ def adapter_shapes(projections: Projections, config: DeltaMemConfig) -> dict[str
     if config.delta_o_rmsnorm:
         shapes["delta_o_rmsnorm_weight"] = [projections.width("o")]
     return shapes
-
-
-def is_off(name: str, config: DeltaMemConfig) -> bool:
-    """Whether a parameter, by its name or full path, belongs to a head that is off.
-
-    The PyTorch form holds those, as zeros.
-    """
-    return name.rpartition(".")[2] in {
-        f"delta_{h}_proj" for h in HEADS if h not in config.delta_heads
-    }
 
 
 @dataclass(frozen=True)
@@ -133,9 +124,12 @@ class DeltaMemAttention(nn.Module):
     cache_index: int  # of ``cache`` among the positional arguments
     x_name: str
 
-    def add_memory(self, layer: int, projections: Projections, config: DeltaMemConfig) -> None:
+    def add_memory(
+        self, layer: int, projections: Projections, config: DeltaMemConfig, mark: Mark
+    ) -> None:
         """Create the adapter's parameters; only those that act are trainable."""
         self._memory_layer = layer
+        self._memory_mark = mark
         self._memory_projections = projections
         self._memory_config = config
         self._memory_packed: Packed | None = None
@@ -258,6 +252,8 @@ class DeltaMemAttention(nn.Module):
                 "after the adapter is loaded."
             )
         memory = cache.memory_of(self._memory_layer)
+        if isinstance(memory, MemoryCache) and memory.mark is not self._memory_mark:
+            memory.belong_to(self._memory_mark)
         if by_name:
             return memory, args, {**kwargs, "cache": cache.kv}
         return memory, (*args[:i], cache.kv, *args[i + 1 :]), kwargs
@@ -275,6 +271,7 @@ class DeltaMemAttention(nn.Module):
             config.num_state_heads,
             config.rank,
             config.memory_write_granularity,
+            self._memory_mark,
         )
 
     def pack(self) -> None:

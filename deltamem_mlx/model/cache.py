@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..compat import BaseCache, make_savable
+from .fingerprint import Mark
 from .ingest import Ingest
 from .trail import Step, Trail
 
@@ -27,6 +28,8 @@ class MemoryCache(BaseCache):
         heads (int): State heads H.
         rank (int): Side r of a state.
         granularity (str): ``memory_write_granularity`` of the adapter.
+        mark (Mark): Which adapter writes it; the fingerprint alone, where it comes from a file;
+          empty: not known.
 
     Attributes:
         matrix (mx.array): float32 [B, H, r, r], or ``None`` while nothing has been written.
@@ -40,9 +43,16 @@ class MemoryCache(BaseCache):
           state: copies, and what is merged, extracted or saved, begin without one.
     """
 
-    def __init__(self, layer: int, heads: int, rank: int, granularity: str = "token"):
+    def __init__(
+        self,
+        layer: int,
+        heads: int,
+        rank: int,
+        granularity: str = "token",
+        mark: Mark | str = "",
+    ):
         self.layer, self.heads, self.rank = layer, heads, rank
-        self.granularity = granularity
+        self.granularity, self.mark = granularity, mark
         self.matrix: mx.array | None = None
         self.read_only = [False]
         self.written = [0]
@@ -54,7 +64,27 @@ class MemoryCache(BaseCache):
 
     def fresh(self) -> "MemoryCache":
         """An empty memory of the same kind."""
-        return MemoryCache(self.layer, self.heads, self.rank, self.granularity)
+        return MemoryCache(self.layer, self.heads, self.rank, self.granularity, self.mark)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the adapter that writes it; empty: not known."""
+        return self.mark if isinstance(self.mark, str) else self.mark.fingerprint
+
+    def belong_to(self, mark: Mark) -> None:
+        """Go on under a model's adapter.
+
+        Raises:
+            ValueError: If the memory was written under another one.
+        """
+        wrote = self.fingerprint
+        if wrote and wrote != mark.fingerprint:
+            raise ValueError(
+                f"The prompt cache was made under another adapter (fingerprint {wrote[:12]}; this "
+                f"one is {mark.fingerprint[:12]}). Load that adapter, or make a new prompt cache "
+                "and feed the text again."
+            )
+        self.mark = mark
 
     @property
     def batch_size(self) -> int:
@@ -169,11 +199,15 @@ class MemoryCache(BaseCache):
         flags = [int(flag) for flag in self.read_only]
         rows: list[Rows] = [flags, self.written, self.left_padding, self.lengths]
         arrays = [None if row is None else mx.array(row, dtype=mx.int32) for row in rows]
-        return self.layer, self.heads, self.rank, self.granularity, self.matrix, *arrays, ingest
+        about = self.layer, self.heads, self.rank, self.granularity
+        return *about, self.matrix, *arrays, ingest, self.fingerprint
 
     @state.setter
     def state(self, v: Sequence[Any]) -> None:  # what a file holds
-        self.layer, self.heads, self.rank, self.granularity, self.matrix, *rows, ingest = v
+        # Version 0.1.0 wrote ten values, without the fingerprint.
+        about, rows, (ingest, *mark) = v[:5], v[5:9], v[9:]
+        self.layer, self.heads, self.rank, self.granularity, self.matrix = about
+        self.mark = mark[0] if mark else ""
         rows = [None if row is None else row.tolist() for row in rows]
         self.read_only, self.written, self.left_padding, self.lengths = rows
         self.read_only = [bool(flag) for flag in self.read_only]

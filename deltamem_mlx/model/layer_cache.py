@@ -7,6 +7,7 @@ to both. What a user calls on a prompt cache is in ``memory/actions.py``.
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import mlx.core as mx
 from mlx_lm.models.cache import CacheList
 
 from ..compat import BaseCache, make_savable
@@ -111,6 +112,17 @@ class DeltaMemCache(LayerCache):
         raise ValueError(
             f"The prompt cache has no memory for layer {layer}: it was made for another adapter. "
             "Make it with make_prompt_cache(model)."
+        )
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Refuse what an attention without a memory asks of a KV cache.
+
+        Raises:
+            ValueError: Always; an attention with a memory is given the KV cache alone.
+        """
+        raise ValueError(
+            "The prompt cache has a memory, and the model that uses it has none. Load its adapter "
+            "(dm.load_adapter), or make a new prompt cache with make_prompt_cache(model)."
         )
 
     def is_trimmable(self) -> bool:

@@ -2,11 +2,13 @@
 
 import sys
 import warnings
-from collections.abc import Callable, MutableSequence, Sequence
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,7 +17,8 @@ from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
 from .. import builtin
 from ..compat import BaseCache, wanted_max_kv_size
 from ..config import DeltaMemConfig
-from .attention import DeltaMemAttention, memory_class
+from .attention import DeltaMemAttention, flat_arrays, memory_class
+from .fingerprint import Mark
 from .layer_cache import DeltaMemCache
 from .sites import CachePath, Site, choose
 
@@ -29,12 +32,14 @@ class Attached:
     Args:
         paths (dict[CachePath, tuple[DeltaMemAttention, ...]]): For each part of the prompt cache
           that has memories, the attentions that use it: several where layers share keys.
-        trainable (dict[str, set[str]]): Names of the frozen parameters, by module, from before.
+        frozen (list): The modules from before, and the names of their frozen parameters.
+        mark (Mark): Which adapter it is.
         base_model (str): Which model this is.
     """
 
     paths: dict[CachePath, tuple[DeltaMemAttention, ...]]
-    trainable: dict[str, set[str]]
+    frozen: list[tuple[ref[nn.Module], frozenset[str]]]
+    mark: Mark
     base_model: str | None = None
 
 
@@ -108,38 +113,87 @@ def attach(
         sites, note = choose(model, config)
         if note:
             warnings.warn(note, stacklevel=2)
-    for module in model.modules():  # not every mlx-lm model calls the constructor that sets it
-        vars(module).setdefault("_no_grad", set())
-    trainable = {name: set(module._no_grad) for name, module in model.named_modules()}
-    if seed is not None:
-        mx.random.seed(seed)
+    warn_of_frozen(model)
+    with undo_on_failure(model):
+        if seed is not None:
+            mx.random.seed(seed)
+        patch(model, config, sites)
+        pack(model)
+    return model
+
+
+def patch(model: nn.Module, config: DeltaMemConfig, sites: Sequence[Site]) -> None:
+    """``attach`` at these sites; nothing is evaluated, and nothing undone if it fails."""
+    before = _frozen(model)
     model.freeze()
     paths: dict[CachePath, tuple[DeltaMemAttention, ...]] = {}
+    mark = Mark(config, lambda: tensors_of(model))
     for site in sorted(sites, key=lambda site: (site.cache_path, site.layer)):
         attention = _patched(site.attention)
-        attention.add_memory(site.layer, site.projections, config)
+        attention.add_memory(site.layer, site.projections, config, mark)
         paths[site.cache_path] = (*paths.get(site.cache_path, ()), attention)
     mixin = SelfCachingModel if any(site.own_cache for site in sites) else DeltaMemModel
     _set_class(model, _model_class(type(model), mixin))
-    model._memory_attached = Attached(paths, trainable)
-    return model
+    model._memory_attached = Attached(paths, [(ref(m), names) for m, names in before], mark)
 
 
 def detach(model: nn.Module) -> nn.Module:
     """Give the original model back: same classes, same parameters, bit-identical outputs.
 
+    What was frozen before is frozen again, and what was trainable, trainable; layers that were put
+    in since, a LoRA for one, stay as they are.
+
     Raises:
         ValueError: If the model has no adapter.
     """
     attached = attachment(model)
-    for attention in memory_layers(model).values():
-        attention.remove_memory()
-        _set_class(attention, type(attention).base_class)
-    del model._memory_attached
-    _set_class(model, model.base_class)
-    for name, module in model.named_modules():
-        module._no_grad = set(attached.trainable[name])
+    attached.mark.keep()
+    _unpatch(model)
+    for module, names in attached.frozen:
+        if (known := module()) is not None:
+            known._no_grad = set(names)
     return model
+
+
+@contextmanager
+def undo_on_failure(model: nn.Module) -> Iterator[None]:
+    """Whatever is raised within this context, the model is as before then, without a memory."""
+    before = _frozen(model)
+    try:
+        yield
+    except BaseException:
+        _unpatch(model)
+        for module, names in before:
+            module._no_grad = set(names)
+        raise
+
+
+def _unpatch(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, DeltaMemAttention):
+            module.remove_memory()
+            _set_class(module, type(module).base_class)
+    vars(model).pop("_memory_attached", None)
+    if is_attached(model):
+        _set_class(model, model.base_class)
+
+
+def _frozen(model: nn.Module) -> list[tuple[nn.Module, frozenset[str]]]:
+    """The modules of a model, and the names of their frozen parameters."""
+    for module in model.modules():  # not every mlx-lm model calls the constructor that sets it
+        vars(module).setdefault("_no_grad", set())
+    return [(module, frozenset(module._no_grad)) for module in model.modules()]
+
+
+def warn_of_frozen(model: nn.Module) -> None:
+    """Say that a memory will freeze the model's LoRA, if it has one that is trainable."""
+    names = [name for name, _ in flat_arrays(model.trainable_parameters())]
+    if any(name.endswith(".lora_a") for name in names):
+        warnings.warn(
+            "The model's LoRA layers are frozen while it has a memory: only the memory is "
+            "trainable. dm.detach(model) gives them back as they were.",
+            stacklevel=3,
+        )
 
 
 def pack(model: nn.Module) -> None:
@@ -173,15 +227,35 @@ def attachment(model: nn.Module) -> Attached:
 
 def set_base_model(model: nn.Module, source: str | None) -> None:
     """Keep which model this is, as mlx-lm would be given it, for what is saved from it."""
+    attached = attachment(model)
+    model._memory_attached = replace(attached, base_model=base_model_name(source))
+
+
+def base_model_name(source: str | None) -> str | None:
+    """A model's name as it is kept: the built-in one's is the same wherever it lies."""
     if source is not None and Path(source).resolve() == Path(builtin.__file__).parent / "base":
-        source = BUILTIN
-    model._memory_attached = replace(attachment(model), base_model=source)
+        return BUILTIN
+    return source
 
 
 def memory_layers(model: nn.Module) -> dict[int, DeltaMemAttention]:
     """Layer index → the attention that keeps a memory, in order of the layers."""
     attentions = [a for group in attachment(model).paths.values() for a in group]
     return {a.memory_layer: a for a in sorted(attentions, key=lambda a: a.memory_layer)}
+
+
+def prefix_of(layer: int) -> str:
+    """What the names of a layer's parameters begin with in every file, whatever the model's are."""
+    return f"model.layers.{layer}.self_attn."
+
+
+def tensors_of(model: nn.Module) -> dict[str, mx.array]:
+    """The adapter's parameters that act, by their names in a file."""
+    return {
+        prefix_of(layer) + key: attention[key]
+        for layer, attention in memory_layers(model).items()
+        for key in attention.adapter_keys()
+    }
 
 
 def config_of(model: nn.Module) -> DeltaMemConfig:

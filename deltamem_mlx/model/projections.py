@@ -71,7 +71,9 @@ class Projections:
 
 
 def dense_weight(linear: nn.Module) -> mx.array:
-    """The weight [out, in] of a linear layer, dequantized if it is quantized."""
+    """The weight [out, in] of a linear layer, dequantized, and with a LoRA or DoRA in it."""
+    if "lora_a" in linear:
+        return dense_weight(linear.fuse(dequantize=True))
     if "scales" not in linear:
         return cast(mx.array, linear.weight)
     return mx.dequantize(

@@ -30,7 +30,7 @@ class Address(ThreadingHTTPServer):
         handler (Callable): Makes what handles a connection.
 
     Raises:
-        SettingsError: If the host is not known.
+        ValueError: If the host is not known.
         OSError: If the address cannot be had; says why.
     """
 

@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..adapters.files import write_adapter
+from ..adapters.files import write_adapter, write_copy
 from ..adapters.loading import adapter_of, base_model_of
 from ..files import write_atomically
 from ..model.patch import config_of
@@ -102,10 +102,7 @@ def save_checkpoint(
         raise FloatingPointError(f"NaN or infinite weights in {', '.join(bad[:3])}")
     write_adapter(adapter, folder)
     if snapshot is not None:
-        write_atomically(
-            folder / f"{snapshot:07d}_adapters.safetensors",
-            lambda path: mx.save_safetensors(str(path), adapter.tensors, {"format": "mlx"}),
-        )
+        write_copy(adapter, folder / f"{snapshot:07d}_adapters.safetensors")
     about = {"progress": json.dumps(asdict(progress)), "identity": json.dumps(identity)}
     write_atomically(
         folder / STATE_FILE,

@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
-import mlx.core as mx
 import mlx.nn as nn
 
-from ..adapters.files import AdapterFiles, read_adapter
-from ..adapters.loading import _load_files
+from ..adapters.files import AdapterFiles, read_copy
+from ..adapters.loading import attach_adapter, read
 from ..config import DeltaMemConfig
-from ..hub import ADAPTER_FILES, resolve
 from ..model.patch import attach, set_base_model
 
 
@@ -56,20 +54,14 @@ def adapter_from(
             + "\n  ".join(differing)
             + "\nLeave those flags out: an adapter that is trained further keeps its settings."
         )
-    _load_files(model, adapter, base_model)
+    attach_adapter(model, adapter, base_model)
     return model
 
 
 def _read(source: str | Path) -> AdapterFiles:
     path = Path(source).expanduser()
     if not path.is_file():
-        return read_adapter(resolve(source, allow_patterns=ADAPTER_FILES))
+        return read(source)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} is no .safetensors file. Expected an adapter's weights.")
-    config = DeltaMemConfig.from_pretrained(path.parent)
-    try:
-        tensors = {name: x.astype(mx.float32) for name, x in mx.load(str(path)).items()}
-        mx.eval(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path} cannot be read: {error}. It may be truncated.") from error
-    return AdapterFiles(path.parent, config, tensors, {})
+    return read_copy(path)

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "deltamem_mlx"
 FLOORS = (
     ("ops", "builtin", "problems", "_version"),
     ("files",),
+    ("forms",),
     ("compat", "config", "hub"),
     ("model", "text"),
     ("adapters",),

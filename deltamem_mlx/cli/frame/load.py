@@ -19,13 +19,14 @@ def load_pair(
     model without `--adapter` has no memory.
     """
     from deltamem_mlx import builtin
-    from deltamem_mlx.adapters.loading import load
+    from deltamem_mlx.adapters.loading import load, read
 
     if model is None and adapter is None:
         model, adapter = str(builtin.base_folder()), str(builtin.adapter_folder())
+    files = None if adapter is None else read(adapter)
     return load(
-        model if model is not None else _base_of(str(adapter)),
-        adapter,
+        model if model is not None else _base_of(str(adapter), files.base_name if files else None),
+        files,
         tokenizer_config={"trust_remote_code": trust_remote_code},
         trust_remote_code=trust_remote_code,
     )
@@ -45,14 +46,11 @@ def refuse_without_memory(flags: Mapping[str, object]) -> None:
         )
 
 
-def _base_of(adapter: str) -> str:
+def _base_of(adapter: str, name: str | None) -> str:
     from deltamem_mlx import builtin
-    from deltamem_mlx.adapters.files import read_adapter
-    from deltamem_mlx.hub import ADAPTER_FILES, resolve
     from deltamem_mlx.model.patch import BUILTIN
 
-    name = read_adapter(resolve(adapter, allow_patterns=ADAPTER_FILES)).base_model.get("name")
-    if not isinstance(name, str) or not name:
+    if name is None:
         raise UsageError(
             f"The adapter {adapter!r} does not say which model it is for. Give --model."
         )

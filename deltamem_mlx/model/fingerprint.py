@@ -1,0 +1,71 @@
+"""Which adapter a model has, told by its settings and weights."""
+
+import hashlib
+import json
+import operator
+from collections.abc import Callable, Mapping
+
+import mlx.core as mx
+import numpy as np
+
+from ..config import HEADS, DeltaMemConfig
+
+Tensors = Mapping[str, mx.array]
+
+
+def is_off(name: str, config: DeltaMemConfig) -> bool:
+    """Whether a parameter, by its name or full path, belongs to a head that is off.
+
+    The PyTorch form holds those, as zeros.
+    """
+    return name.rpartition(".")[2] in {
+        f"delta_{h}_proj" for h in HEADS if h not in config.delta_heads
+    }
+
+
+def fingerprint_of(config: DeltaMemConfig, tensors: Tensors) -> str:
+    """SHA-256 over the settings and all tensors of an adapter, those of heads that are off apart.
+
+    The tensors are float32, by their names in a file.
+    """
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
+    for name in sorted(tensors):
+        if not is_off(name, config):
+            digest.update(name.encode())
+            digest.update(np.array(tensors[name]).tobytes())
+    return digest.hexdigest()
+
+
+class Mark:
+    """The fingerprint of the adapter that a model has now.
+
+    All memories of the model's prompt caches share one. It is made anew when a parameter was
+    replaced, and kept when the adapter is taken away.
+
+    Args:
+        config (DeltaMemConfig): The adapter's settings.
+        tensors (Callable[[], Tensors]): Gives its tensors as they are.
+    """
+
+    def __init__(self, config: DeltaMemConfig, tensors: Callable[[], Tensors]):
+        self._config, self._tensors = config, tensors
+        self._sources: list[mx.array] = []
+        self._fingerprint = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 in hex."""
+        tensors = self._tensors()
+        sources = list(tensors.values())
+        if not self._fingerprint or not all(map(operator.is_, sources, self._sources)):
+            values = {name: x.astype(mx.float32) for name, x in tensors.items()}
+            self._sources, self._fingerprint = sources, fingerprint_of(self._config, values)
+        return self._fingerprint
+
+    def keep(self) -> None:
+        """Go on without the model: its adapter is taken away."""
+        tensors = self._tensors()
+        self._tensors = lambda: tensors
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Mark":
+        return self  # a copy of a prompt cache belongs to the same adapter
