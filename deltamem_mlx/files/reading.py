@@ -36,9 +36,9 @@ def checked_file(path: str | Path, at_most: int | None = None, what: str = "file
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         dangling = " (a link that points nowhere)" if path.is_symlink() else ""
-        raise FileNotFoundError(f"No {what} {shortened(str(path))}{dangling}.") from None
+        raise FileNotFoundError(f"No {what} {shortened(str(path), 400)}{dangling}.") from None
     except (OSError, ValueError) as error:  # a loop of links, a name too long, a null character
-        raise ValueError(f"{shortened(str(path))} is no path of a file: {error}") from None
+        raise ValueError(f"{shortened(str(path), 400)} is no path of a file: {error}") from None
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or device"
         raise ValueError(f"{path} is {kind}; expected a regular file.")

@@ -12,13 +12,13 @@ from statistics import fmean
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..memory.actions import read_only, set_memory_state
 from ..text.spans import message_spans
+from .scoring import Place, Read, placed
 
 WITH, WITHOUT, BOTH, GIVEN = "with memory", "without memory", "with and without", "given"
 
@@ -35,6 +35,8 @@ class ScoredAnswer:
         tokens (int): Its length.
         log_prob (float): Natural log of its probability with the memory: the sum over its tokens.
         log_prob_without (float): The same with an empty memory.
+        after (str): What stands before it, of the models' own answers, where it was scored: a
+          single word seldom begins an answer. Empty: it was scored as the answer's beginning.
     """
 
     text: str
@@ -43,6 +45,12 @@ class ScoredAnswer:
     tokens: int
     log_prob: float
     log_prob_without: float
+    after: str = ""
+
+    @property
+    def in_place(self) -> str:
+        """The answer as it is shown: in brackets what stands before it."""
+        return f"({self.after}) {self.text}" if self.after else self.text
 
     @property
     def gain(self) -> float:
@@ -116,7 +124,8 @@ def probe(
         state (Mapping[int, mx.array]): The memory of one conversation, as ``dm.memory_state`` of
           its prompt cache has it: layer index → [1, H, r, r].
         phrasings (Sequence[str]): Ways to ask.
-        answers (Sequence[str]): Beginnings of answers to score as well.
+        answers (Sequence[str]): Answers, or words of them, to score as well: each is where it fits
+          best, as the beginning of an answer or within one of the two greedy ones.
         system_prompt (str): System message before the question.
         template_kwargs (Mapping): For the chat template: ``enable_thinking``, ...
         max_tokens (int): Longest answer.
@@ -167,23 +176,27 @@ def _answers(
     max_tokens: int,
 ) -> list[ScoredAnswer]:
     with _prefilled(model, prompt, state) as full, _prefilled(model, prompt, None) as empty:
-        sources: dict[tuple[int, ...], str] = {}
+        sources: dict[Place, str] = {}
         for source, cache in ((WITH, full), (WITHOUT, empty)):
-            reply = _greedy(model, tokenizer, prompt, cache, max_tokens)
+            reply = Place((), _greedy(model, tokenizer, prompt, cache, max_tokens))
             sources[reply] = BOTH if reply in sources else source
-        scored = [tuple(_encode(tokenizer, text)) for text in given]
-        for tokens in scored:
-            sources.setdefault(tokens, GIVEN)
+        with_memory, without = Read(model, prompt, full), Read(model, prompt, empty)
+        scored = placed(
+            tokenizer, given, [place.tokens for place in sources], (with_memory, without)
+        )
+        for place in scored:
+            sources.setdefault(place, GIVEN)
         return [
             ScoredAnswer(
-                tokenizer.decode(list(tokens)).strip(),
+                tokenizer.decode(list(place.tokens)).strip(),
                 source,
-                tokens in scored,
-                len(tokens),
-                _score(model, prompt, tokens, full),
-                _score(model, prompt, tokens, empty),
+                place in scored,
+                len(place.tokens),
+                with_memory.log_prob(place),
+                without.log_prob(place),
+                tokenizer.decode(list(place.after)).strip(),
             )
-            for tokens, source in sources.items()
+            for place, source in sources.items()
         ]
 
 
@@ -240,12 +253,3 @@ def _greedy(
             return tuple(reply) or (int(token),)
         reply.append(int(token))
     return tuple(reply)
-
-
-def _score(model: nn.Module, prompt: Sequence[int], answer: Sequence[int], cache: list) -> float:
-    """Log-probability of the answer after the prompt, in natural units."""
-    tokens = mx.array([[*prompt[-1:], *answer[:-1]]])
-    logits = model(tokens, cache=copy.deepcopy(cache))[0].astype(mx.float32)
-    log_probs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    chosen = mx.take_along_axis(log_probs, mx.array(list(answer))[:, None], axis=-1)
-    return float(np.array(chosen.sum()))

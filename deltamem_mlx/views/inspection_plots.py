@@ -123,7 +123,7 @@ def draw_probe(probed: Sequence[Probed], name: str) -> Figure:
             axes.text(answer.gain + np.copysign(reach * 0.015, answer.gain), y,
                       signed(answer.gain), va="center", fontsize=9,
                       ha="left" if answer.gain >= 0 else "right")  # fmt: skip
-            labels.append(f"{one_line(answer.text, 44) or '(nothing)'}\n{answer.source}")
+            labels.append(f"{one_line(answer.in_place, 44) or '(nothing)'}\n{answer.source}")
             places.append(y)
         y += 1.3
     axes.axvline(0, color="black", lw=0.8)

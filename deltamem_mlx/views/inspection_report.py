@@ -138,7 +138,7 @@ def probe_text(probed: Sequence[Probed]) -> str:
                 signed(answer.gain),
                 _percent(answer.log_prob_without, answer.tokens),
                 _percent(answer.log_prob, answer.tokens),
-                one_line(answer.text) or "(nothing)",
+                one_line(answer.in_place) or "(nothing)",
             ]
             for answer in phrasing.answers
         ]
@@ -151,14 +151,14 @@ def probe_text(probed: Sequence[Probed]) -> str:
     if rows:
         columns = ["phrasings", "log p without", "with", "added", "likeliest in", "<text"]
         parts.append(f"Answers given, mean over phrasings\n{table(columns, rows)}")
-    legend = fields(
-        {
-            "log p": "natural log of the probability of the answer, without and with the memory",
-            "added": "their difference: +1 makes the answer 2.7 times as likely",
-            "per token": "geometric mean of the probability of its tokens",
-        }
-    )
-    return "\n\n".join([*parts, legend])
+    legend = {
+        "log p": "natural log of the probability of the answer, without and with the memory",
+        "added": "their difference: +1 makes the answer 2.7 times as likely",
+        "per token": "geometric mean of the probability of its tokens",
+    }
+    if any(answer.after for phrasing in probed for answer in phrasing.answers):
+        legend["(…)"] = "what an answer says before the words that were scored"
+    return "\n\n".join([*parts, fields(legend)])
 
 
 def trace_text(trace: Trace, name: str) -> str:

@@ -16,6 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 import deltamem_mlx as dm
+from deltamem_mlx import builtin
 from deltamem_mlx.adapters.loading import adapter_of, fingerprint
 from deltamem_mlx.config import acting_settings
 from deltamem_mlx.inspection.adapter_contents import inspect_adapter
@@ -255,17 +256,43 @@ def test_probe_scores_are_those_of_one_forward(pair: Pair, state: dict[int, mx.a
     prompt = dm.message_spans(
         tokenizer, [{"role": "user", "content": "Who?"}], add_generation_prompt=True
     ).token_ids
+    before = tokenizer.encode(answer.after, add_special_tokens=False)
     ids = tokenizer.encode("Anna", add_special_tokens=False)
     for memory, score in ((state, answer.log_prob), (None, answer.log_prob_without)):
         cache = make_prompt_cache(model)
         if memory is not None:
             dm.set_memory_state(cache, memory)
         with dm.read_only(cache):
-            logits = model(mx.array([[*prompt, *ids]]), cache=cache)[0, len(prompt) - 1 : -1]
+            tokens = [*prompt, *before, *ids]
+            logits = model(mx.array([tokens]), cache=cache)[0, -1 - len(ids) : -1]
         log_probs = nn.log_softmax(logits, axis=-1)
         expected = sum(log_probs[i, token].item() for i, token in enumerate(ids))
         assert score == pytest.approx(expected, abs=1e-3)
     assert answer.gain == answer.log_prob - answer.log_prob_without != 0
+
+
+@pytest.fixture(scope="module")
+def told() -> tuple[Pair, dict[int, mx.array]]:
+    """The built-in pair, told where Anna lives."""
+    model, tokenizer = dm.load(str(builtin.base_folder()), str(builtin.adapter_folder()))
+    session = dm.MemorySession(model, tokenizer)
+    session.remember("anna lives in oslo .")
+    return (model, tokenizer), dm.memory_state(session.cache)
+
+
+@pytest.mark.parametrize("question", ["where does anna live ?", "where does anna live"])
+def test_a_bare_word_is_scored_where_an_answer_would_say_it(
+    told: tuple[Pair, dict[int, mx.array]], question: str
+) -> None:
+    words = ["oslo", "rome", "lives in oslo", "anna lives in oslo.", "i do not know"]
+    (found,) = probe(*told[0], told[1], [question], answers=words)
+    gains = {answer.text.rstrip("."): answer for answer in found.answers if answer.given}
+    assert gains["oslo"].after == "anna lives in" and gains["anna lives in oslo"].after == ""
+    for right in ("oslo", "lives in oslo", "anna lives in oslo"):
+        assert gains[right].gain > 10, right
+        assert gains[right].log_prob > -0.5, right
+    assert gains["rome"].log_prob < -5 and gains["rome"].gain < gains["oslo"].gain - 5
+    assert gains["i do not know"].gain < 0.5
 
 
 def test_without_memory_is_the_plain_model(qwen3_tiny: Path, pair: Pair) -> None:

@@ -62,7 +62,7 @@ Answers = Annotated[
     typer.Option(
         "--answer",
         metavar="TEXT",
-        help="Also say how likely an answer is to begin with this. Repeatable.",
+        help="Also say how likely this is in an answer, where it fits best. Repeatable.",
         rich_help_panel=PROBE,
     ),
 ]
