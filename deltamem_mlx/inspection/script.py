@@ -1,14 +1,16 @@
 """What is to be traced: the tokens of a text or a conversation, and where its turns end."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate
 
 import numpy as np
+from jinja2 import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..text.messages import Message
+from ..text.rendering import Template
 from ..text.spans import Spans, message_spans, running_spans
 
 _PARAGRAPH = re.compile(r"\n\s*\n+")
@@ -20,7 +22,7 @@ class ScriptTurn:
     """A part of what is traced: a message, or a paragraph of a text.
 
     Args:
-        role (str): The message's role, or ``paragraph``.
+        role (str): The message's role; ``paragraph``; ``system`` for a template's own prompt.
         text (str): What it says.
         end (int): Tokens up to its end, from the start of all.
     """
@@ -44,21 +46,33 @@ def text_script(
 ) -> Script:
     """A text as one message of the user's, its paragraphs (or lines) as turns.
 
-    Without a chat template the bare text is fed.
+    A system prompt of the template's own is a turn before them. Without a chat template the bare
+    text is fed.
 
     Raises:
         ValueError: If the text is empty.
     """
     if not text.strip():
         raise ValueError("The text to trace is empty; expected some text.")
+    opening, rendered = "", text
     if tokenizer.has_chat_template:
         message = {"role": "user", "content": text}
         spans = message_spans(tokenizer, [message], sentences=True, template_kwargs=template_kwargs)
+        template = Template(tokenizer, template_kwargs or {})
+        rendered = template.render([message], False)
+        opening = _own_opening(template, rendered[: max(0, rendered.find(text.strip()))])
     else:
         ids = list(tokenizer.encode(text))
         spans = Spans(ids, [0] * len(ids), [0] * len(ids))
     pieces = _pieces(tokenizer, spans.token_ids)
-    return Script(spans, pieces, _paragraphs(text, pieces))
+    reached = np.array(_ends_in(rendered, tokenizer, spans.token_ids, pieces))
+    turns: list[ScriptTurn] = []
+    for role, part, end in _parts(text, rendered, opening):
+        whole = end == len(rendered)
+        count = len(pieces) if whole else int(np.searchsorted(reached, end, side="right"))
+        if count > (turns[-1].end if turns else 0):
+            turns.append(ScriptTurn(role, part, count))
+    return Script(spans, pieces, turns)
 
 
 def messages_script(
@@ -97,16 +111,59 @@ def _pieces(tokenizer: TokenizerWrapper, ids: Sequence[int]) -> list[str]:
     return pieces
 
 
-def _paragraphs(text: str, pieces: list[str]) -> list[ScriptTurn]:
-    """The paragraphs of a text that is somewhere within the pieces."""
+def _own_opening(template: Template, before: str) -> str:
+    """What a template says of its own before the header of a first message: a system prompt.
+
+    ``before`` is all that it puts there. Its header is what stands between a reply and the next
+    message as well.
+    """
+    roles = ("user", "assistant", "user")
+    texts = [{"role": role, "content": f"Part{n}"} for n, role in enumerate(roles)]
+    try:
+        between = template.render(texts, False).partition("Part1")[2].partition("Part2")[0]
+    except TemplateError:
+        return ""
+    pairs = enumerate(zip(before[::-1], between[::-1], strict=False))
+    shared = next((i for i, (a, b) in pairs if a != b), min(len(before), len(between)))
+    opening = before[: len(before) - shared]
+    return opening if re.search(r"\w\s+\w", opening) else ""  # not a token that opens every text
+
+
+def _parts(text: str, rendered: str, opening: str) -> Iterator[tuple[str, str, int]]:
+    """(role, text, end in ``rendered``) of the opening and of each paragraph.
+
+    What stands between two paragraphs is part of the first.
+    """
+    if opening:
+        yield "system", opening.strip(), len(opening)
     separator = next((s for s in (_PARAGRAPH, _LINE) if s.search(text.strip())), None)
-    cuts = [] if separator is None else [found.end() for found in separator.finditer(text.rstrip())]
-    offset = max(0, "".join(pieces).find(text.strip()) - text.find(text.strip()[:1]))
-    reached = np.cumsum([len(piece) for piece in pieces])
-    turns: list[ScriptTurn] = []
-    for start, end in pairwise([0, *cuts, len(text)]):
-        count = int(np.searchsorted(reached, offset + end)) + 1 if end < len(text) else len(pieces)
-        count = min(count, len(pieces))
-        if text[start:end].strip() and count > (turns[-1].end if turns else 0):
-            turns.append(ScriptTurn("paragraph", text[start:end].strip(), count))
-    return turns
+    parts = [text] if separator is None else separator.split(text)
+    paragraphs = [part.strip() for part in parts if part.strip()]
+    place, starts = max(rendered.find(text.strip()), len(opening)), []
+    for part in paragraphs:
+        found = rendered.find(part, place)
+        starts.append(found)
+        place = place if found < 0 else found + len(part)
+    ends = [len(rendered)]
+    for start in reversed(starts[1:]):
+        ends.append(start if start >= 0 else ends[-1])
+    for part, end in zip(paragraphs, reversed(ends), strict=True):
+        yield "paragraph", part, end
+
+
+def _ends_in(
+    text: str, tokenizer: TokenizerWrapper, ids: Sequence[int], pieces: Sequence[str]
+) -> list[int]:
+    """Where in a text each of its tokens ends, in characters.
+
+    A tokenizer of the Rust kind knows; of others the pieces are compared, spaces left out: many
+    lose those.
+    """
+    if backend := getattr(tokenizer, "backend_tokenizer", None):
+        for special in (False, True):
+            encoded = backend.encode(text, add_special_tokens=special)
+            if list(encoded.ids) == list(ids):
+                return list(accumulate((end for _, end in encoded.offsets), max))
+    solid = [i for i, character in enumerate(text) if not character.isspace()]
+    counts = accumulate(len("".join(piece.split())) for piece in pieces)
+    return [solid[min(count, len(solid)) - 1] + 1 if count else 0 for count in counts]

@@ -135,7 +135,8 @@ def _ingests(script: Script) -> list[tuple[int, int]]:
     ids = script.spans.message_ids
     cuts = [0]
     for turn in script.turns:
-        if any(i >= 0 for i in ids[cuts[-1] : turn.end]) or turn is script.turns[-1]:
+        own = turn.role != "system" and any(i >= 0 for i in ids[cuts[-1] : turn.end])
+        if own or turn is script.turns[-1]:
             cuts.append(turn.end)
     return [(a, b) for a, b in pairwise(cuts) if a < b]
 

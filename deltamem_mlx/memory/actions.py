@@ -1,5 +1,6 @@
 """What a user does to the memory in a prompt cache: look, set, forget, hold, name spans."""
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,15 +11,11 @@ from mlx_lm.models.cache import (
     BatchKVCache,
     BatchRotatingKVCache,
     CacheList,
-    ChunkedKVCache,
-    KVCache,
-    QuantizedKVCache,
-    RotatingKVCache,
 )
 
 from ..model.cache import MemoryCache, Observer
 from ..model.ingest import IdRows, Ingest, span_ids
-from ..model.layer_cache import DeltaMemCache, NoKeys
+from ..model.layer_cache import DeltaMemCache
 from ..model.trail import Trail
 
 PromptCache = list[Any]  # mlx-lm's: a cache of any kind for each layer
@@ -119,23 +116,16 @@ def _without_context(cache: object) -> object:
 
 def _empty_like(cache: object) -> object:
     match cache:
-        case NoKeys():
-            return cache
-        case KVCache():
-            return KVCache()
-        case RotatingKVCache():
-            return RotatingKVCache(max_size=cache.max_size, keep=cache.keep)
-        case QuantizedKVCache():
-            return QuantizedKVCache(group_size=cache.group_size, bits=cache.bits)
-        case ChunkedKVCache():
-            return ChunkedKVCache(cache.chunk_size)
         case BatchKVCache():
             return BatchKVCache([0] * cache.left_padding.size)
         case BatchRotatingKVCache():
             return BatchRotatingKVCache(cache.max_size, [0] * cache.left_padding.size)
         case ArraysCache():
             return ArraysCache(len(cache.cache), [0] * cache.batch_size)
-    raise ValueError(f"Cannot empty a cache of type {type(cache).__name__}.")
+    settings = inspect.signature(type(cache)).parameters
+    if not all(hasattr(cache, name) for name in settings):
+        raise ValueError(f"Cannot empty a cache of type {type(cache).__name__}.")
+    return type(cache)(**{name: getattr(cache, name) for name in settings})
 
 
 @contextmanager

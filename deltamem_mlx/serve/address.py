@@ -30,7 +30,7 @@ class Address(ThreadingHTTPServer):
         handler (Callable): Makes what handles a connection.
 
     Raises:
-        ValueError: If the host is not known.
+        SettingsError: If the host is not known.
         OSError: If the address cannot be had; says why.
     """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..problems import shortened
 from .errors import ApiError, refuse
 from .fields import Fields
-from .settings import ServeSettings
+from .settings import ServeSettings, SettingsError
 
 _MOST_STOPS, _LONGEST_STOP, _MOST_BIASES, _LARGEST_BIAS = 16, 256, 1024, 1e9
 _MOST_TOP_LOGPROBS = 11  # mlx-lm's
@@ -72,7 +72,7 @@ def read_parameters(fields: Fields, settings: ServeSettings, vocabulary: int) ->
 
 
 def check_defaults(settings: ServeSettings, vocabulary: int = 2**31) -> None:
-    """Raises ValueError if requests that name no parameter could not be answered."""
+    """Raises SettingsError if requests that name no parameter could not be answered."""
     options = {"temperature": "temp", "max_completion_tokens": "max_tokens"}
     try:
         read_parameters(Fields({}), settings, vocabulary)
@@ -80,7 +80,7 @@ def check_defaults(settings: ServeSettings, vocabulary: int = 2**31) -> None:
         name = options.get(str(error.param), str(error.param))
         expected = str(error).partition(": ")[2]
         option = f"--{name.replace('_', '-')}"
-        raise ValueError(f"{option} {getattr(settings, name)}: {expected}") from None
+        raise SettingsError(f"{option} {getattr(settings, name)}: {expected}") from None
 
 
 def _max_tokens(fields: Fields, settings: ServeSettings) -> int:

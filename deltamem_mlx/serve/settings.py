@@ -8,6 +8,10 @@ from pathlib import Path
 from ..problems import shortened
 
 
+class SettingsError(ValueError):
+    """A setting that a server cannot be run with; says which option."""
+
+
 @dataclass(frozen=True)
 class ServeSettings:
     """Settings of a server; sizes in bytes, times in seconds.
@@ -70,7 +74,7 @@ class ServeSettings:
         # Space around it, such as the newline at the end of a secret's file, is in no header.
         key = self.api_key.strip()
         if not key or not key.isprintable():
-            raise ValueError(
+            raise SettingsError(
                 "--api-key: expected text that a header can hold, without line breaks. It may not "
                 "be empty: leave the option and DELTAMEM_API_KEY out for no key."
             )
@@ -113,14 +117,14 @@ def addresses(settings: ServeSettings) -> list[tuple[socket.AddressFamily, str]]
     """The kinds and addresses that ``host`` means.
 
     Raises:
-        ValueError: If it means none.
+        SettingsError: If it means none.
     """
     try:
         if not settings.host:
             raise OSError("no name")
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        raise ValueError(
+        raise SettingsError(
             f"--host {shortened(settings.host)}: expected a name or an address of this machine, "
             "such as 127.0.0.1."
         ) from None
@@ -128,12 +132,12 @@ def addresses(settings: ServeSettings) -> list[tuple[socket.AddressFamily, str]]
 
 
 def check_exposure(settings: ServeSettings) -> None:
-    """Raises ValueError if others than this machine could connect without a key."""
+    """Raises SettingsError if others than this machine could connect without a key."""
     found = addresses(settings)
     if settings.api_key or settings.insecure:
         return
     if not all(address.startswith(_LOOPBACK) for _, address in found):
-        raise ValueError(
+        raise SettingsError(
             f"--host {settings.host}: others than this machine could connect. Set --api-key or "
             "DELTAMEM_API_KEY, or accept that with --insecure."
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+from mlx_lm.models import cache as mlx_cache
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
@@ -111,6 +112,13 @@ def _check_savable(session: "MemorySession", folder: Path) -> None:
             f"{folder} holds other files ({', '.join(sorted(others)[:5])}). Give an empty or new "
             f"folder, or a file name ending in {MEMORY_SUFFIX} for the memory alone."
         )
+    for kv in kv_caches(session.cache):
+        if not hasattr(mlx_cache, type(kv).__name__):
+            raise ValueError(
+                f"{folder}: mlx-lm cannot read the context of this model back "
+                f"({type(kv).__name__}). Give a file name ending in {MEMORY_SUFFIX}, for the "
+                "memory alone."
+            )
     try:
         json.dumps(_text_and_settings(session))
     except (TypeError, ValueError) as error:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
-from mlx_lm.models.cache import make_prompt_cache
 
 import deltamem_mlx as dm
+from deltamem_mlx.model.patch import memory_layers
 
 Config = Mapping[str, object]
 
@@ -245,6 +245,18 @@ MLA_ONLY = (
     "deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa longcat_flash "
     "longcat_flash_ngram minicpm3 mistral4 youtu_llm"
 )
+RELEASED = {  # whose names do not tell
+    "deepseek_v2": "V2, V2.5",
+    "deepseek_v3": "V3, R1",
+    "deepseek_v32": "V3.2",
+    "deepseek_v41": "V4.1",
+    "glm4_moe_lite": "GLM-4.7-Flash",
+    "glm_moe_dsa": "GLM-5",
+    "kimi_k25": "K2.5",
+    "kimi_k3": "K3",
+    "longcat_flash": "Chat, Thinking",
+    "mistral4": "Small 4",
+}
 NOTES: dict[str | bool, str] = {
     "all": "",
     "whole": "mlx-lm: batches of different lengths only with the prompts in one prefill step",
@@ -279,6 +291,7 @@ ARCHITECTURES |= {
     "ernie4_5_moe": A(dict(moe_num_experts=4, moe_k=2, moe_layer_start_index=1)),
     "exaone": A(dict(num_layers=2, head_dim=8), OUT_PROJ, "attention"),
     "exaone4": A(dict(rope_scaling=None, sliding_window_pattern="LG")),
+    "exaone4 (1.2B)": A(dict(rope_scaling=None, sliding_window_pattern=None)),
     "exaone_moe": A(dict(layer_types=SLIDING, is_moe_layer=(False, True))),
     "gemma2": A(batch="none"),
     "gemma3": A(dict(sliding_window_pattern=2), nested=True),
@@ -473,6 +486,15 @@ ARCHITECTURES |= {
     "granitemoehybrid": A(
         GRANITE | MAMBA | dict(layer_types=("mamba", "attention")), layers=(1,), batch="whole"
     ),
+    "granitemoehybrid (dense)": A(
+        GRANITE
+        | MAMBA
+        | dict(
+            layer_types=("mamba", "attention"), num_local_experts=0, position_embedding_type="nope"
+        ),
+        layers=(1,),
+        batch="whole",
+    ),
     "jamba": A(
         MAMBA
         | dict(
@@ -514,6 +536,17 @@ ARCHITECTURES |= {
         layers=(1,),
         batch="whole",
     ),
+    "nemotron_h (Nano 3, with experts)": A(
+        MAMBA
+        | dict(
+            hybrid_override_pattern=("M", "E", "*"),
+            moe_shared_expert_intermediate_size=24,
+            mlp_hidden_act="relu2",
+        ),
+        module="mixer",
+        layers=(2,),
+        batch="prefill",
+    ),
     "qwen3_5": A(GATED_DELTA | dict(num_experts=0), layers=(1,), nested=True),
     "qwen3_5_moe": A(GATED_DELTA, layers=(1,), nested=True),
     "qwen3_next": A(GATED_DELTA, layers=(1,)),
@@ -530,7 +563,7 @@ ARCHITECTURES |= {
     ),
     # Layers that look at the keys and values of others.
     "gemma3n": A(GEMMA3N, "q_proj o_proj", heads="qo", nested=True, uncached=False),
-    "gemma3n E2B, E4B": A(
+    "gemma3n (E2B and E4B)": A(
         GEMMA3N
         | dict(
             num_hidden_layers=10,
@@ -545,19 +578,19 @@ ARCHITECTURES |= {
         uncached=False,
     ),
     "gemma4": A(GEMMA3N | dict(num_kv_shared_layers=0), nested=True),
-    "gemma4 E2B, E4B": A(
+    "gemma4 (E2B and E4B)": A(
         GEMMA4 | dict(use_double_wide_mlp=True),
         "q_proj o_proj",
         heads="qo",
         nested=True,
     ),
-    "gemma4 26B-A4B": A(
+    "gemma4 (26B-A4B)": A(
         GEMMA4_LARGE | dict(enable_moe_block=True, top_k_experts=2),
         "q_proj o_proj",
         heads="qo",
         nested=True,
     ),
-    "gemma4 31B": A(GEMMA4_LARGE, "q_proj o_proj", heads="qo", nested=True),
+    "gemma4 (31B)": A(GEMMA4_LARGE, "q_proj o_proj", heads="qo", nested=True),
     "gemma4_text": A(GEMMA3N, "q_proj o_proj", heads="qo"),
     "hunyuan": A(
         dict(
@@ -571,7 +604,7 @@ ARCHITECTURES |= {
         "q_proj o_proj",
         heads="qo",
     ),
-    "hunyuan A13B": A(
+    "hunyuan (A13B)": A(
         dict(
             moe_topk=2,
             num_shared_expert=1,
@@ -588,7 +621,6 @@ ARCHITECTURES |= {
         "attention",
         layers=(1,),
         heads="qo",
-        batch="prefill",
     ),
     "bailing_moe_v3": A(
         MLA | dict(layer_group_size=2, moe_shared_expert_intermediate_size=24),
@@ -596,14 +628,13 @@ ARCHITECTURES |= {
         "attention",
         layers=(1,),
         heads="qo",
-        batch="prefill",
     ),
-    "deepseek_v2 Lite": A(
+    "deepseek_v2 (Lite)": A(
         MLA | MINICPM | dict(moe_layer_freq=1, q_lora_rank=None, rope_scaling=YARN),
         "q_proj o_proj",
         heads="qo",
     ),
-    "deepseek_v3 Moonlight": A(
+    "deepseek_v3 (Moonlight)": A(
         MLA | dict(moe_layer_freq=1, q_lora_rank=None), "q_proj o_proj", heads="qo"
     ),
     "deepseek_v41": A(
@@ -622,7 +653,7 @@ ARCHITECTURES |= {
     "kimi_k3": A(MLA | KDA, LATENT, layers=(1,), heads="qo", nested=True),
     "kimi_linear": A(MLA | KDA, "q_proj o_proj", layers=(1,), heads="qo"),
     "kimi_vl": A(MLA, LATENT, heads="qo", nested=True),
-    "kimi_vl A3B": A(MLA | dict(q_lora_rank=None), "q_proj o_proj", heads="qo", nested=True),
+    "kimi_vl (A3B)": A(MLA | dict(q_lora_rank=None), "q_proj o_proj", heads="qo", nested=True),
     "mamba": A(MAMBA | dict(state_size=8, time_step_rank=4), refused=NO_ATTENTION, batch="prefill"),
     "mamba2": A(
         MAMBA | dict(num_heads=4, state_size=8, time_step_rank="auto"),
@@ -672,31 +703,49 @@ def missing(name: str) -> str:
     return "" if not needs or here[needs] else needs
 
 
+def row_of(name: str) -> tuple[str, ...]:
+    """What ``attach`` does with an architecture: where, by which projections, and notes."""
+    architecture = ARCHITECTURES[name]
+    model = build(name)
+    try:
+        dm.attach(model, dm.DeltaMemConfig(delta_heads=tuple(architecture.heads)))
+    except ValueError:
+        return "none", architecture.refused, ""
+    attentions = memory_layers(model).values()
+    patched = {id(attention) for attention in attentions}
+    blocks = sum(any(id(m) in patched for m in layer.modules()) for layer in model.layers)
+    where = "every layer" if blocks == len(model.layers) else "attention layers"
+    whole = sum("k" in attention.memory_projections.heads for attention in attentions)
+    notes = [
+        "two attentions a layer, counted through" if len(attentions) > blocks else "",
+        "k and v as well where a layer has its own"
+        if whole and "k" not in architecture.heads
+        else "",
+        architecture.note,
+        NOTES[architecture.batch],
+        NOTES[architecture.chunks],
+        "" if architecture.uncached else "mlx-lm: other logits without a prompt cache",
+        "" if architecture.saves else "mlx-lm: its prompt cache cannot be read back",
+        "" if architecture.trains else "mlx-lm: no gradient through its indexer",
+    ]
+    heads = ", ".join(architecture.heads)
+    names = f"{heads}: `{architecture.projections.replace(' ', '`, `')}`"
+    return where, names, "; ".join(filter(None, notes))
+
+
 def table() -> Iterator[str]:
     """Lines of Markdown: what ``attach`` does with every architecture on this machine."""
     rows: dict[tuple[str, ...], list[str]] = {}
-    for name, architecture in ARCHITECTURES.items():
-        if lacking := missing(name):
-            rows.setdefault(("not tried here", f"needs {lacking}", ""), []).append(name)
-            continue
-        model = build(name)
-        try:
-            dm.attach(model, dm.DeltaMemConfig())
-        except ValueError:
-            rows.setdefault(("none", architecture.refused, ""), []).append(name)
-            continue
-        layers = list(dm.memory_state(make_prompt_cache(model)))
-        where = "every layer" if len(layers) == len(model.layers) else "attention layers"
-        projections = f"`{architecture.projections.replace(' ', '`, `')}`"
-        notes = [architecture.note, NOTES[architecture.batch], NOTES[architecture.chunks]]
-        key = (where, projections, "; ".join(filter(None, notes)))
-        rows.setdefault(key, []).append(name)
-    yield "| architectures | memory in | projections, or why not | notes |"
+    for name in ARCHITECTURES:
+        lacking = missing(name)
+        row = ("not tried here", f"needs {lacking}", "") if lacking else row_of(name)
+        rows.setdefault(row, []).append(name)
+    yield "| architectures | memory in | corrected, or why not | notes |"
     yield "| --- | --- | --- | --- |"
     order = ["every layer", "attention layers", "none", "not tried here"]
     for key, names in sorted(rows.items(), key=lambda row: (order.index(row[0][0]), -len(row[1]))):
-        where, projections, notes = key
-        yield f"| {', '.join(sorted(names))} | {where} | {projections} | {notes} |"
+        shown = sorted(f"{n} ({RELEASED[n]})" if n in RELEASED else n for n in names)
+        yield f"| {', '.join(shown)} | {' | '.join(key)} |"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from tokenizers import Tokenizer, normalizers
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.trainers import WordLevelTrainer
+from transformers import PreTrainedTokenizerFast
 
 import deltamem_mlx as dm
 from deltamem_mlx import builtin
@@ -392,6 +397,68 @@ def test_paragraphs_of_a_text(
         start = turn.end
     assert start == len(script.spans.token_ids)
     assert ("<|im_start|>" in "".join(script.pieces)) is template
+
+
+class NoOffsets(PreTrainedTokenizerFast):
+    """As the tokenizers that are written in Python: where a token stands is not known."""
+
+    backend_tokenizer = None
+
+
+def lossy(lower: bool, kind: type[PreTrainedTokenizerFast]) -> TokenizerWrapper:
+    """A tokenizer of words that keeps no white space, and with ``lower`` no capitals."""
+    words = Tokenizer(WordLevel(unk_token="?"))
+    steps = [normalizers.Strip(), *([normalizers.Lowercase()] if lower else [])]
+    words.normalizer = normalizers.Sequence(steps)
+    words.pre_tokenizer = Whitespace()
+    special = ["?", "<s>", "</s>"]
+    text = " ".join([*PARAGRAPHS, *map(str.lower, PARAGRAPHS), "user system You are helpful Part"])
+    words.train_from_iterator([text], WordLevelTrainer(special_tokens=special))
+    fast = kind(tokenizer_object=words, eos_token="</s>", bos_token="<s>")
+    return TokenizerWrapper(fast)
+
+
+PARAGRAPHS = ["Anna lives in Oslo .", "Ben is a doctor .", "Anna lives in Oslo .", "user"]
+PLAIN = "{% for m in messages %}<s> {{ m.role }} {{ m.content | trim }} </s>{% endfor %}"
+OWN_PROMPT = (
+    "{% if messages[0].role != 'system' %}<s> system You are helpful . </s>{% endif %}" + PLAIN
+)
+
+
+@pytest.mark.parametrize("between", ["\n\n", "\n \n\n", "\n"])
+@pytest.mark.parametrize("knows_offsets", [True, False])
+@pytest.mark.parametrize("lower", [True, False])
+@pytest.mark.parametrize("template", [PLAIN, OWN_PROMPT, None])
+def test_every_token_stands_in_its_own_paragraph_though_white_space_is_lost(
+    template: str | None, lower: bool, knows_offsets: bool, between: str
+) -> None:
+    tokenizer = lossy(lower, PreTrainedTokenizerFast if knows_offsets else NoOffsets)
+    tokenizer.chat_template = template
+    tokenizer.has_chat_template = template is not None
+    script = text_script(tokenizer, between.join(PARAGRAPHS))
+    turns = list(script.turns)
+    if template == OWN_PROMPT:
+        prompt = turns.pop(0)
+        assert prompt.role == "system" and "You are helpful" in prompt.text
+        assert prompt.end in (6, 7), "its end token looks like that of any message"
+    assert [turn.text for turn in turns] == PARAGRAPHS
+    starts = [script.turns[0].end if template == OWN_PROMPT else 0, *(t.end for t in turns[:-1])]
+    said = [
+        tokenizer.decode(script.spans.token_ids[a : t.end])
+        for a, t in zip(starts, turns, strict=True)
+    ]
+    shown = [part.lower() if lower else part for part in PARAGRAPHS]
+    header = 0 if template is None else 1
+    assert all(part in text for part, text in zip(shown, said, strict=True))
+    assert said[1:3] == shown[1:3]
+    assert sum(text.count("Oslo") + text.count("oslo") for text in said) == 2
+    assert said[0].count("user") == header and turns[-1].end == len(script.pieces)
+
+
+def test_a_text_like_its_headers_is_found_behind_them(pair: Pair) -> None:
+    script = text_script(pair[1], "user\n\nuser")
+    assert [turn.text for turn in script.turns] == ["user", "user"]
+    assert "".join(script.pieces[: script.turns[0].end]).count("user") == 2
 
 
 def test_empty_text_is_refused(pair: Pair) -> None:

@@ -22,7 +22,7 @@ REQUIRED = (
     "olmo3 granite granitemoehybrid cohere2 glm4 starcoder2 exaone4 lfm2 ministral3 seed_oss"
 )
 QUANTIZED = (
-    *("qwen3", "phi3", "gpt_neox", "internlm2", "qwen3_next", "gemma4 26B-A4B"),
+    *("qwen3", "phi3", "gpt_neox", "internlm2", "qwen3_next", "gemma4 (26B-A4B)"),
     *("gemma3n", "glm4_moe_lite", "deepseek_v32", "kimi_linear", "longcat_flash", "mistral4"),
 )
 RANK = 4

@@ -6,6 +6,7 @@ from pathlib import Path
 import made_up
 import mlx.core as mx
 import mlx.nn as nn
+import mlx_lm
 import numpy as np
 import pytest
 from architectures import ARCHITECTURES, build, missing
@@ -17,6 +18,7 @@ from mlx_lm.models.cache import (
     save_prompt_cache,
     trim_prompt_cache,
 )
+from tiny import tiny_model_folder
 
 import deltamem_mlx as dm
 from deltamem_mlx.model.layer_cache import NoKeys
@@ -25,7 +27,7 @@ from deltamem_mlx.training.grad_checkpoint import checkpointed
 from deltamem_mlx.training.passes import Passes
 
 KINDS = (
-    *("gemma3n", "gemma4 E2B, E4B", "gemma4 26B-A4B", "glm4_moe_lite", "deepseek_v32"),
+    *("gemma3n", "gemma4 (E2B and E4B)", "gemma4 (26B-A4B)", "glm4_moe_lite", "deepseek_v32"),
     *("hunyuan", "kimi_linear", "longcat_flash", "mistral4"),
 )
 TRAINED = [
@@ -150,7 +152,9 @@ def test_a_prompt_cache_is_saved_copied_and_forgotten(name: str, tmp_path: Path)
     assert not states(cache).any()
 
 
-@pytest.mark.parametrize("name", ["gemma3n", "gemma4 E2B, E4B", "glm4_moe_lite", "longcat_flash"])
+@pytest.mark.parametrize(
+    "name", ["gemma3n", "gemma4 (E2B and E4B)", "glm4_moe_lite", "longcat_flash"]
+)
 def test_tokens_are_taken_back_exactly(name: str) -> None:
     model = attached(build(name))
     cache = make_prompt_cache(model)
@@ -187,8 +191,8 @@ def test_one_of_two_attentions_a_layer_can_be_named(tmp_path: Path) -> None:
 
 
 def test_layers_without_keys_of_their_own_have_entries_of_their_own() -> None:
-    model = attached(build("gemma4 E2B, E4B"))
-    plain = len(make_prompt_cache(build("gemma4 E2B, E4B")))
+    model = attached(build("gemma4 (E2B and E4B)"))
+    plain = len(make_prompt_cache(build("gemma4 (E2B and E4B)")))
     cache = make_prompt_cache(model)
     assert (plain, len(cache)) == (5, 10)
     assert all(entry.kv is None and type(entry.caches[0]) is NoKeys for entry in cache[plain:])
@@ -262,3 +266,31 @@ def test_packed_rows_in_an_order_that_is_not_known_are_refused_with_a_sentence()
     assert np.array_equal(
         logits_of(model, TOKENS), logits_of(made_up.made_up(made_up.Swapped), TOKENS)
     )
+
+
+def test_a_cache_of_the_models_own_is_emptied_and_not_saved_where_it_could_not_be_read(
+    tmp_path: Path,
+) -> None:
+    folder = tiny_model_folder(tmp_path / "model", "deepseek_v41")
+    model, tokenizer = mlx_lm.load(str(folder))
+    session = dm.MemorySession(attached(model), tokenizer)
+    session.remember("my name is ada")
+    session.forget_context()
+    assert all(entry.kv.offset == 0 for entry in session.cache)
+    with pytest.raises(ValueError, match=r"cannot read the context .* \(LayerCache\)"):
+        session.save(tmp_path / "session")
+    session.save(tmp_path / "memory.safetensors")
+    restored = dm.MemorySession.restore(tmp_path / "memory.safetensors", model, tokenizer)
+    assert np.array_equal(states(restored.cache), states(session.cache))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_session_goes_on_from_its_folder(name: str, tmp_path: Path) -> None:
+    model, tokenizer = mlx_lm.load(str(tiny_model_folder(tmp_path / "model", name)))
+    session = dm.MemorySession(attached(model), tokenizer)
+    session.remember("my name is ada")
+    session.ask("who?", max_tokens=6)
+    session.save(tmp_path / "session")
+    restored = dm.MemorySession.restore(tmp_path / "session", model, tokenizer)
+    assert str(restored.ask("again?", max_tokens=6)) == str(session.ask("again?", max_tokens=6))
+    assert close(states(restored.cache), states(session.cache))
