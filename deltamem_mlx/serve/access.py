@@ -6,10 +6,13 @@ import re
 from collections.abc import Callable
 from email.message import Message as Headers
 
+from .bodies import SNIPPETS_HEADER
 from .errors import ApiError
 from .settings import ServeSettings
 
-_ONCE = ("Authorization", "Content-Length", "Host", "Origin", "Transfer-Encoding")
+_ONCE = (
+    "Authorization", "Content-Length", "Host", "Origin", "Transfer-Encoding", SNIPPETS_HEADER,
+)  # fmt: skip
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:@/\\,\[\]]+)(:\d{1,5})?", re.IGNORECASE)
 _DIGITS = re.compile(r"[ \t]*[0-9]+[ \t]*")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")

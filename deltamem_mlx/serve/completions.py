@@ -82,8 +82,6 @@ def read_completion(
     parameters, stream = read_parameters(fields, settings, vocabulary), fields.flag("stream")
     if stream and (parameters.logprobs or parameters.top_logprobs > 0):
         refuse("logprobs", "nothing beside stream: pieces of an answer come without them")
-    usage = '{"include_usage": true or false}'
-    options = {k: v for k, v in fields.mapping("stream_options", usage).items() if v is not None}
     memory = memory_options(body, headers)
     if memory is not None and not chat:
         raise ApiError(400, "A memory takes messages: use /v1/chat/completions.", param="memory")
@@ -92,7 +90,7 @@ def read_completion(
         parameters=parameters,
         stop=read_stop(fields),
         stream=stream,
-        include_usage=Fields(options).flag("include_usage"),
+        include_usage=_include_usage(fields),
         memory=memory,
         messages=_messages(fields) if chat else None,
         prompt="" if chat else _prompt(fields),
@@ -100,6 +98,14 @@ def read_completion(
         role_mapping=_role_mapping(fields),
         template_kwargs=_template_kwargs(fields),
     )
+
+
+def _include_usage(fields: Fields) -> bool:
+    expected = '{"include_usage": true or false}'
+    wanted = fields.mapping("stream_options", expected).get("include_usage")
+    if wanted is not None and not isinstance(wanted, bool):
+        refuse("stream_options", expected)
+    return bool(wanted)
 
 
 def _prompt(fields: Fields) -> str:

@@ -118,9 +118,13 @@ class MemoryGenerator(ResponseGenerator):
 
     def _keep(self, job: Job) -> None:
         outcome, job.outcome = job.outcome, None
-        if outcome is not None:
-            self.memories.commit(job.request.memory, outcome)
-            job.kept = outcome
+        memory, options = job.request.memory, job.request.options
+        if outcome is None or memory is None or options is None:
+            return
+        # One that reads only what is not there begins no memory.
+        if memory.contents.saved is not None or not options.read_only:
+            self.memories.commit(memory, outcome)
+        job.kept = outcome
 
     # The generation thread.
 
