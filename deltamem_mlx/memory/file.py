@@ -158,6 +158,8 @@ def read_memory(path: str | Path) -> MemoryFile:
         )
     try:
         states = {int(name.removeprefix("state.")): x for name, x in sorted(tensors.items())}
+        if {f"state.{i}" for i in states} != set(tensors):
+            raise ValueError("its tensors have other names than state.LAYER")
         values = json.loads(metadata["memory"])
         whole = metadata.get("checksum") == _checksum(metadata["memory"], states)
     except (KeyError, TypeError, ValueError, RecursionError) as error:

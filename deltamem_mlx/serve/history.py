@@ -9,12 +9,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..problems import Field, list_of, misfits, whole_number
 from ..text.messages import Message
 from .errors import ApiError
 
 _FORMAT = "deltamem_mlx.serve"
 # What is re-sent is compared with the newest so many messages.
 _KEPT = 4096
+_FINGERPRINT = Field(lambda v: isinstance(v, str) and _is_hex(v), "16 hex digits")
+_SCHEMA = {
+    "salt": _FINGERPRINT,
+    "system": list_of(_FINGERPRINT, _KEPT),
+    "messages": list_of(_FINGERPRINT, _KEPT),
+    "turns": whole_number(),
+}
 
 
 @dataclass(frozen=True)
@@ -43,13 +51,14 @@ class History:
         """From the note of a memory file; fresh if another program wrote that."""
         try:
             values = json.loads(note)
-            if values.pop("format") != _FORMAT or not isinstance(values["turns"], int):
-                return cls.fresh()
-            bytes.fromhex(values["salt"])
-            lists = {name: tuple(map(str, values[name])) for name in ("system", "messages")}
-            return cls(**values | lists)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, RecursionError):
             return cls.fresh()
+        if not isinstance(values, dict) or values.pop("format", None) != _FORMAT:
+            return cls.fresh()
+        if set(values) != set(_SCHEMA) or misfits(values, _SCHEMA):
+            return cls.fresh()
+        lists = {name: tuple(values[name]) for name in ("system", "messages")}
+        return cls(**values | lists)
 
     def to_note(self) -> str:
         """For the note of a memory file."""
@@ -116,3 +125,7 @@ def _arguments(arguments: object) -> object:
         return json.loads(arguments)
     except ValueError:
         return arguments
+
+
+def _is_hex(text: str) -> bool:
+    return len(text) == 16 and set(text) <= set("0123456789abcdef")

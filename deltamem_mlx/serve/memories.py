@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from ..memory.file import MemoryFile
 from ..session.conversation import Conversation
 from .errors import ApiError
@@ -80,8 +82,15 @@ class Memories:
         """Keep what a turn came to, on disk first.
 
         Raises:
-            ApiError: If it cannot be written; all is as it was before then.
+            ApiError: If it cannot be written, or is not finite; all is as it was before then.
         """
+        if not all(np.isfinite(state).all() for state in outcome.saved.states.values()):
+            raise ApiError(
+                409,
+                "The numbers in this memory became too large in this turn, of which nothing is "
+                "kept. Begin anew with memory.reset.",
+                code="memory_overflow",
+            )
         self._keep(memory, outcome.saved, outcome.talk)
 
     def look(self, key: str) -> MemoryContents:
