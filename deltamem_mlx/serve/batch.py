@@ -6,32 +6,48 @@ of them joins the batch that is running. All of it belongs to the generation thr
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
 import mlx.core as mx
-import numpy as np
 from jinja2 import TemplateError
 from mlx_lm.generate import BatchGenerator, GenerationBatch, StopSequences, TextStateMachine
-from mlx_lm.server import (
-    GenerationArguments,
-    GenerationContext,
-    Response,
-)
+from mlx_lm.server import GenerationArguments, GenerationContext
 
-from ..compat import format_top_logprobs, make_logits_processors, make_sampler
+from ..compat import make_logits_processors, make_sampler
 from .ending import Ending, Sampler
-from .errors import ApiError, refused
-from .job import Answer, Fed, Feed, Job
+from .errors import ApiError
+from .job import Answer, Fed, Feed, Job, PromptProgress, Steps
 from .metrics import ServerMetrics
+from .pace import Pace
 from .prompts import ServedPrompts
 from .provider import ServedPair
 from .reply import visible
+from .saying import Saying
 from .settings import ServeSettings
 
 log = logging.getLogger(__name__)
 _SAMPLERS = 64
+_Value = TypeVar("_Value")
 Machines = Callable[[list[str]], tuple[StopSequences, TextStateMachine]]
+
+
+@dataclass
+class Running:
+    """A job in the batch.
+
+    Attributes:
+        steps (Steps): What it is made of; the one in the batch is ``step``.
+        saying (Saying): Its answer, once that is what is in the batch.
+    """
+
+    job: Job
+    steps: Steps
+    step: Feed
+    saying: Saying | None = None
 
 
 class RunningBatch:
@@ -55,8 +71,9 @@ class RunningBatch:
     ):
         self.pair, self.settings, self.metrics = pair, settings, metrics
         self.prompts, self.machines = prompts, machines
-        self.running: dict[int, Job] = {}
-        self._samplers: dict[tuple, Sampler] = {}
+        self.running: dict[int, Running] = {}
+        self._samplers: dict[tuple[object, ...], Sampler] = {}
+        self._pace = Pace(settings.prefill_step_size)
         self._stream = mx.default_stream(mx.default_device())
         self._sequences = self._new_sequences()
 
@@ -80,62 +97,81 @@ class RunningBatch:
         self._sequences.close()
 
     def _fail_all(self, error: ApiError) -> None:
-        jobs = list(self.running.values())
+        found = list(self.running.values())
         self.running.clear()
-        for job in jobs:
-            job.fail(error)
+        for running in found:
+            running.job.fail(error)
 
-    def begin(self, job: Job) -> None:
+    def begin(self, job: Job, steps: Steps) -> None:
         """Take the first step of a job; an error ends the job."""
         try:
-            bias = job.args.logits.logit_bias
-            if bias and max(bias) >= self.pair.tokenizer.vocab_size:
-                raise ApiError(400, "logit_bias: a token id is not in the vocabulary.")
-            job.detokenizer = self.pair.tokenizer.detokenizer
-            self._go_on(job, None)
+            self._check_sampling(job.args)
+            self._go_on(job, steps, None)
         except Exception as error:
-            job.fail(error)
+            job.fail(refusal(error))
 
-    def _go_on(self, job: Job, fed: Fed | None) -> None:
-        """The next step of a job, or its end."""
+    def _check_sampling(self, args: GenerationArguments) -> None:
+        """Sample a row of nothing: what mlx-lm refuses is this request's, not the whole batch's."""
+        bias = args.logits.logit_bias
+        if bias and not all(0 <= token < self.pair.vocabulary for token in bias):
+            raise ApiError(
+                400, "logit_bias: a token id is not in the vocabulary.", param="logit_bias"
+            )
         try:
-            job.step = job.steps.send(fed)
+            row = mx.zeros((1, self.pair.vocabulary))
+            for processor in make_logits_processors(args):
+                row = processor(mx.array([0]), row)
+            mx.eval(self._sampler(args)(row))
+        except Exception as error:
+            self._samplers.clear()
+            fresh_randomness()
+            said = str(error) or type(error).__name__
+            raise ApiError(400, f"These sampling parameters cannot be used: {said}") from None
+
+    def _go_on(self, job: Job, steps: Steps, fed: Fed | None, said: Saying | None = None) -> None:
+        """The next step of a job, or its end; ``said`` is its answer, once it has one."""
+        try:
+            step = next(steps) if fed is None else steps.send(fed)
         except StopIteration as stop:
-            job.finish(stop.value)
-        except (ApiError, TemplateError, ValueError, TypeError, KeyError) as error:
-            job.fail(self._refusal(error))
-        else:
-            self._insert(job, job.step)
-
-    def _refusal(self, error: Exception) -> Exception:
-        if isinstance(error, TemplateError | TypeError | KeyError):
-            said = f"The chat template cannot render these messages: {type(error).__name__}."
-            return ApiError(400, said, code="bad_messages", param="messages")
-        return refused(400, error)
-
-    def _insert(self, job: Job, step: Feed) -> None:
-        shared = {"caches": [step.cache], "all_tokens": [list(step.before)]}
-        if not isinstance(step, Answer):
-            # The batch is to feed these and stop; it never comes to the last token.
-            segments = [step.tokens, [0]]
-            (uid,) = self._sequences.insert_segments([segments], max_tokens=[1], **shared)
-            self.running[uid] = job
+            if said is None or said.last is None:
+                raise RuntimeError("a turn ended without an answer") from None
+            job.finish(said.last, stop.value)
             return
-        args, tokenizer = job.args, self.pair.tokenizer
-        stops, text_sm = self.machines(args.stop_words)
-        sampler = self._sampler(args)
+        except (TemplateError, TypeError, KeyError) as error:
+            what = f"The chat template cannot render these messages: {type(error).__name__}."
+            raise ApiError(400, what, code="bad_messages", param="messages") from None
+        except ValueError as error:
+            raise ApiError(400, str(error), code="invalid_value") from None
+        running = Running(job, steps, step, said)
+        uid = self._answer(running, step) if isinstance(step, Answer) else self._feed(step)
+        self.running[uid] = running
+
+    def _feed(self, step: Feed) -> int:
+        (uid,) = self._sequences.insert_segments(
+            # The batch is to feed these and stop; it never comes to the last token.
+            [[step.tokens, [0]]],
+            max_tokens=[1],
+            caches=[step.cache],
+            all_tokens=[list(step.before)],
+        )
+        return uid
+
+    def _answer(self, running: Running, step: Answer) -> int:
+        job, tokenizer = running.job, self.pair.tokenizer
+        args = job.args
+        stops, text_sm = self.machines([])  # stop words are looked for in the text
+        sampler, ending = self._sampler(args), None
         if step.end:
-            job.ending = stops = Ending(sampler, stops, args.max_tokens, step.end)
-            sampler = job.ending.sample
+            ending = Ending(sampler, stops, args.max_tokens, step.end)
         (uid,) = self._sequences.insert_segments(
             [step.segments or [step.tokens]],
             max_tokens=[args.max_tokens + len(step.end)],
-            samplers=[sampler],
+            samplers=[ending.sample if ending else sampler],
             logits_processors=[make_logits_processors(args)],
-            stop_sequences=[stops],
-            **shared,
+            stop_sequences=[ending or stops],
+            caches=[step.cache],
+            all_tokens=[list(step.before)],
         )
-        self.running[uid] = job
         job.ctx = GenerationContext(
             has_tool_calling=tokenizer.has_tool_calling,
             has_thinking=tokenizer.has_thinking,
@@ -145,7 +181,9 @@ class RunningBatch:
             prompt=[*step.before, *step.tokens],
             prompt_cache_count=len(step.before),
         )
+        running.saying = Saying(job, job.ctx, tokenizer, ending)
         job.queue.put(job.ctx)
+        return uid
 
     def _sampler(self, args: GenerationArguments) -> Sampler:
         """One for all who sample alike: mlx-lm calls it once for the batch, if it is everyone's."""
@@ -158,6 +196,13 @@ class RunningBatch:
 
     def advance(self) -> None:
         """One step of the batch, and what follows from it."""
+        answering = sum(
+            isinstance(running.step, Answer) and running.job.first is not None
+            for running in self.running.values()
+        )
+        feeding = min(len(self.running) - answering, self.settings.prompt_concurrency)
+        self._sequences.prefill_step_size = self._pace.size(feeding, waited_for=answering > 0)
+        began = time.perf_counter()
         try:
             prompts, tokens = self._sequences.next()
         except Exception as error:
@@ -167,115 +212,111 @@ class RunningBatch:
             self._fail_all(ApiError(500, f"Generation failed: {type(error).__name__}."))
             self._sequences.close()
             self._sequences = self._new_sequences()
+            fresh_randomness()
             return
+        if answering and any(not response.end_of_segment for response in prompts):
+            self._pace.took(time.perf_counter() - began)
         for response in prompts:
-            job = self.running[response.uid]
-            if job.request.stream:
-                job.queue.put(response.progress)
+            running = self.running[response.uid]
+            if running.job.request.stream:
+                running.job.queue.put(PromptProgress(*response.progress))
             if response.end_of_segment and not response.end_of_prompt:
-                self._guarded(job, self._end_of_segment, response.uid)
-        for response in tokens:
-            self._guarded(self.running[response.uid], self._token, response)
-        for uid in [uid for uid, job in self.running.items() if job.gone]:
+                self._guarded(running, self._end_of_segment, response.uid)
+        for token in tokens:
+            self._guarded(self.running[token.uid], self._token, token)
+        for uid in [uid for uid, running in self.running.items() if running.job.gone]:
             self._guarded(self.running[uid], self._cancel, uid)
 
-    def _guarded(self, job: Job, act: Callable, value: object) -> None:
+    def _guarded(
+        self, running: Running, act: Callable[[Running, _Value], None], value: _Value
+    ) -> None:
         """An error in one request's affairs is that request's."""
         try:
-            act(job, value)
+            act(running, value)
         except Exception as error:
-            log.error("request failed", extra={"error": type(error).__name__})
-            uids = [uid for uid, running in self.running.items() if running is job]
+            uids = [uid for uid, found in self.running.items() if found is running]
             self._sequences.remove(uids)
             for uid in uids:
                 del self.running[uid]
-            job.fail(refused(500, error))
+            running.job.fail(refusal(error))
 
-    def _end_of_segment(self, job: Job, uid: int) -> None:
+    def _end_of_segment(self, running: Running, uid: int) -> None:
         cache, tokens = self._sequences.extract_cache([uid])[uid]
-        if not isinstance(job.step, Answer):
+        step = running.step
+        if not isinstance(step, Answer):
             self._sequences.remove([uid])
             del self.running[uid]
-            self._go_on(job, _settled(Fed(cache, list(tokens))))
-        elif job.step.segment_types:
-            kind = job.step.segment_types.pop(0)
-            self.prompts.keep(cache, tokens, kind)
+            self._go_on(
+                running.job, running.steps, _settled(Fed(cache, list(tokens))), running.saying
+            )
+        elif step.segment_types:
+            self.prompts.keep(cache, tokens, step.segment_types.pop(0))
 
-    def _token(self, job: Job, response: GenerationBatch.Response) -> None:
-        if job.last is None:
-            self._say(job, response)
-        if response.finish_reason is not None:
-            del self.running[response.uid]
-            stopped = job.last.finish_reason == "stop"
-            self._answered(job, response.prompt_cache, response.all_tokens, stopped=stopped)
+    def _token(self, running: Running, token: GenerationBatch.Response) -> None:
+        saying = running.saying
+        if saying is None:
+            raise RuntimeError("a token of no answer")
+        if saying.last is None:
+            saying.say(token.token, token.logprobs, token.finish_reason)
+        cache, tokens = token.prompt_cache, token.all_tokens
+        if token.finish_reason is None:
+            if not saying.cut:
+                return
+            cache, tokens = self._taken_out(token.uid)
+        del self.running[token.uid]
+        self._answered(running, saying, cache or [], tokens or [])
 
-    def _say(self, job: Job, response: GenerationBatch.Response) -> None:
-        """Hand out a token; the last one is held back until the turn is complete."""
-        reason = job.ending.reason if job.ending else response.finish_reason
-        text, args = self._text_of(job, response.token, reason), job.args
-        job.pieces.append(text)
-        job.reply.append(response.token)
-        job.first = job.first or time.perf_counter()
-        shown = args.logprobs or args.top_logprobs > 0
-        said = Response(
-            text,
-            response.token,
-            read_logprob(response.logprobs, response.token) if shown else 0.0,
-            reason,
-            format_top_logprobs(response.logprobs, args.top_logprobs, self.pair.tokenizer),
-        )
-        if reason is not None:
-            job.last = said
-        elif job.request.stream:
-            job.queue.put(said)
-        else:
-            job.said.append(said)
+    def _taken_out(self, uid: int) -> tuple[list, list[int]]:
+        return self._sequences.remove([uid], return_prompt_caches=True)[uid]
 
-    def _text_of(self, job: Job, token: int, reason: str | None) -> str:
-        if reason != "stop":
-            job.detokenizer.add_token(token)
-        if reason is not None:
-            job.detokenizer.finalize()
-        return job.detokenizer.last_segment
-
-    def _answered(self, job: Job, cache: list, tokens: list[int], *, stopped: bool) -> None:
+    def _answered(self, running: Running, saying: Saying, cache: list, tokens: list[int]) -> None:
+        job, ending = running.job, saying.ending
+        stopped = saying.last is not None and saying.last.finish_reason == "stop"
         ended = bool(job.reply) and job.reply[-1] in self.pair.tokenizer.eos_token_ids
-        message = visible(job.ctx, job.pieces, stopped=stopped, tools=job.request.tools)
         fed = Fed(
             cache=cache,
             tokens=list(tokens),
             reply=job.reply[:-1] if ended else job.reply,
-            text="".join(job.pieces),
-            message=message,
+            text="".join(saying.pieces),
+            message=visible(saying.ctx, saying.pieces, stopped=stopped, tools=job.request.tools),
+            cut=saying.cut,
             ended=ended,
-            closed=job.ending is not None and job.ending.closed,
+            closed=ending is not None and ending.closed,
         )
-        self._go_on(job, _settled(fed))
+        self._go_on(job, running.steps, _settled(fed), saying)
 
-    def _cancel(self, job: Job, uid: int) -> None:
+    def _cancel(self, running: Running, uid: int) -> None:
         """The client has gone: nothing of the turn is kept, unless it asked for that."""
-        keep = bool(job.request.options and job.request.options.keep_partial and job.reply)
-        if keep and (job.last is not None or not isinstance(job.step, Answer)):
+        job, saying = running.job, running.saying
+        options = job.request.options
+        keep = bool(options and options.keep_partial and job.reply)
+        if keep and saying and (saying.last is not None or not isinstance(running.step, Answer)):
             return  # the reply is complete: let the turn end
-        caches = self._sequences.remove([uid], return_prompt_caches=keep)
+        cache, tokens = self._taken_out(uid)
         del self.running[uid]
-        if keep:
-            cache, tokens = caches[uid]
-            job.last = Response("", 0, 0.0, "length", ())
-            self._answered(job, cache, tokens, stopped=False)
+        if keep and saying:
+            saying.break_off()
+            self._answered(running, saying, cache, tokens)
         else:
             job.settled.set()
 
 
-def read_logprob(logprobs: mx.array, token: int) -> float:
-    """The value at ``token`` of logprobs [V], from where it lies.
+def fresh_randomness() -> None:
+    """Give MLX a random state of its own again.
 
-    MLX would read it after the step that it is computing now.
+    One that a failed compiled function leaves behind cannot be used, and one that a client's seed
+    has set can be foretold.
     """
-    if logprobs.dtype == mx.bfloat16:  # which NumPy does not know: float32's upper half
-        bits = np.frombuffer(logprobs, np.uint16)[token]
-        return float((bits.astype(np.uint32) << 16).view(np.float32))
-    return float(np.asarray(logprobs)[token])
+    mx.random.seed(int.from_bytes(os.urandom(4)))
+
+
+def refusal(error: Exception) -> ApiError:
+    """What a client is told of an error in its request's affairs."""
+    if isinstance(error, ApiError):
+        return error
+    log.error("request failed", extra={"error": type(error).__name__})
+    what = f"The request failed: {type(error).__name__}."
+    return ApiError(500, what, code="internal_error")
 
 
 def _settled(fed: Fed) -> Fed:

@@ -16,7 +16,7 @@ from ..text.turns import end_of_turn, spans_with, turn_of
 Sampler = Callable[[mx.array], mx.array]
 
 
-class Ending:
+class Ending(StopSequences):
     """Sampler and stop sequences of one answer that ends with ``end``.
 
     Args:
@@ -31,6 +31,7 @@ class Ending:
     """
 
     def __init__(self, sampler: Sampler, stops: StopSequences, max_tokens: int, end: list[int]):
+        super().__init__()
         self._sampler, self._stops = sampler, stops.matcher()
         self._max_tokens, self._end = max_tokens, end
         self._forced = [mx.array([token], mx.uint32) for token in end]
@@ -64,9 +65,9 @@ class Ending:
     def _following(self, place: int) -> mx.array:
         return self._forced[min(place, len(self._end) - 1)]
 
-    def matcher(self) -> "Ending":
-        """Itself: it is of one answer."""
-        return self
+    def matcher(self) -> StopSequences.Matcher:
+        """What is told of each token that was fed: this, as it is of one answer."""
+        return _Told(self)
 
     def advance(self, token: int) -> bool:
         """Take note of a token that was fed; returns whether it was the last."""
@@ -81,6 +82,16 @@ class Ending:
         if self._count >= self._max_tokens:
             self.reason = "length"
         return False
+
+
+class _Told(StopSequences.Matcher):
+    """Mlx-lm's batch tells this of each token."""
+
+    def __init__(self, ending: Ending):
+        self._ending = ending
+
+    def advance(self, token: int) -> bool:
+        return self._ending.advance(token)
 
 
 def usual_end(tokenizer: TokenizerWrapper, template_kwargs: Mapping[str, object]) -> list[int]:

@@ -1,18 +1,25 @@
 """The thread that owns the model, and how the requests' threads have it answer."""
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Iterator
 from queue import Empty
 
 import mlx.core as mx
 from mlx_lm.generate import StopSequences, TextStateMachine
-from mlx_lm.server import GenerationArguments, GenerationContext, Response, ResponseGenerator
+from mlx_lm.server import (
+    CompletionRequest,
+    GenerationArguments,
+    GenerationContext,
+    Response,
+    ResponseGenerator,
+)
 
-from .batch import RunningBatch
+from .batch import RunningBatch, fresh_randomness, refusal
 from .errors import ApiError, ClientGone
 from .history import History
-from .job import Done, Job, ServedRequest, Steps
+from .job import Done, Job, PromptProgress, ServedRequest, Steps
 from .memories import Memories
 from .metrics import ServerMetrics
 from .prompts import Prompt, ServedPrompts
@@ -20,6 +27,7 @@ from .provider import ExactPromptCache, PairProvider, ServedPair
 from .settings import ServeSettings
 from .turn import MemoryTurn, check_length
 
+log = logging.getLogger(__name__)
 _PATIENCE = 0.5  # seconds; mlx-lm's own
 
 
@@ -46,13 +54,14 @@ class MemoryGenerator(ResponseGenerator):
         self._held: Job | None = None  # waits until it can run alone
         self._alone = False
         self._admitted = 0.0  # when requests were let in
-        super().__init__(provider, ExactPromptCache(settings.prompt_cache_size))
+        self._answers = ExactPromptCache(settings.prompt_cache_size)
+        super().__init__(provider, self._answers)
 
     # The requests' threads.
 
     def generate(
         self,
-        request: ServedRequest,
+        request: CompletionRequest,
         generation_args: GenerationArguments,
         progress_callback: Callable[[int, int], None] | None = None,
     ) -> tuple[GenerationContext, Iterator[Response]]:
@@ -62,11 +71,15 @@ class MemoryGenerator(ResponseGenerator):
             ApiError: If the request cannot be used.
             ClientGone: If nobody waits for the answer any more.
         """
+        if not isinstance(request, ServedRequest):
+            raise TypeError(f"a {type(request).__name__} says nothing of a memory")
         job = request.job = Job(request, generation_args)
         self.requests.put(job)
         ctx = self._receive(job)
-        while isinstance(ctx, tuple) and not isinstance(ctx, Done):
+        while isinstance(ctx, PromptProgress):
             ctx = self._receive(job)
+        if not isinstance(ctx, GenerationContext):
+            raise ApiError(500, "The answer ended before it began.", code="internal_error")
         return ctx, self._responses(job, progress_callback)
 
     def _responses(
@@ -78,13 +91,13 @@ class MemoryGenerator(ResponseGenerator):
                 self._keep(job)
                 yield from (*job.said, item.last)
                 return
-            if isinstance(item, tuple):
+            if isinstance(item, PromptProgress):
                 if progress is not None:
                     progress(*item)
-            else:
+            elif isinstance(item, Response):
                 yield item
 
-    def _receive(self, job: Job) -> object:
+    def _receive(self, job: Job) -> GenerationContext | PromptProgress | Response | Done:
         while True:
             if not job.request.alive():
                 raise ClientGone
@@ -92,7 +105,7 @@ class MemoryGenerator(ResponseGenerator):
                 item = job.queue.get(timeout=0.25)
             except Empty:
                 if not self.generation_available():
-                    raise ApiError(503, "The server is shutting down.", code="stopping") from None
+                    raise self._ending() from None
                 continue
             if isinstance(item, Exception):
                 try:
@@ -100,6 +113,12 @@ class MemoryGenerator(ResponseGenerator):
                 finally:
                     del item  # its traceback has this frame, which would have it
             return item
+
+    def _ending(self) -> ApiError:
+        if self._generation_failed:
+            what = "The server cannot generate any more, and is ending."
+            return ApiError(503, what, code="internal_error")
+        return ApiError(503, "The server is shutting down.", code="stopping")
 
     def settle(self, request: ServedRequest) -> None:
         """Stop a request, wait until the generation thread is done with it, keep what it came to.
@@ -128,22 +147,29 @@ class MemoryGenerator(ResponseGenerator):
 
     # The generation thread.
 
+    def _run_generate(self) -> None:
+        """mlx-lm's thread; what is wrong with a request does not end it."""
+        try:
+            self._generate()
+        except Exception as error:
+            log.critical("generation ended", extra={"error": type(error).__name__})
+            self._generation_failed = True
+
     def _generate(self) -> None:
-        self._prompts = ServedPrompts(self.pair, self.prompt_cache, self.model_provider.model_key)
-        self._batch = RunningBatch(
-            self.pair, self.settings, self.metrics, self._prompts, self._machines
-        )
-        while not self._stop:
-            if self._due():
-                self._admit()
-            if self._batch.running:
-                self._batch.advance()
-        stopping = ApiError(503, "The server is shutting down.", code="stopping")
-        self._batch.close(stopping)
-        if self._held is not None:
-            self._held.fail(stopping)
+        prompts = ServedPrompts(self.pair, self._answers, self.model_provider.model_key)
+        batch = RunningBatch(self.pair, self.settings, self.metrics, prompts, self._machines)
+        try:
+            while not self._stop:
+                if self._due(batch):
+                    self._admit(batch, prompts)
+                if batch.running:
+                    batch.advance()
+        finally:
+            batch.close(self._ending())
+            if self._held is not None:
+                self._held.fail(self._ending())
         self.prompt_cache.trim_to(n_sequences=0)
-        del self._batch
+        del batch
         gc.collect()
         mx.clear_streams()  # this thread's; mlx may abort the process at its end otherwise
 
@@ -151,56 +177,67 @@ class MemoryGenerator(ResponseGenerator):
         key = self.model_provider.model_key
         return self._make_state_machine(key, self.pair.tokenizer, stop_words)
 
-    def _due(self) -> bool:
+    def _due(self, batch: RunningBatch) -> bool:
         """Whether to let in who waits.
 
         Each time all that is running is copied, so not one by one: when they are half as many as
         what is running, or after a while.
         """
-        few = 2 * self.requests.qsize() < len(self._batch.running)
+        few = 2 * self.requests.qsize() < len(batch.running)
         return not few or time.monotonic() - self._admitted > _PATIENCE
 
-    def _admit(self) -> None:
+    def _admit(self, batch: RunningBatch, prompts: ServedPrompts) -> None:
         """Begin the requests that have come in. One with a seed runs alone, as in mlx-lm."""
         self._admitted = time.monotonic()
         while True:
-            job = self._held or self._waiting()
+            job = self._held or self._waiting(batch)
             self._held = None
             if job is None:
                 return
             if job.gone:
                 job.settled.set()
                 continue
-            alone = job.args.seed is not None
-            if self._batch.running and (alone or self._alone):
+            seeded = job.args.seed is not None
+            if batch.running and (seeded or self._alone):
                 self._held = job
                 return
-            self._alone = alone
-            if alone:
-                mx.random.seed(job.args.seed)
-            job.steps = self._turn(job) if job.request.memory else self._stateless(job)
-            self._batch.begin(job)
+            try:
+                self._shuffle(job.args.seed)
+                steps = self._turn(job) or self._stateless(job, prompts, batch)
+            except Exception as error:
+                job.fail(refusal(error))
+            else:
+                batch.begin(job, steps)
 
-    def _waiting(self) -> Job | None:
+    def _shuffle(self, seed: int | None) -> None:
+        """Begin the random numbers that a request asks for; after one that did, unknown ones."""
+        if seed is not None:
+            mx.random.seed(seed)
+        elif self._alone:
+            fresh_randomness()
+        self._alone = seed is not None
+
+    def _waiting(self, batch: RunningBatch) -> Job | None:
         try:
-            return (
-                self.requests.get_nowait()
-                if self._batch.running
-                else self.requests.get(timeout=0.1)
-            )
+            if batch.running:
+                return self.requests.get_nowait()
+            return self.requests.get(timeout=0.1)
         except Empty:
             return None
 
-    def _turn(self, job: Job) -> Steps:
+    def _turn(self, job: Job) -> Steps | None:
+        """The steps of a request with a memory; None: it has none."""
         request, options = job.request, job.request.options
-        memory = request.memory.contents
+        if request.memory is None or options is None:
+            return None
+        contents = request.memory.contents
         return MemoryTurn(
             pair=self.pair,
             settings=self.settings,
             options=options,
-            saved=None if options.reset else memory.saved,
-            talk=None if options.reset else memory.talk,
-            history=History.fresh() if options.reset else memory.history,
+            saved=None if options.reset else contents.saved,
+            talk=None if options.reset else contents.talk,
+            history=History.fresh() if options.reset else contents.history,
             messages=request.messages,
             template_kwargs=self._template_kwargs(job),
             room=job.args.max_tokens,
@@ -210,19 +247,19 @@ class MemoryGenerator(ResponseGenerator):
         kwargs = self.settings.chat_template_args | (job.args.chat_template_kwargs or {})
         return kwargs | {"tools": job.request.tools} if job.request.tools else kwargs
 
-    def _stateless(self, job: Job) -> Steps:
+    def _stateless(self, job: Job, prompts: ServedPrompts, batch: RunningBatch) -> Steps:
         request = job.request
         prompt = Prompt(*self._tokenize(self.pair.tokenizer, request, job.args)[:4])
-        check_length(len(prompt.token_ids), self.settings)
+        check_length(len(prompt.token_ids), self.pair, self.settings)
         if self.pair.granularity == "token":
-            yield from self._prompts.steps(prompt)
-            self._trim_prompt_cache()
+            yield from prompts.steps(prompt)
+            self._trim_prompt_cache(batch)
         else:
             messages = request.messages if request.request_type == "chat" else []
             kwargs = self._template_kwargs(job)
-            yield from self._prompts.steps_by_spans(prompt, messages, kwargs)
+            yield from prompts.steps_by_spans(prompt, messages, kwargs)
+        return None
 
-    def _trim_prompt_cache(self) -> None:
+    def _trim_prompt_cache(self, batch: RunningBatch) -> None:
         if self.settings.prompt_cache_bytes is not None:
-            active = self._batch.nbytes
-            self.prompt_cache.trim_to(n_bytes=self.settings.prompt_cache_bytes - active)
+            self.prompt_cache.trim_to(n_bytes=self.settings.prompt_cache_bytes - batch.nbytes)

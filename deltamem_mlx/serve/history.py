@@ -110,11 +110,16 @@ class History:
 
 
 def _content(message: Message) -> dict[str, object]:
-    calls = [call.get("function", {}) for call in message.get("tool_calls") or []]
+    content, calls = message.get("content"), message.get("tool_calls")
+    functions = [call.get("function") for call in calls] if isinstance(calls, list) else []
     return {
         "role": message["role"],
-        "content": (message.get("content") or "").strip(),
-        "calls": [[call.get("name"), _arguments(call.get("arguments"))] for call in calls],
+        "content": content.strip() if isinstance(content, str) else "",
+        "calls": [
+            [function.get("name"), _arguments(function.get("arguments"))]
+            for function in functions
+            if isinstance(function, dict)
+        ],
     }
 
 

@@ -13,7 +13,6 @@ from ..memory.file import MemoryFile
 from ..session.conversation import Conversation
 from ..text.messages import Message
 from .bodies import MemoryOptions
-from .ending import Ending
 from .history import History
 from .memory import Memory
 
@@ -28,7 +27,7 @@ class Feed:
         tokens (list[int]): What to feed, at least one.
     """
 
-    cache: list | None
+    cache: list
     before: list[int]
     tokens: list[int]
 
@@ -60,6 +59,7 @@ class Fed:
         reply (list[int]): What was generated, without an end token.
         text (str): The reply as the model wrote it.
         message (Message): The reply as the client sees it.
+        cut (bool): A stop word ended it: more was generated and fed than ``text`` has.
         ended (bool): The model generated an end token. It has been fed.
         closed (bool): What follows the reply has been fed.
     """
@@ -69,6 +69,7 @@ class Fed:
     reply: list[int] = field(default_factory=list)
     text: str = ""
     message: Message = field(default_factory=dict)
+    cut: bool = False
     ended: bool = False
     closed: bool = False
 
@@ -97,10 +98,18 @@ class TurnOutcome:
 Steps = Generator[Feed, Fed, TurnOutcome | None]
 
 
-class Done(NamedTuple):
+@dataclass(frozen=True)
+class Done:
     """The end of an answer: mlx-lm's last response, not given out before what it says is kept."""
 
     last: Response
+
+
+class PromptProgress(NamedTuple):
+    """How many tokens of a prompt have been fed, and how many it has."""
+
+    fed: int
+    total: int
 
 
 @dataclass
@@ -122,14 +131,8 @@ class ServedRequest(CompletionRequest):
     job: "Job | None" = None
 
     def release(self) -> None:
-        """Let go of the job, which is over.
-
-        It and its steps refer to each other and to this: caches would stay until Python looks for
-        such circles, which it does by the number of objects, not by their size.
-        """
-        if self.job is not None:
-            self.job.steps = self.job.step = None
-            self.job = None
+        """Let go of the job, which is over: it refers to this."""
+        self.job = None
 
 
 @dataclass
@@ -141,6 +144,8 @@ class Job:
         settled (Event): Set by the generation thread, which has no more to do with the job then.
         outcome (TurnOutcome): What the turn came to, for the request's thread to keep.
         kept (TurnOutcome): The same once it is kept.
+        ctx (GenerationContext): What mlx-lm's handler knows of the answer, once it begins.
+        reply (list[int]): The tokens generated.
         said (list[Response]): The answer so far, where it is not streamed: a thread that wakes for
           every token costs as much as a small model's step.
         began, first (float): When it came, and when its first token did.
@@ -148,20 +153,16 @@ class Job:
 
     request: ServedRequest
     args: GenerationArguments
-    queue: Queue = field(default_factory=Queue)
+    queue: Queue[GenerationContext | PromptProgress | Response | Done | Exception] = field(
+        default_factory=Queue
+    )
     cancelled: Event = field(default_factory=Event)
     settled: Event = field(default_factory=Event)
     outcome: TurnOutcome | None = None
     kept: TurnOutcome | None = None
     ctx: GenerationContext | None = None
-    steps: Steps | None = None
-    step: Feed | None = None
-    detokenizer: object = None
-    ending: Ending | None = None
     reply: list[int] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
     said: list[Response] = field(default_factory=list)
-    last: Response | None = None
     began: float = field(default_factory=time.perf_counter)
     first: float | None = None
 
@@ -175,10 +176,9 @@ class Job:
         self.queue.put(error)
         self.settled.set()
 
-    def finish(self, outcome: TurnOutcome | None) -> None:
+    def finish(self, last: Response, outcome: TurnOutcome | None) -> None:
         """End it with an answer."""
-        if self.gone and outcome is not None and not outcome.keep_partial:
-            outcome = None
-        self.outcome = outcome
-        self.queue.put(Done(self.last))
+        if not self.gone or (outcome is not None and outcome.keep_partial):
+            self.outcome = outcome
+        self.queue.put(Done(last))
         self.settled.set()

@@ -56,7 +56,7 @@ class ServedPrompts:
         kinds = prompt.segment_types
         kept = [(segment, kind) for segment, kind in zip(cut, kinds, strict=True) if segment]
         fed = yield Answer(
-            cache,
+            cache or make_prompt_cache(self.pair.model),
             prompt.token_ids[:begun],
             rest,
             initial_state=prompt.initial_state,
@@ -64,6 +64,7 @@ class ServedPrompts:
             segment_types=[kind for _, kind in kept],
         )
         self.keep(fed.cache, fed.tokens, "assistant")
+        return None
 
     def steps_by_spans(
         self, prompt: Prompt, messages: Sequence[Message], template_kwargs: dict[str, object]
@@ -89,3 +90,4 @@ class ServedPrompts:
             token_ids = spans.token_ids
             mark(cache, spans, self.pair.granularity, write=True)
         yield Answer(cache, [], token_ids, initial_state=prompt.initial_state)
+        return None

@@ -92,11 +92,11 @@ class PairProvider(ModelProvider):
         self, model: nn.Module, tokenizer: TokenizerWrapper, name: str, settings: ServeSettings
     ):
         super().__init__(settings.for_mlx_lm(name))
-        self.model, self.tokenizer = model, tokenizer
         self.is_batchable = all(hasattr(c, "merge") for c in make_prompt_cache(model))
         folder = Path(name)
         self.name = folder.resolve().name if folder.is_dir() else name
-        self.model_key = (self.name, None, None)
+        # mlx-lm's annotations know of these only that they are none at first.
+        vars(self).update(model=model, tokenizer=tokenizer, model_key=(self.name, None, None))
         self._names = {DEFAULT, name, self.name}
         if folder.is_dir():
             self._names.add(str(folder.resolve()))

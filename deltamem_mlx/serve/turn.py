@@ -16,7 +16,7 @@ from ..model.ingest import Ingest, span_ids
 from ..session.conversation import Conversation, Said
 from ..text.messages import Message
 from ..text.spans import Spans
-from ..text.turns import as_messages, leading_system, turn_of
+from ..text.turns import Turn, as_messages, leading_system, turn_of
 from .bodies import MemoryOptions
 from .errors import ApiError
 from .history import History
@@ -57,9 +57,10 @@ class MemoryTurn:
         Raises:
             ApiError, ValueError, TypeError: If the messages cannot be used.
         """
-        process_message_content(self.messages)
-        lead = leading_system(self.messages)
-        rest = self.messages[len(lead) :]
+        messages = [dict(message) for message in self.messages]
+        process_message_content(messages)
+        lead = leading_system(messages)
+        rest = messages[len(lead) :]
         known = self.history.new_part(rest)
         new = as_messages(rest[known:]) if rest[known:] else []
         if not new or new[-1]["role"] == "assistant":
@@ -85,14 +86,10 @@ class MemoryTurn:
             initial_state=initial_state(self.pair.tokenizer, turn.new.token_ids),
             end=self.pair.end,
         )
-        self._take(talk, fed)
-        said, spans, end = talk.ending(new, turn, fed.text, fed.reply)
-        if fed.closed:
-            end = end.tail(len(end.token_ids))
-        elif fed.ended and end.token_ids[:1] == fed.tokens[-1:]:
-            end = end.tail(1)
-        yield from self._feed(talk, end, write=not self.options.read_only)
-        talk.commit_turn(said, spans)
+        if fed.cut:
+            yield from self._tell(talk, [*new, {"role": "assistant", "content": fed.text}])
+        else:
+            yield from self._close(talk, new, turn, fed)
         # All that was ever said would grow without end; the history recognises it.
         talk.said = talk.said._replace(messages=[])
         history = self.history.after_turn(lead, [*new, fed.message])
@@ -115,12 +112,36 @@ class MemoryTurn:
             self.pair.tokenizer,
             cache,
             lead,
-            max_context=self.settings.max_context,
+            max_context=self._max_context(),
             template_kwargs=self.template_kwargs,
         )
         if not same:
             talk.said = Said([], [], list(lead))  # to be written with this turn
         return talk
+
+    def _close(
+        self, talk: Conversation, new: list[Message], turn: Turn, fed: Fed
+    ) -> Generator[Feed, Fed, None]:
+        """Feed what the template puts after the reply, as far as it has not been fed."""
+        self._take(talk, fed)
+        said, spans, end = talk.ending(new, turn, fed.text, fed.reply)
+        if fed.closed:
+            end = end.tail(len(end.token_ids))
+        elif fed.ended and end.token_ids[:1] == fed.tokens[-1:]:
+            end = end.tail(1)
+        yield from self._feed(talk, end, write=not self.options.read_only)
+        talk.commit_turn(said, spans)
+
+    def _tell(self, talk: Conversation, said: list[Message]) -> Generator[Feed, Fed, None]:
+        """Feed a turn as it was said. What was fed beyond a stop word cannot be taken back from a
+        memory, so all of the turn goes into the one of before it."""
+        turn = talk.plan(said, reply=False, room=0)
+        yield from self._feed(talk, turn.new, write=not self.options.read_only)
+        talk.commit_turn(said, turn.spans)
+
+    def _max_context(self) -> int | None:
+        given = (self.settings.max_context, self.pair.window)
+        return min((most for most in given if most is not None), default=None)
 
     def _remember(self, talk: Conversation) -> Generator[Feed, Fed, None]:
         """Write texts in a context of their own, which nobody sees afterwards."""
@@ -156,7 +177,7 @@ class MemoryTurn:
         return cache
 
     def _check_length(self, tokens: int) -> None:
-        check_length(tokens, self.settings)
+        check_length(tokens, self.pair, self.settings)
 
     def _outcome(
         self, talk: Conversation, history: History, written: int, known: int
@@ -177,10 +198,11 @@ def mark(cache: list, spans: Spans, granularity: str, *, write: bool) -> None:
     """Say how the coming tokens of a prompt cache are to be written, or that they are not."""
     sentences = None if spans.sentence_ids is None else [spans.sentence_ids]
     ids = span_ids([spans.message_ids], sentences, granularity)
-    spanned = write and ids is not None and bool((ids >= 0).any())  # token by token otherwise
+    if ids is not None and not (write and bool((ids >= 0).any())):
+        ids = None  # token by token
     for memory in memories(cache).values():
         memory.read_only = [not write]
-        memory.ingest = Ingest.from_ids(ids) if spanned else None
+        memory.ingest = None if ids is None else Ingest.from_ids(ids)
 
 
 def initial_state(tokenizer: TokenizerWrapper, prompt: list[int]) -> str:
@@ -193,15 +215,16 @@ def initial_state(tokenizer: TokenizerWrapper, prompt: list[int]) -> str:
     return tokenizer.response_initial_state or state
 
 
-def check_length(tokens: int, settings: ServeSettings) -> None:
-    """Raises ApiError if a prompt is longer than the server lets it be."""
-    if tokens > settings.max_prompt_tokens:
-        raise ApiError(
-            400,
-            f"The prompt has {tokens} tokens; the server takes {settings.max_prompt_tokens}.",
-            code="context_length_exceeded",
-            param="messages",
-        )
+def check_length(tokens: int, pair: ServedPair, settings: ServeSettings) -> None:
+    """Raises ApiError if a prompt is longer than the model, or the server, lets it be."""
+    for most, whose in ((settings.max_prompt_tokens, "server"), (pair.window, "model")):
+        if most is not None and tokens > most:
+            raise ApiError(
+                400,
+                f"The prompt has {tokens} tokens; the {whose} takes {most}.",
+                code="context_length_exceeded",
+                param="messages",
+            )
 
 
 def _written(talk: Conversation) -> int:

@@ -25,6 +25,11 @@ SESSION = "X-Delta-Mem-Session"
 CHAT = "/v1/chat/completions"
 FACT, QUESTION, ANSWER = "anna lives in oslo .", "where does anna live ?", "oslo"
 UNKNOWN = "do not know"
+ENDLESS = {  # an answer that goes on until it has as many tokens
+    "messages": [{"role": "user", "content": "hi"}],
+    "max_tokens": 4000,
+    "logit_bias": {str(i): -100 for i in range(4)},
+}
 HELLO = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 4}
 
 

@@ -2,13 +2,13 @@
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving import CHAT, HELLO, Client, Pair, builtin_pair, memory_files
+from mlx_lm.generate import BatchGenerator
+from serving import CHAT, ENDLESS, HELLO, Client, Pair, builtin_pair, memory_files, stream
 
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings, check_exposure
@@ -182,10 +182,11 @@ def test_too_many_requests_are_told_to_come_back(pair: Pair) -> None:
 def test_too_many_connections_are_closed(pair: Pair) -> None:
     with Server(*pair, "builtin", ServeSettings(port=0, max_connections=1)) as serving:
         address = serving.http.server_address[:2]
-        with socket.create_connection(address, timeout=10):
-            time.sleep(0.1)
-            with socket.create_connection(address, timeout=10) as second:
-                assert second.makefile("rb").read().split()[1] == b"503"
+        first = stream(serving, ENDLESS)
+        next(first)
+        with socket.create_connection(address, timeout=10) as second:
+            assert second.makefile("rb").read().split()[1] == b"503"
+        first.close()
 
 
 def test_a_broken_batch_fails_its_requests_and_nothing_else(
@@ -193,14 +194,14 @@ def test_a_broken_batch_fails_its_requests_and_nothing_else(
 ) -> None:
     client.chat("anna lives in oslo .", "survivor")
     with monkeypatch.context() as patch:
-        patch.setattr(serving.generator._batch._sequences, "next", _out_of_memory)
+        patch.setattr(BatchGenerator, "next", _out_of_memory)
         reply = client.chat("hi", "survivor")
     assert reply.status == 500 and "secret" not in reply.body.decode()
     assert client.memory("GET", "survivor").json["turns"] == 1
     assert client.chat("hi", "survivor").memory["turns"] == 2
 
 
-def _out_of_memory() -> None:
+def _out_of_memory(_: BatchGenerator) -> None:
     raise RuntimeError("[malloc] secret address")
 
 
@@ -240,17 +241,11 @@ def test_clients_do_not_make_up_counters(client: Client) -> None:
 
 
 def test_shutdown_lets_answers_end_and_saves_them(pair: Pair, tmp_path: Path) -> None:
-    settings = ServeSettings(port=0, memory_dir=tmp_path, max_tokens_limit=4000)
-    replies = []
+    settings = ServeSettings(port=0, memory_dir=tmp_path)
+    asked = ENDLESS | {"max_tokens": 60, "memory": {"session": "last"}}
     with Server(*pair, "builtin", settings) as serving:
-        client = Client(serving.url)
-        ends = {str(i): -100 for i in range(4)}
-        asked = threading.Thread(
-            target=lambda: replies.append(client.chat("hi", "last", max_tokens=60, logit_bias=ends))
-        )
-        asked.start()
-        while not serving._busy:
-            time.sleep(0.005)
-    asked.join()
-    assert replies[0].status == 200 and replies[0].json["usage"]["completion_tokens"] == 60
+        answer = stream(serving, asked | {"stream_options": {"include_usage": True}})
+        next(answer)
+    *_, usage, done = [line for _, line in answer]
+    assert done == b"[DONE]" and json.loads(usage)["usage"]["completion_tokens"] == 60
     assert len(memory_files(tmp_path)) == 1

@@ -1,0 +1,101 @@
+"""Long prompts: others' answers go on meanwhile, and too long ones are refused."""
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from serving import ENDLESS, FACT, QUESTION, Client, Pair, builtin_pair, stream
+
+from deltamem_mlx.serve.pace import GAP, Pace
+from deltamem_mlx.serve.server import Server
+from deltamem_mlx.serve.settings import ServeSettings
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return builtin_pair()
+
+
+@pytest.fixture(scope="module")
+def serving(pair: Pair) -> Iterator[Server]:
+    with Server(*pair, "builtin", ServeSettings(port=0)) as serving:
+        yield serving
+
+
+@pytest.mark.parametrize("rate", [100, 1_000, 5_000, 100_000])
+def test_a_step_is_as_large_as_the_gap_allows(rate: int) -> None:
+    """On machines that feed this many tokens a second."""
+    pace = Pace(2048)
+    for _ in range(40):
+        pace.took(pace.size(1, waited_for=True) / rate)
+    size = pace.size(1, waited_for=True)
+    assert size / rate <= GAP or size == 16
+    assert size == 2048 or size / rate > GAP / 3
+    assert 3 * pace.size(3, waited_for=True) <= size
+    assert pace.size(3, waited_for=False) == 2048
+
+
+def test_a_slower_machine_is_noticed_at_once() -> None:
+    pace = Pace(2048)
+    for _ in range(20):
+        pace.took(0.01)
+    before = pace.size(1, waited_for=True)
+    pace.took(8 * GAP)
+    assert pace.size(1, waited_for=True) <= before / 8
+
+
+@pytest.mark.parametrize("memory", [{}, {"memory": {"session": "long"}}])
+def test_an_answer_goes_on_while_a_long_prompt_is_fed(serving: Server, memory: dict) -> None:
+    """It gets many tokens before the prompt's own first one."""
+    running = stream(serving, ENDLESS)
+    next(running)
+    times: list[float] = []
+    fed = threading.Event()
+
+    def read() -> None:
+        for at, _ in running:
+            times.append(at)
+            if fed.is_set():
+                running.close()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    began = time.monotonic()
+    reply = Client(serving.url).chat(FACT * 300, max_tokens=1, **memory)
+    ended = time.monotonic()
+    fed.set()
+    reader.join()
+    assert reply.json["usage"]["prompt_tokens"] > 1500
+    assert sum(began < at < ended for at in times) > 6  # a step of 2048 tokens leaves it two
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[Client]:
+    """A client of a model that was made for 200 tokens."""
+    model, tokenizer = builtin_pair()
+    model.args.max_position_embeddings = 200
+    with Server(model, tokenizer, "builtin", ServeSettings(port=0)) as serving:
+        yield Client(serving.url)
+
+
+def test_a_prompt_beyond_the_models_window_is_refused(narrow: Client) -> None:
+    for memory in ({}, {"memory": {"session": "beyond"}}):
+        reply = narrow.chat("anna " * 201, **memory)
+        assert reply.status == 400 and reply.code == "context_length_exceeded"
+        assert "200" in reply.body.decode()
+    assert narrow.memory("GET", "beyond").status == 404
+
+
+def test_a_context_leaves_before_it_is_beyond_the_models_window(narrow: Client) -> None:
+    for _ in range(4):
+        reply = narrow.chat("anna lives in oslo . " * 20, "window", max_tokens=2)
+        assert reply.status == 200 and reply.memory["context_tokens"] <= 200
+
+
+def test_a_limit_of_the_servers_own_is_kept(pair: Pair) -> None:
+    with Server(*pair, "builtin", replace(ServeSettings(port=0), max_prompt_tokens=50)) as serving:
+        client = Client(serving.url)
+        assert client.chat("anna " * 60).code == "context_length_exceeded"
+        assert client.chat(QUESTION).status == 200
