@@ -115,4 +115,6 @@ def _serve(
         output.result(server.url)
         while not ended.wait(1.0):
             if not server.generator.is_healthy:
-                raise RuntimeError("the thread that owns the model has ended, see the log above")
+                raise RuntimeError(
+                    "the thread that owns the model ended; the log says by what error"
+                )

@@ -29,6 +29,8 @@ class JsonLines(logging.Formatter):
         # Other packages' messages may quote a request.
         ours = record.name.startswith(PACKAGE)
         line["event"] = record.getMessage() if ours else f"{record.name}: message left out"
+        if record.exc_info and record.exc_info[0]:
+            line["error"] = record.exc_info[0].__name__
         line |= {name: getattr(record, name) for name in _EXTRA if hasattr(record, name)}
         return json.dumps(line)
 

@@ -3,6 +3,9 @@
 import http.client
 import random
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -107,3 +110,49 @@ def test_what_others_could_reach_needs_a_key(run_cli) -> None:
     assert refused.returncode == 2 and "--api-key" in refused.stderr
     taken = run_cli("serve", "--model", "somewhere")
     assert taken.returncode == 2 and "--adapter" in taken.stderr
+
+
+def test_addresses_that_cannot_be_had_are_named(run_cli) -> None:
+    nowhere = run_cli("serve", "--host", "")
+    assert nowhere.returncode == 2 and nowhere.stderr.startswith(
+        "Error: --host '': expected a name"
+    )
+    key = run_cli("serve", "--api-key", " ")
+    assert key.returncode == 2 and "--api-key: expected text" in key.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = run_cli("serve", "--port", str(port))
+    assert refused.returncode == 1 and f"--port {port}: another program" in refused.stderr
+    assert refused.stderr.count("\n") == 1 and not refused.stdout
+
+
+def test_defaults_that_no_request_could_be_answered_with_are_refused(run_cli) -> None:
+    for given in (["--temp", "nan"], ["--top-k", "342"], ["--max-tokens-limit", "0"]):
+        refused = run_cli("serve", "--port", "0", "--temp", "1", *given)
+        assert refused.returncode == 2 and given[0] in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_a_server_whose_model_thread_ends_ends_with_an_error() -> None:
+    """A supervisor starts it again; one that answers 503 for ever would be left alone."""
+    broken = """
+import sys
+from deltamem_mlx.cli.main import main
+from deltamem_mlx.serve.batch import RunningBatch
+
+def broken(self, *args):
+    raise SystemError("a bug in the loop")
+
+RunningBatch.__init__ = broken
+sys.argv = ["deltamem-mlx", "serve", "--port", "0"]
+main()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", broken], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout.readline().startswith("http://")
+        assert process.wait(60) == 1
+        said = process.stderr.read()
+    assert "SystemError" in said and said.splitlines()[-1].startswith("Error: ")
+    assert "Traceback" not in said
