@@ -209,7 +209,7 @@ def write_copy(adapter: AdapterFiles, weights: Path) -> None:
 
 
 def _write_weights(path: Path, tensors: Tensors, seal: Seal) -> None:
-    write = write_npz if path.suffix == ".npz" else write_safetensors
+    write = write_npz if path.suffix.lower() == ".npz" else write_safetensors
     write_atomically(path, partial(write, tensors=tensors, seal=seal))
 
 

@@ -80,7 +80,7 @@ def read_weights(path: Path) -> tuple[Tensors, Seal | None]:
     """
     checked_file(path, MOST_BYTES, "weights file")
     try:
-        tensors, said = _READERS[path.suffix](path)
+        tensors, said = _READERS[path.suffix.lower()](path)
         mx.eval(tensors)
         seal = _seal(said)
         if seal and sealed(tensors, seal.settings, seal.replaces) != seal:
@@ -107,7 +107,7 @@ def _read_safetensors(path: Path) -> tuple[Tensors, Mapping[str, object]]:
     with safe_open(str(path), framework="np") as file:  # that the header fits the file, to a byte
         metadata: dict[str, str] = file.metadata() or {}
         _check_count(len(file.keys()))
-    tensors = mx.load(str(path))
+    tensors = mx.load(str(path), format="safetensors")
     if not isinstance(tensors, dict):
         raise ValueError("it holds no tensors by name")
     return tensors, metadata

@@ -167,6 +167,8 @@ class Chat:
                 self.answer_to(self.ui.ask().strip())
             except EOFError:
                 self.exit("")
+            except ValueError as error:
+                self.ui.problem(str(error))
             except KeyboardInterrupt:
                 self.ui.interrupted()
 
@@ -231,7 +233,7 @@ class Chat:
         transcript = "--with-transcript" in words
         words = [word for word in words if word != "--with-transcript"]
         path = _path(" ".join(words), "/save PATH [--with-transcript]")
-        alone = path.suffix == ".safetensors"
+        alone = path.suffix.lower() == ".safetensors"
         text = json.dumps(self.session.messages, ensure_ascii=False)
         self.session.save(path, note=text if transcript and alone else "")
         what = "the memory" if alone else "memory, context and text"

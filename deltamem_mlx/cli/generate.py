@@ -1,6 +1,5 @@
 """`deltamem-mlx generate`: an answer to one prompt, from what was remembered."""
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -14,6 +13,7 @@ from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.cli.frame.parse import standard_input
 from deltamem_mlx.cli.frame.session import (
     ChatTemplateConfig,
     Memory,
@@ -180,7 +180,7 @@ def generate(
 def _prompt(prompt: str | None) -> str:
     if prompt is None:
         raise UsageError("Give a prompt: --prompt TEXT, or --prompt - to read standard input.")
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = standard_input() if prompt == "-" else prompt
     if not text.strip():
         where = "standard input" if prompt == "-" else "--prompt"
         raise UsageError(f"The prompt from {where} is empty.")
@@ -191,7 +191,7 @@ def _notes(paths: list[Path]) -> list[tuple[Path, list]]:
     from deltamem_mlx.text.files import read_messages
 
     for path in paths:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             raise UsageError(
                 f"--remember: {str(path)!r} is no text. To go on with the memory in a file: "
                 f"--memory {path}"

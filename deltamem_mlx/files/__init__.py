@@ -2,7 +2,7 @@
 
 from .jsonl import JsonLine, json_lines
 from .locks import FolderInUse, locked_folder
-from .reading import checked_file, expanded, parse_json, read_json, read_text
+from .reading import checked_file, decoded, expanded, parse_json, read_json, read_text
 from .witness import FileChanged, Witness
 from .writing import WriteError, write_atomically, write_text
 
@@ -13,6 +13,7 @@ __all__ = [
     "Witness",
     "WriteError",
     "checked_file",
+    "decoded",
     "expanded",
     "json_lines",
     "locked_folder",

@@ -59,6 +59,8 @@ def _values(file: BinaryIO) -> Iterator[JsonLine]:
 def _value(line: bytes, first: bool) -> object:
     if len(line) > MOST_LINE_BYTES:
         raise ValueError(f"more than {MOST_LINE_BYTES:,} bytes on one line")
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("not UTF-8 text but UTF-16")
     if b"\0" in line:
         raise ValueError("not text: it holds a null byte")
     try:

@@ -58,34 +58,44 @@ def read_text(path: str | Path, at_most: int = MOST_TEXT_BYTES) -> str:
     """
     path = checked_file(path, at_most)
     with path.open("rb") as file:
-        data = file.read(_HEAD)
-        _check_kind(path, data)
-        data += file.read()
+        head = file.read(_HEAD)
+        _check_kind(str(path), head)
+        return decoded(head + file.read(), str(path))
+
+
+def decoded(data: bytes, name: str, line: int = 1) -> str:
+    """The text in the bytes of a file, or of standard input, that goes by ``name``.
+
+    Lines end in a line feed, as Python reads them. ``line`` is the number of the first.
+
+    Raises:
+        ValueError: If it is not UTF-8 text; the message names the line.
+    """
+    _check_kind(name, data[:_HEAD], line)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line += data.count(b"\n", 0, error.start)
         what = f"{error.reason}, byte {error.start}"
-        raise ValueError(f"{path}:{line} is not UTF-8 text: {what}. Save it as UTF-8.") from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise ValueError(f"{path}:{line} is not text: it holds a null character.")
-    return text
+        raise ValueError(f"{name}:{line} is not UTF-8 text: {what}. Save it as UTF-8.") from None
+    _check_kind(name, data, line)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _check_kind(path: Path, head: bytes) -> None:
-    """Raises ValueError if what a file begins with shows that it is no text, however large it is.
+def _check_kind(name: str, data: bytes, line: int = 1) -> None:
+    """Raises ValueError if bytes are no text, from how they begin or because of a null.
 
     Many documents are texts to their programs and nonsense to a model.
     """
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(f"{path}:1 is not UTF-8 text but UTF-16. Save it as UTF-8.")
-    kind = next((kind for start, kind in _DOCUMENTS.items() if head.startswith(start)), None)
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"{name}:{line} is not UTF-8 text but UTF-16. Save it as UTF-8.")
+    kind = next((kind for start, kind in _DOCUMENTS.items() if data.startswith(start)), None)
     if kind:
-        raise ValueError(f"{path}:1 is not text: it is {kind}. Save what it says as plain text.")
-    if b"\0" in head:
-        line = head.count(b"\n", 0, head.index(b"\0")) + 1
-        raise ValueError(f"{path}:{line} is not text: it holds a null character.")
+        what = f"{name}:{line} is not text: it is {kind}"
+        raise ValueError(f"{what}. Save what it says as plain text.")
+    if (null := data.find(b"\0")) >= 0:
+        line += data.count(b"\n", 0, null)
+        raise ValueError(f"{name}:{line} is not text: it holds a null character.")
 
 
 def parse_json(text: str) -> object:

@@ -44,7 +44,7 @@ _SETTINGS = ("max_context", "max_kv_size", "template_kwargs")
 
 def save_session(session: "MemorySession", path: Path, note: str = "") -> None:
     """Write a memory file where ``path`` ends in ``.safetensors``, else a session folder."""
-    if path.suffix == MEMORY_SUFFIX:
+    if path.suffix.lower() == MEMORY_SUFFIX:
         save_memory(path, session.cache, session.model, note=note)
     else:
         _save_folder(session, path, note)

@@ -14,9 +14,9 @@ from .json_rows import JSON_SUFFIXES, Rows, json_rows, numbered
 from .rows import EXPECTED, ConversationRow, conversation_of
 
 _SPLITS = {
-    "train": re.compile(r"train(ing)?([-_.].*)?"),
-    "valid": re.compile(r"(valid|validation|val|dev)([-_.].*)?"),
-    "test": re.compile(r"test([-_.].*)?"),
+    "train": re.compile(r"train(ing)?([-_.].*)?", re.IGNORECASE),
+    "valid": re.compile(r"(valid|validation|val|dev)([-_.].*)?", re.IGNORECASE),
+    "test": re.compile(r"test([-_.].*)?", re.IGNORECASE),
 }
 _HUB_METADATA = re.compile(r"(dataset_infos?|dataset_dict|state|stats|config|.*_config)\.json")
 
@@ -124,12 +124,11 @@ def _split_files(paths: Iterable[Path]) -> dict[str, list[Path]]:
 def _hub_sources(repo: str, revision: str | None) -> dict[str, Rows]:
     name = f"{repo}@{revision}" if revision else repo
     # Every repository has .gitattributes: `resolve` does not fail where that is all it finds.
-    folder = resolve(
-        name, allow_patterns=("*.jsonl", "*.json", ".gitattributes"), repo_type="dataset"
-    )
+    wanted = ("*.jsonl", "*.json", "*.JSONL", "*.JSON", ".gitattributes")
+    folder = resolve(name, allow_patterns=wanted, repo_type="dataset")
     paths = [
         path
-        for path in folder.rglob("*.json*")
+        for path in folder.rglob("*")
         if path.suffix.lower() in JSON_SUFFIXES and not _HUB_METADATA.fullmatch(path.name)
     ]
     files = _split_files(paths)

@@ -62,6 +62,6 @@ def _read(source: str | Path) -> AdapterFiles:
     path = Path(source).expanduser()
     if not path.is_file():
         return read(source)
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise ValueError(f"{path} is no .safetensors file. Expected an adapter's weights.")
     return read_copy(path)

@@ -1,6 +1,6 @@
 """Text in columns, for terminals."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 BAR = 24
 
@@ -22,7 +22,7 @@ def one_line(text: str, length: int = 1000) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
-def fields(values: dict[str, str | list[str] | None]) -> str:
+def fields(values: Mapping[str, str | list[str] | None]) -> str:
     """Names and what stands under them, in two columns."""
     width = max(len(name) for name, value in values.items() if value)
     lines = []

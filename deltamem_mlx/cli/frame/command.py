@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from rich.markup import escape
 
+from deltamem_mlx.cli.frame.parse import check_texts
 from deltamem_mlx.cli.options.shared import Config, Debug, Quiet
 
 COMMON = {"config": (Config, None), "quiet": (Quiet, False), "debug": (Debug, False)}
@@ -21,11 +22,14 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(function, eval_str=True)
+        flags = {name: _flag(parameter) for name, parameter in signature.parameters.items()}
+
         @functools.wraps(function)
         def run(**options: object) -> None:
+            check_texts(options, flags)
             function(**{name: value for name, value in options.items() if name not in COMMON})
 
-        signature = inspect.signature(function, eval_str=True)
         added = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind)
             for name, (kind, value) in COMMON.items()
@@ -35,6 +39,17 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
         return run
 
     return decorate
+
+
+def _flag(parameter: inspect.Parameter) -> str:
+    """What a person types for an option; the name of an argument.
+
+    Typer keeps the first name of an annotated option where its default would be.
+    """
+    infos = getattr(parameter.annotation, "__metadata__", ())
+    names = [name for info in infos for name in (info.default, *(info.param_decls or ()))]
+    flags = (name for name in names if isinstance(name, str) and name.startswith("--"))
+    return next(flags, parameter.name.upper()).partition("/")[0]
 
 
 def help_text(function: Callable[..., None], *examples: str) -> str:

@@ -142,4 +142,4 @@ def _as_file(value: object) -> Path | None:
     if not isinstance(name, str | Path) or len(str(name)) > 1024:
         return None
     path = Path(name)
-    return path if path.suffix in READ_FILES and path.is_file() else None
+    return path if path.suffix.lower() in READ_FILES and path.is_file() else None

@@ -1,9 +1,14 @@
 """What the values of options mean that Typer takes for mere text."""
 
-import json
-from collections.abc import Collection, Sequence
+import os
+import sys
+from collections.abc import Collection, Mapping, Sequence
 
 from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.files import decoded, parse_json
+from deltamem_mlx.problems import not_unicode
+
+STANDARD_INPUT = "standard input"
 
 
 def json_object(flag: str, text: str | None) -> dict[str, object]:
@@ -13,9 +18,9 @@ def json_object(flag: str, text: str | None) -> dict[str, object]:
         UsageError: If it is anything else.
     """
     try:
-        values = json.loads(text or "{}")
+        values = parse_json(text or "{}")
     except ValueError as error:
-        raise UsageError(f"{flag} is not valid JSON: {error}") from error
+        raise UsageError(f"{flag} is {error}.") from None
     if not isinstance(values, dict):
         raise UsageError(f"{flag}: expected a JSON object.")
     return values
@@ -33,3 +38,24 @@ def chosen_of(flag: str, given: Sequence[str] | None, allowed: Collection[str]) 
             f"{flag}: {', '.join(map(repr, unknown))}; expected one of {', '.join(allowed)}."
         )
     return [name for name in allowed if not given or name in given]
+
+
+def check_texts(options: Mapping[str, object], flags: Mapping[str, str]) -> None:
+    """Refuses texts that no tokenizer takes; names of files may hold bytes that are not UTF-8.
+
+    Raises:
+        UsageError: It names the flag, as ``flags`` has it for the option, and the place.
+    """
+    for name, value in options.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and (why := not_unicode(text)) and not os.path.exists(text):
+                raise UsageError(f"{flags[name]} {why}. Give it as UTF-8.")
+
+
+def standard_input() -> str:
+    """All of standard input.
+
+    Raises:
+        ValueError: If it is not UTF-8 text; the message names the line.
+    """
+    return decoded(sys.stdin.buffer.read(), STANDARD_INPUT)

@@ -63,7 +63,7 @@ def check_memory_path(memory: Path | None) -> None:
     """Raises UsageError unless a memory can lie at this path."""
     if memory is None:
         return
-    if memory.suffix != ".safetensors":
+    if memory.suffix.lower() != ".safetensors":
         raise UsageError(f"--memory: {str(memory)!r} does not end in .safetensors.")
     if memory.is_dir():
         raise UsageError(f"--memory: {str(memory)!r} is a folder; expected a file.")

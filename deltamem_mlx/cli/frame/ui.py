@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.theme import Theme
 
+from deltamem_mlx.cli.frame.parse import STANDARD_INPUT
+from deltamem_mlx.files import decoded
+
 KEYS = {"q": "exit", "r": "reset", "h": "help"}
 COMMANDS = {
     "/remember FILE": "write a file into the memory: text, or .json/.jsonl of messages",
@@ -42,6 +45,7 @@ class ChatUI:
     def __init__(self, *, quiet: bool = False):
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
         self.quiet = quiet
+        self._lines = 0  # read from a pipe
         self.console = make_console() if self.interactive else _plain_console()
         if self.interactive:
             import readline  # noqa: F401  (gives input() its line editing and history)
@@ -70,8 +74,19 @@ class ChatUI:
         self.console.print(f"  [ui.label]commands[/ui.label]    {keys}")
 
     def ask(self) -> str:
-        """The next line; raises EOFError at the end of the input."""
-        return corridor_input(self.console) if self.interactive else input()
+        """The next line.
+
+        Raises:
+            EOFError: At the end of the input.
+            ValueError: If the line is not UTF-8 text.
+        """
+        if self.interactive:
+            return corridor_input(self.console)
+        line = sys.stdin.buffer.readline()
+        if not line:
+            raise EOFError
+        self._lines += 1
+        return decoded(line, STANDARD_INPUT, self._lines)
 
     def interrupted(self) -> None:
         """Ctrl-C where there is no answer to stop."""

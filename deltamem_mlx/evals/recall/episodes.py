@@ -88,7 +88,7 @@ def write_episodes(path: str | Path, episodes: Iterable[Episode]) -> None:
     """Write a file that ``read_episodes`` reads; the same episodes give the same bytes."""
     text = "".join(_as_json(episode) + "\n" for episode in episodes)
     data = text.encode()
-    if Path(path).suffix == ".gz":
+    if Path(path).suffix.lower() == ".gz":
         data = gzip.compress(data, mtime=0)
     write_atomically(path, lambda p: p.write_bytes(data))
 
