@@ -140,7 +140,9 @@ class MemoryTurn:
         talk.commit_turn(said, turn.spans)
 
     def _max_context(self) -> int | None:
-        given = (self.settings.max_context, self.pair.window)
+        """No more than a prompt may have, or a memory would refuse all that comes once it is."""
+        settings = self.settings
+        given = (settings.max_context, settings.max_prompt_tokens, self.pair.window)
         return min((most for most in given if most is not None), default=None)
 
     def _remember(self, talk: Conversation) -> Generator[Feed, Fed, None]:

@@ -249,3 +249,12 @@ def test_shutdown_lets_answers_end_and_saves_them(pair: Pair, tmp_path: Path) ->
     *_, usage, done = [line for _, line in answer]
     assert done == b"[DONE]" and json.loads(usage)["usage"]["completion_tokens"] == 60
     assert len(memory_files(tmp_path)) == 1
+
+
+def test_a_context_never_grows_beyond_what_a_prompt_may_have(pair: Pair) -> None:
+    with Server(*pair, "builtin", ServeSettings(port=0, max_prompt_tokens=60)) as serving:
+        client = Client(serving.url)
+        for turn in range(12):
+            reply = client.chat("anna lives in oslo .", "long")
+            assert reply.status == 200 and reply.memory["turns"] == turn + 1
+            assert reply.memory["context_tokens"] <= 60
