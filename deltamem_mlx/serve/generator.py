@@ -153,7 +153,6 @@ class MemoryGenerator(ResponseGenerator):
             self._generate()
         except Exception as error:
             log.critical("generation ended", extra={"error": type(error).__name__})
-            self._generation_failed = True
 
     def _generate(self) -> None:
         prompts = ServedPrompts(self.pair, self._answers, self.model_provider.model_key)
@@ -164,6 +163,9 @@ class MemoryGenerator(ResponseGenerator):
                     self._admit(batch, prompts)
                 if batch.running:
                     batch.advance()
+        except Exception:
+            self._generation_failed = True
+            raise
         finally:
             batch.close(self._ending())
             if self._held is not None:

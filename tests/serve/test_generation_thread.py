@@ -1,0 +1,114 @@
+"""The thread that owns the model: what is wrong with one request is that request's alone."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import mlx.core as mx
+import pytest
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.server import GenerationArguments
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from serving import CHAT, ENDLESS, QUESTION, Client, Pair, builtin_pair, stream
+
+from deltamem_mlx.serve import batch
+from deltamem_mlx.serve.server import Server
+from deltamem_mlx.serve.settings import ServeSettings
+
+SAMPLED = {"temperature": 9.0, "max_tokens": 12}
+HOSTILE = 0.123  # a temperature that the tests below have refused
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return builtin_pair()
+
+
+@pytest.fixture(scope="module")
+def serving(pair: Pair) -> Iterator[Server]:
+    with Server(*pair, "builtin", ServeSettings(port=0)) as serving:
+        yield serving
+
+
+@pytest.fixture
+def client(serving: Server) -> Iterator[Client]:
+    client = Client(serving.url)
+    yield client
+    for _ in range(3):  # after all of it
+        assert client.chat(QUESTION, **SAMPLED).status == 200
+
+
+@partial(mx.compile, inputs=mx.random.state, outputs=mx.random.state)
+def refuse(row: mx.array) -> mx.array:
+    """As mlx-lm's samplers do: the random state is what is being traced."""
+    raise ValueError("`top_k` has to be an integer in the (0, 342) interval")
+
+
+def refusing(make: Callable) -> Callable:
+    def made(args: GenerationArguments, tokenizer: TokenizerWrapper) -> Callable:
+        return refuse if args.sampling.temperature == HOSTILE else make(args, tokenizer)
+
+    return made
+
+
+@pytest.mark.parametrize("seed", [-1, -2, 0, 2**31, 2**32, 2**63, 2**64, -(2**31), 10**30, 1e300])
+@pytest.mark.parametrize("memory", [{}, {"memory": {"session": "seeded"}}], ids=["", "memory"])
+def test_a_seed_is_used_or_refused(client: Client, seed: float, memory: dict) -> None:
+    reply = client.chat(QUESTION, seed=seed, **SAMPLED, **memory)
+    assert reply.status in (200, 400)
+    assert (seed == -1 and reply.status == 200) or reply.status == 400 or seed >= 0
+
+
+def test_the_same_seed_gives_the_same_answer_and_another_one_another(client: Client) -> None:
+    sampled = [client.chat(QUESTION, seed=seed, **SAMPLED).text for seed in (7, 7, 8, 9, 7)]
+    assert sampled[0] == sampled[1] == sampled[4]
+    assert len(set(sampled)) > 1
+
+
+def test_what_comes_after_a_seed_cannot_be_foretold(client: Client) -> None:
+    after = []
+    for _ in range(3):
+        client.chat(QUESTION, seed=7, **SAMPLED)
+        after.append(client.chat(QUESTION, **SAMPLED).text)
+    assert len(set(after)) > 1
+
+
+@pytest.mark.parametrize("memory", [{}, {"memory": {"session": "hostile"}}], ids=["", "memory"])
+def test_sampling_that_is_refused_is_one_requests_affair(
+    serving: Server, client: Client, monkeypatch: pytest.MonkeyPatch, memory: dict
+) -> None:
+    monkeypatch.setattr(batch, "make_sampler", refusing(batch.make_sampler))
+    running = stream(serving, ENDLESS | {"max_tokens": 1000, "temperature": 1.0})
+    next(running)
+    for _ in range(2):
+        reply = client.chat(QUESTION, temperature=HOSTILE, **memory)
+        assert reply.status == 400 and "top_k" in reply.body.decode()
+        assert client.chat(QUESTION, **SAMPLED).status == 200
+    assert list(running)[-1][1] == b"[DONE]"
+    assert client.memory("GET", "hostile").status == 404
+
+
+def test_sampling_works_after_a_batch_has_failed(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchGenerator, "next", lambda _: refuse(mx.zeros(3)))
+        assert client.chat(QUESTION, **SAMPLED).status == 500
+    assert client.chat(QUESTION, **SAMPLED).status == 200
+
+
+def test_a_thread_that_has_ended_is_said_to_have(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: batch.RunningBatch) -> None:
+        raise RuntimeError("secret")
+
+    with Server(*pair, "builtin", ServeSettings(port=0, grace=0.1)) as serving:
+        monkeypatch.setattr(batch.RunningBatch, "advance", broken)
+        client = Client(serving.url)
+        for _ in range(2):
+            reply = client.request("POST", CHAT, ENDLESS)
+            assert reply.status == 503 and reply.code == "internal_error"
+            assert "secret" not in reply.body.decode()
+        assert client.request("GET", "/health").status == 503
+        assert not serving.generator.is_healthy
+    assert [r for r in caplog.records if r.levelname == "CRITICAL" and "deltamem" in r.name]
