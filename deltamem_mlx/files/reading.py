@@ -51,16 +51,24 @@ def checked_file(path: str | Path, at_most: int | None = None, what: str = "file
 
 
 def read_text(path: str | Path, at_most: int = MOST_TEXT_BYTES) -> str:
-    """The text of a UTF-8 file.
+    """The text of a UTF-8 file, or of what a shell's ``<(command)`` writes.
 
     Raises:
         FileNotFoundError, ValueError: As ``checked_file``, or if it is not UTF-8 text.
     """
-    path = checked_file(path, at_most)
+    path = expanded(path)
+    if not _is_open_pipe(path):
+        checked_file(path, at_most)
     with path.open("rb") as file:
         head = file.read(_HEAD)
         _check_kind(str(path), head)
         return decoded(head + file.read(), str(path))
+
+
+def _is_open_pipe(path: Path) -> bool:
+    """Whether a path is that of a pipe that this process was started with."""
+    named = str(path.parent) in ("/dev/fd", "/proc/self/fd") or str(path) == "/dev/stdin"
+    return named and path.exists() and stat.S_ISFIFO(path.stat().st_mode)
 
 
 def decoded(data: bytes, name: str, line: int = 1) -> str:
@@ -115,7 +123,7 @@ def parse_json(text: str) -> object:
         raise ValueError("not valid JSON: it holds a number too long") from None
     if _SURROGATE.search(text):
         for field, why in unusable_parts(value):
-            raise ValueError(f"not valid JSON: {field.lstrip('.') or 'it'} {why}")
+            raise ValueError(f"not Unicode text: {field.lstrip('.') or 'it'} {why}")
     return value
 
 

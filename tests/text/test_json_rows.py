@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,19 @@ def test_what_is_no_text_is_refused_with_its_place(data: bytes, said: str, tmp_p
     (tmp_path / "a.txt").write_bytes(data)
     with pytest.raises(ValueError, match=said):
         read_text(tmp_path / "a.txt")
+
+
+def test_what_a_shells_command_writes_is_read(tmp_path: Path) -> None:
+    ours, theirs = os.pipe()
+    os.write(theirs, b"anna\nben")
+    os.close(theirs)
+    assert read_text(f"/dev/fd/{ours}") == "anna\nben"
+    os.close(ours)
+    os.mkfifo(tmp_path / "named")
+    with pytest.raises(ValueError, match="a pipe or device"):
+        read_text(tmp_path / "named")
+    with pytest.raises(ValueError, match="a pipe or device"):
+        read_text("/dev/zero")
 
 
 def test_a_file_of_zeros_is_refused_before_it_is_read(tmp_path: Path) -> None:

@@ -3,11 +3,11 @@
 Data: ``ai-hyz/MemoryAgentBench`` on the Hub, four parquet files, one for each competence.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ...files import read_json
 from ...text.messages import Message
 from ...text.spans import sentence_chunks
 from .agent_scores import KINDS, scores_of
@@ -159,7 +159,7 @@ def _movies(file: Path) -> dict[str, str]:
     for folder in (file.parent, file.parent.parent):
         path = folder / "entity2id.json"
         if path.is_file():
-            numbers = json.loads(path.read_text(encoding="utf-8"))
+            numbers = read_json(path)
             return {str(number): _title(name) for name, number in numbers.items()}
     return {}
 
