@@ -5,7 +5,7 @@ one. ``tests/root/test_compat.py`` fails with a sentence where one of them moved
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -31,7 +31,9 @@ __all__ = [
     "make_sampler",
     "make_savable",
     "original_load_adapters",
+    "trains_layers",
     "wanted_max_kv_size",
+    "writes_model",
 ]
 
 LoadAdapters = Callable[[nn.Module, str], nn.Module]
@@ -52,6 +54,28 @@ def wanted_max_kv_size(caller: FrameType) -> int | None:
     if caller.f_code is not make_prompt_cache.__code__:
         return None
     return caller.f_locals.get("max_kv_size")
+
+
+def writes_model(caller: FrameType) -> bool:
+    """Whether mlx-lm asks for a model's parameters to write them as a model of its own.
+
+    What is in such a file has to be what its own class of the model has.
+    """
+    return _is_one_of(caller, (("mlx_lm.utils", "save_model"), ("mlx_lm.fuse", "main")))
+
+
+def trains_layers(caller: FrameType) -> bool:
+    """Whether mlx-lm asks for trainable parameters to train, or to save, layers of its own.
+
+    Its trainer writes all that is trainable into one file of an adapter.
+    """
+    trainers = (("mlx_lm.tuner.trainer", "train"), ("mlx_lm.quant.dwq", "dwq_quantize"))
+    return _is_one_of(caller, trainers)
+
+
+def _is_one_of(caller: FrameType, functions: Sequence[tuple[str, str]]) -> bool:
+    found = (getattr(sys.modules.get(module), name, None) for module, name in functions)
+    return any(caller.f_code is getattr(function, "__code__", None) for function in found)
 
 
 def load_adapters_with(wrap: Callable[[LoadAdapters], LoadAdapters] | None) -> None:

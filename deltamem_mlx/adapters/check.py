@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 
 from ..config import HEADS, DeltaMemConfig
-from ..model.attention import adapter_shapes
 from ..model.fingerprint import is_off
+from ..model.parameters import adapter_shapes
 from ..model.projections import Projections
 from ..problems import first_few
 from .files import AdapterFiles

@@ -13,8 +13,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from ..files import expanded
 from ..hub import ADAPTER_FILES, MODEL_FILES, resolve
 from ..model import fingerprint as fingerprints
-from ..model.attention import adapter_shapes
 from ..model.fingerprint import is_off
+from ..model.parameters import adapter_shapes
 from ..model.patch import (
     attachment,
     base_model_name,

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from ..config import HEADS, DeltaMemConfig
 from ..ops import ScanSpec, Step, step_for
@@ -20,33 +19,8 @@ from .cache import MemoryCache
 from .fingerprint import Mark, is_off
 from .layer import Memory, read_and_write
 from .layer_cache import LayerCache
+from .parameters import PARAMETERS, adapter_shapes, flat_arrays
 from .projections import Projections, view_of
-
-PARAMETERS = (
-    *("memory_q_proj", "memory_k_proj", "memory_v_proj"),
-    *("beta_proj", "beta_bias", "lambda_proj", "lambda_bias"),
-    *(f"delta_{head}_proj" for head in HEADS),
-    *("delta_scale_raw", "delta_o_rmsnorm_weight"),
-)
-
-
-def adapter_shapes(projections: Projections, config: DeltaMemConfig) -> dict[str, list[int]]:
-    """Shapes of the parameters that an adapter has in one layer, heads that are off included.
-
-    Heads that the attention has no projection for are left out.
-    """
-    D, M, G = projections.dims, config.read_width, config.gate_width
-    shapes = {f"memory_{name}_proj": [M, D] for name in "qkv"}
-    shapes |= {"beta_proj": [G, D], "beta_bias": [G]}
-    if not config.couple_lambda:
-        shapes |= {"lambda_proj": [G, D], "lambda_bias": [G]}
-    shapes |= {f"delta_{head}_proj": [width, M] for head, width in projections.widths}
-    if config.trainable_delta_scale:
-        per_head = config.delta_scale_granularity == "head"
-        shapes["delta_scale_raw"] = [len(HEADS) if per_head else 1]
-    if config.delta_o_rmsnorm:
-        shapes["delta_o_rmsnorm_weight"] = [projections.width("o")]
-    return shapes
 
 
 @dataclass(frozen=True)
@@ -275,7 +249,8 @@ class DeltaMemAttention(nn.Module):
         )
 
     def pack(self) -> None:
-        """Pack the weights now, so that several threads may call the layer."""
+        """Evaluate and pack the weights now, so that several threads may call the layer."""
+        mx.eval([self[name] for name in PARAMETERS if name in self])
         dtypes = [
             value.dtype
             for name, value in flat_arrays(self)
@@ -331,12 +306,6 @@ class DeltaMemAttention(nn.Module):
         index = HEADS.index(head) if config.delta_scale_granularity == "head" else 0
         trained = mx.sigmoid(self.delta_scale_raw[index]) * config.delta_scale_max
         return config.scale * trained
-
-
-def flat_arrays(tree: object) -> list[tuple[str, mx.array]]:
-    """Names and arrays of a module or another tree: ``tree_flatten``, whose stub says less."""
-    found = cast(list[tuple[str, object]], tree_flatten(tree))
-    return [(name, value) for name, value in found if isinstance(value, mx.array)]
 
 
 @lru_cache

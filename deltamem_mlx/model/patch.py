@@ -15,11 +15,12 @@ import mlx.nn as nn
 from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
 
 from .. import builtin
-from ..compat import BaseCache, wanted_max_kv_size
+from ..compat import BaseCache, trains_layers, wanted_max_kv_size, writes_model
 from ..config import DeltaMemConfig
-from .attention import DeltaMemAttention, flat_arrays, memory_class
+from .attention import DeltaMemAttention, memory_class
 from .fingerprint import Mark
 from .layer_cache import DeltaMemCache
+from .parameters import PARAMETERS, flat_arrays
 from .sites import CachePath, Site, choose
 
 BUILTIN = "builtin"
@@ -61,6 +62,43 @@ class DeltaMemModel(nn.Module):
             kv = part_at(caches, path)
             put_part(caches, path, DeltaMemCache(kv, *(a.new_memory() for a in attentions)))
         return caches
+
+    def parameters(self) -> dict[str, Any]:
+        """All parameters; without the memory's where mlx-lm writes the model as its own."""
+        if not writes_model(sys._getframe(1)):
+            return chosen(self, self.valid_parameter_filter)
+        warnings.warn(
+            "The model is written without its memory, which no model file can hold. Save that "
+            "with dm.save_adapter(model, FOLDER).",
+            stacklevel=3,
+        )
+        return chosen(self, self.valid_parameter_filter, memories=False)
+
+    def trainable_parameters(self) -> dict[str, Any]:
+        """What is trainable; without the memory's where mlx-lm trains layers of its own as well."""
+        if trains_layers(sys._getframe(1)):
+            others = chosen(self, self.trainable_parameter_filter, memories=False)
+            if flat_arrays(others):
+                warnings.warn(
+                    "mlx-lm writes the layers that it trains without the memory, which is "
+                    "trainable as well. Save that with dm.save_adapter(model, FOLDER).",
+                    stacklevel=3,
+                )
+                return others
+        return chosen(self, self.trainable_parameter_filter)
+
+
+def chosen(
+    model: nn.Module, wanted: Callable[[nn.Module, str, Any], bool], *, memories: bool = True
+) -> dict[str, Any]:
+    """The parameters of a model that ``wanted`` passes, those of memories only if wished."""
+
+    def keep(module: nn.Module, name: str, value: Any) -> bool:
+        of_memory = isinstance(module, DeltaMemAttention) and name in PARAMETERS
+        return (memories or not of_memory) and wanted(module, name, value)
+
+    found: dict[str, Any] = model.filter_and_map(keep)
+    return found
 
 
 class SelfCachingModel(DeltaMemModel):
@@ -187,8 +225,7 @@ def _frozen(model: nn.Module) -> list[tuple[nn.Module, frozenset[str]]]:
 
 def warn_of_frozen(model: nn.Module) -> None:
     """Say that a memory will freeze the model's LoRA, if it has one that is trainable."""
-    names = [name for name, _ in flat_arrays(model.trainable_parameters())]
-    if any(name.endswith(".lora_a") for name in names):
+    if any("lora_a" in module and "lora_a" not in frozen for module, frozen in _frozen(model)):
         warnings.warn(
             "The model's LoRA layers are frozen while it has a memory: only the memory is "
             "trainable. dm.detach(model) gives them back as they were.",
