@@ -3,7 +3,7 @@
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,8 +142,7 @@ class MemoryFolder:
 
     def packed(self, saved: MemoryFile) -> bytes:
         """A memory as a client gets it: the bytes of its file."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"memory{SUFFIX}"
+        with _aside() as path:
             write_memory(path, saved)
             return path.read_bytes()
 
@@ -153,8 +152,7 @@ class MemoryFolder:
         Raises:
             ApiError: If it is no memory of this model and adapter.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"memory{SUFFIX}"
+        with _aside() as path:
             path.write_bytes(file)
             try:
                 return self._checked(read_memory(path))
@@ -181,6 +179,17 @@ class MemoryFolder:
                 f"{_MOST_TOKENS}."
             )
         return replace(saved, base_model=self._pair.described)
+
+
+@contextmanager
+def _aside() -> Iterator[Path]:
+    """A path for a file that nobody keeps."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / f"memory{SUFFIX}"
+    except OSError as error:
+        said = f"There is no room for a temporary file ({_reason(error)}). Nothing was changed."
+        raise ApiError(500, said, code="not_saved") from error
 
 
 def _reason(error: Exception) -> str:

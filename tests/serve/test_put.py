@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -168,3 +169,17 @@ def test_states_as_large_as_numbers_get_end_no_answer_but_their_own(
     assert client.memory("GET", "large", "/export").status == 200  # as it was, or finite
     assert client.request("POST", CHAT, SAMPLED).status == 200
     client.memory("DELETE", "large")
+
+
+def test_a_full_disk_for_temporary_files_is_said(
+    client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = client.memory("GET", "kept", "/export").body
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+        for reply in (
+            client.memory("GET", "kept", "/export"),
+            client.memory("PUT", "kept", body=file),
+        ):
+            assert reply.status == 500 and reply.code == "not_saved"
+    assert client.memory("PUT", "kept", body=file).status == 200
