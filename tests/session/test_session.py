@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -623,3 +624,33 @@ def test_many_turns_stay_in_bounds(model: nn.Module, tokenizer: TokenizerWrapper
         assert session.stats()["context_tokens"] <= 256
     assert np.isfinite(states(session)).all()
     assert session.cache[0].kv.keys.shape[2] <= 512
+
+
+DEMANDS_TURNS = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.filterwarnings("ignore:.*they are merged")
+def test_texts_are_told_one_after_another_though_the_template_demands_turns(
+    granularity: str, models: dict[str, nn.Module]
+) -> None:
+    tokenizer = load_tokenizer(FIXTURES / "tokenizers" / "char96", eos_token_ids=[EOS])
+    tokenizer.chat_template = DEMANDS_TURNS
+    session = dm.MemorySession(models[granularity], tokenizer)
+    texts = ["Anna: Oslo.", "Ben: Rome.", "Cleo: Bonn."]
+    written = []
+    for new in ([{"role": "user", "content": text} for text in texts[:2]], texts[2]):
+        assert session.remember(new) > len(texts[2])
+        written.append((session.stats()["tokens_written"], states(session)))
+    session.ask("Who is where?", max_tokens=3)
+    written.append((session.stats()["tokens_written"], states(session)))
+    assert written[0][0] < written[1][0] < written[2][0]
+    assert not any(np.array_equal(a, b) for (_, a), (_, b) in pairwise(written))
+    session.forget_context()
+    session.ask("Who?", max_tokens=3)
+    assert [m["content"] for m in session.messages if m["role"] == "user"][:3] == texts

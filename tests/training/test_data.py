@@ -251,6 +251,32 @@ def test_tools_of_a_row_reach_the_template() -> None:
     assert tokenizer.decode(tooled.tokens.tolist()) == "<|im_start|>add<|im_start|>a<|im_start|>b"
 
 
+def test_documents_in_several_messages_are_trained_where_turns_are_demanded() -> None:
+    tokenizer = load_tokenizer(FIXTURES / "tokenizers" / "char96")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    documents = [{"role": "user", "content": text} for text in ("Anna: Oslo.", "Ben: Rome.")]
+    asked = talk("Where is Anna?", "Oslo.")
+    settings = EpisodeSettings(episode_recent_messages=2)
+    rows = [ConversationRow([*documents, *asked])]
+    with pytest.warns(UserWarning, match="they are merged") as caught:
+        [episode] = EpisodeDataset(rows, tokenizer, settings)
+    assert len({(str(w.filename), w.lineno, str(w.message)) for w in caught}) == 1, "said once"
+    read, write = episode.both.read, episode.both.write
+    assert tokenizer.decode(write.tokens.tolist()) == "<|im_start|>user\nAnna: Oslo.<|im_end|>\n"
+    shown = "<|im_start|>user\nBen: Rome.\n\nWhere is Anna?<|im_end|>\n"
+    reply = "<|im_start|>assistant\nOslo.<|im_end|>\n"
+    assert tokenizer.decode(read.tokens.tolist()) == shown + reply
+    assert tokenizer.decode(read.tokens[read.labels >= 0].tolist()) == reply
+    told = episode.state_only.write
+    assert set(told.message_ids.tolist()) == {0, 1}
+    second = tokenizer.decode(told.tokens[told.message_ids == 1].tolist())
+    assert second.strip() == "Ben: Rome.<|im_end|>"
+
+
 # Batches
 
 
