@@ -32,6 +32,7 @@ from ..model.patch import (
 from ..model.sites import Site, choose
 from ..problems import first_few, shortened
 from .files import AdapterFiles, read_adapter, refuse_to_replace, write_adapter
+from .ports import with_gates
 
 # What the names of quantized and converted models end with.
 _QUANTIZED = re.compile(
@@ -154,14 +155,14 @@ def attach_adapter(
         ValueError: If the adapter does not fit the model.
     """
     refuse_attached(model)
-    sites = _fitting_sites(model, adapter)
+    sites, tensors = _fitting(model, adapter)
     _note_other_base(model, adapter, base_model)
     with undo_on_failure(model):
         patch(model, adapter.config, sites)
         for layer, attention in memory_layers(model).items():
             for key in attention.adapter_keys():
                 # Whatever the file holds: training updates these.
-                attention[key] = adapter.tensors[prefix_of(layer) + key].astype(mx.float32)
+                attention[key] = tensors[prefix_of(layer) + key].astype(mx.float32)
         set_base_model(model, base_model or adapter.base_name)
         pack(model)
     return model
@@ -271,8 +272,8 @@ def fingerprint_of(adapter: AdapterFiles) -> str:
     return fingerprints.fingerprint_of(adapter.config, adapter.tensors)
 
 
-def _fitting_sites(model: nn.Module, adapter: AdapterFiles) -> list[Site]:
-    """Where the adapter's memories go, if its tensors are just those that the model needs."""
+def _fitting(model: nn.Module, adapter: AdapterFiles) -> tuple[list[Site], dict[str, mx.array]]:
+    """Where the adapter's memories go, and its tensors, if they are just what the model needs."""
     try:
         sites, note = choose(model, adapter.config)
     except ValueError as error:
@@ -282,7 +283,8 @@ def _fitting_sites(model: nn.Module, adapter: AdapterFiles) -> list[Site]:
         for site in sites
         for name, shape in adapter_shapes(site.projections, adapter.config).items()
     }
-    given = {n: list(t.shape) for n, t in adapter.tensors.items()}
+    tensors = with_gates(adapter.tensors, sites)
+    given = {n: list(t.shape) for n, t in tensors.items()}
     shapes = [
         f"{name}: adapter {given[name]}, model {shape}"
         for name, shape in expected.items()
@@ -302,7 +304,7 @@ def _fitting_sites(model: nn.Module, adapter: AdapterFiles) -> list[Site]:
         raise ValueError(_misfit(adapter, problems))
     if note:
         warnings.warn(note, stacklevel=4)
-    return sites
+    return sites, tensors
 
 
 def _misfit(adapter: AdapterFiles, problems: list[str]) -> str:

@@ -1,7 +1,9 @@
-"""How the rows of a packed projection are laid out, found out by trying.
+"""How the rows of a projection that holds several things are laid out, found out by trying.
 
 Nothing in a weight's shape tells q rows from k rows. What reaches the keys, and what the values,
 does: the attention is run on one token with some of the rows shifted, and its KV cache looked at.
+Nor does it tell queries from an output gate. A single token looks at itself alone, whatever it asks
+for: the gate's rows reach what the output projection is given, those of the queries do not.
 """
 
 import copy
@@ -13,7 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..ops.seams import split
-from .projections import Projections, view_of
+from .projections import Projections, linear_dims, view_of
 
 Run = Callable[[nn.Module, object], None]  # of a view of the attention and a KV cache
 
@@ -68,10 +70,27 @@ def find_layout(
     return None
 
 
+def find_gate(
+    attention: nn.Module, projections: Projections, cache: object, run: Run
+) -> Projections:
+    """``projections`` with the heads by which a q projection of twice the width holds a gate."""
+    rows, inner = projections.width("q"), linear_dims(attention[projections.attribute("o")])[1]
+    if rows != 2 * inner:
+        return projections
+    plain = _attended(attention, projections, cache, run, mx.zeros((rows,)))
+    for heads in counts(attention, projections):
+        tried = replace(projections, gated=heads)
+        queries = tried.with_gate(mx.ones((inner,)))
+        same = _attended(attention, tried, cache, run, queries) == plain
+        if same and _attended(attention, tried, cache, run, 1 - queries) != plain:
+            return tried
+    return projections
+
+
 def counts(attention: nn.Module, projections: Projections) -> tuple[int, ...]:
     """Numbers of groups that there may be: one, or one that the attention counts something by."""
     counted = {n for n in vars(attention).values() if type(n) is int and n > 1}
-    widths = [projections.width(head) for head in "qkv"]
+    widths = [projections.width(head) for head in "qkv" if head in projections.heads]
     return 1, *sorted(n for n in counted if all(width % n == 0 for width in widths))
 
 
@@ -90,13 +109,36 @@ def _kept(
     attention: nn.Module, projections: Projections, cache: object, run: Run, shift: mx.array
 ) -> dict[str, list[bytes]]:
     """Keys and values in the cache after a run with shifted rows, bit for bit."""
-    view, used = view_of(attention), copy.deepcopy(cache)
-    packed = projections.packed or ""
-    vars(view)[packed] = Shifted(attention[packed], shift)
-    run(view, used)
+    used = copy.deepcopy(cache)
+    run(_shifted(attention, projections, shift), used)
     kept: dict[str, list[bytes]] = {}
     for part in getattr(used, "caches", [used]):
         for name in ("keys", "values"):
             if isinstance(array := getattr(part, name, None), mx.array):
                 kept.setdefault(name, []).append(np.array(array.astype(mx.float32)).tobytes())
     return kept
+
+
+def _attended(
+    attention: nn.Module, projections: Projections, cache: object, run: Run, shift: mx.array
+) -> list[bytes]:
+    """What the output projection is given in a run with shifted rows of q, bit for bit."""
+    view, output = _shifted(attention, projections, shift), projections.attribute("o")
+    given: list[bytes] = []
+    base = attention[output]
+
+    def look(x: mx.array) -> mx.array:
+        given.append(np.array(x.astype(mx.float32)).tobytes())
+        y: mx.array = base(x)
+        return y
+
+    vars(view)[output] = look
+    run(view, copy.deepcopy(cache))
+    return given
+
+
+def _shifted(attention: nn.Module, projections: Projections, shift: mx.array) -> nn.Module:
+    """A view of the attention whose projection of q, packed or not, has a shifted output."""
+    view, name = view_of(attention), projections.attribute("q")
+    vars(view)[name] = Shifted(attention[name], shift)
+    return view

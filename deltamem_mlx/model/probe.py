@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache, make_prompt_cache
 
 from .layer_cache import NoKeys
-from .layout import counts, find_layout
+from .layout import counts, find_gate, find_layout
 from .projections import Projections, view_of
 
 
@@ -138,8 +138,8 @@ class Probe:
         given: Mapping[str, Any],
         first: str,
     ) -> Projections | None:
-        """What the packed rows are, tried once for all attentions that are alike."""
-        if projections.packed is None or isinstance(given["cache"], ArraysCache):
+        """What the rows are, tried once for all attentions that are alike."""
+        if isinstance(given["cache"], ArraysCache):
             return projections
         key = base, projections, counts(attention, projections)
         if key not in self._layouts:
@@ -150,7 +150,8 @@ class Probe:
                 arguments = {**given, "self": view, first: token, "cache": cache}
                 _forward(base, inspect.signature(base.__call__), arguments)
 
-            self._layouts[key] = find_layout(attention, projections, given["cache"], run)
+            find = find_gate if projections.packed is None else find_layout
+            self._layouts[key] = find(attention, projections, given["cache"], run)
         return self._layouts[key]
 
 

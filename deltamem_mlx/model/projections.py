@@ -26,6 +26,8 @@ class Projections:
         widths (tuple[tuple[str, int], ...]): (head, output width) pairs, for the heads among
           q, k, v and o that can be corrected.
         dims (int): Width D of the hidden states that the attention is given.
+        gated (int): Where the q projection makes an output gate as well: the heads for each of
+          which it has first the query's rows, then as many of the gate. 0: it does not.
     """
 
     names: tuple[tuple[str, str], ...]
@@ -33,6 +35,7 @@ class Projections:
     groups: int
     widths: tuple[tuple[str, int], ...]
     dims: int
+    gated: int = 0
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -68,6 +71,11 @@ class Projections:
         """The reverse of ``split``."""
         grouped = [parts[head].reshape(*parts[head].shape[:-1], self.groups, -1) for head in "qkv"]
         return mx.concatenate(grouped, axis=-1).flatten(-2)
+
+    def with_gate(self, rows: mx.array) -> mx.array:
+        """The queries' rows [out / 2, ...] with zeros in the place of the gate's, [out, ...]."""
+        queries = rows.reshape(self.gated, 1, -1, *rows.shape[1:])
+        return mx.concatenate([queries, mx.zeros_like(queries)], axis=1).flatten(0, 2)
 
 
 def dense_weight(linear: nn.Module) -> mx.array:

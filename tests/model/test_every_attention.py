@@ -294,3 +294,35 @@ def test_a_session_goes_on_from_its_folder(name: str, tmp_path: Path) -> None:
     restored = dm.MemorySession.restore(tmp_path / "session", model, tokenizer)
     assert str(restored.ask("again?", max_tokens=6)) == str(session.ask("again?", max_tokens=6))
     assert close(states(restored.cache), states(session.cache))
+
+
+# Adapters of ports that keep the queries and the output gate apart.
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next"])
+def test_an_adapter_for_the_queries_alone_goes_round_the_gate(name: str, tmp_path: Path) -> None:
+    model = attached(build(name))
+    attention = memory_layers(model)[1]
+    heads, side = 4, attention["delta_q_proj"].shape[0] // 8
+    rows = attention["delta_q_proj"].reshape(heads, 2, side, -1)
+    rows = mx.stack([rows[:, 0], mx.zeros_like(rows[:, 1])], axis=1)
+    attention["delta_q_proj"] = rows.flatten(0, 2)
+    expected = logits_of(model, TOKENS, make_prompt_cache(model))
+    dm.save_adapter(model, tmp_path / "whole")
+
+    attention["delta_q_proj"] = rows[:, 0].flatten(0, 1)  # as the other port has it
+    dm.save_adapter(model, tmp_path / "queries")
+    loaded = dm.load_adapter(build(name), tmp_path / "queries")
+    assert np.array_equal(memory_layers(loaded)[1]["delta_q_proj"], rows.flatten(0, 2))
+    assert np.array_equal(logits_of(loaded, TOKENS, make_prompt_cache(loaded)), expected)
+    whole = dm.load_adapter(build(name), tmp_path / "whole")
+    assert np.array_equal(logits_of(whole, TOKENS, make_prompt_cache(whole)), expected)
+
+
+def test_half_the_rows_are_refused_where_there_is_no_gate(tmp_path: Path) -> None:
+    model = attached(build("qwen3"))
+    for attention in memory_layers(model).values():
+        attention["delta_q_proj"] = attention["delta_q_proj"][:32]
+    dm.save_adapter(model, tmp_path / "half")
+    with pytest.raises(ValueError, match=r"delta_q_proj: adapter \[32, 4\], model \[64, 4\]"):
+        dm.load_adapter(build("qwen3"), tmp_path / "half")
