@@ -18,7 +18,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..memory.actions import read_only, set_memory_state
 from ..text.spans import message_spans
-from .scoring import Place, Read, placed
+from .scoring import Placement, Read, placed
 
 WITH, WITHOUT, BOTH, GIVEN = "with memory", "without memory", "with and without", "given"
 
@@ -176,9 +176,9 @@ def _answers(
     max_tokens: int,
 ) -> list[ScoredAnswer]:
     with _prefilled(model, prompt, state) as full, _prefilled(model, prompt, None) as empty:
-        sources: dict[Place, str] = {}
+        sources: dict[Placement, str] = {}
         for source, cache in ((WITH, full), (WITHOUT, empty)):
-            reply = Place((), _greedy(model, tokenizer, prompt, cache, max_tokens))
+            reply = Placement((), _greedy(model, tokenizer, prompt, cache, max_tokens))
             sources[reply] = BOTH if reply in sources else source
         with_memory, without = Read(model, prompt, full), Read(model, prompt, empty)
         scored = placed(

@@ -12,7 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 Tokens = tuple[int, ...]
 
 
-class Place(NamedTuple):
+class Placement(NamedTuple):
     """Tokens, and those of an answer that they are said after."""
 
     after: Tokens
@@ -37,7 +37,7 @@ class Read:
         logits = self._model(tokens, cache=copy.deepcopy(self._cache))[0].astype(mx.float32)
         return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
-    def log_prob(self, place: Place) -> float:
+    def log_prob(self, place: Placement) -> float:
         """Of tokens after a part of an answer, the sum over them."""
         after, tokens = place
         log_probs = self.log_probs([*after, *tokens[:-1]])[len(after) :]
@@ -50,7 +50,7 @@ def placed(
     texts: Sequence[str],
     replies: Sequence[Tokens],
     read: Sequence[Read],
-) -> list[Place]:
+) -> list[Placement]:
     """Where each text fits best: as the beginning of an answer, or within one of the replies.
 
     Best is where it is likeliest in the mean over ``read``, with a memory and without: the place
@@ -61,10 +61,10 @@ def placed(
     found = []
     for text in texts:
         forms = [tuple(tokenizer.encode(gap + text, add_special_tokens=False)) for gap in ("", " ")]
-        places = [Place((), forms[0])]
+        places = [Placement((), forms[0])]
         for reply, log in zip(replies, logs, strict=True):
             firsts = log[:, mx.array([form[0] for form in forms])].max(axis=1)
             end = int(np.array(mx.argmax(firsts))) + 1
-            places += [Place(reply[:end], form) for form in forms]
+            places += [Placement(reply[:end], form) for form in forms]
         found.append(max(places, key=lambda place: sum(one.log_prob(place) for one in read)))
     return found
