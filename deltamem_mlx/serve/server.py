@@ -9,8 +9,8 @@ import mlx.nn as nn
 from mlx_lm.server import get_system_fingerprint
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from .address import Address
 from .handler import MemoryHandler
+from .listening import HttpListener
 from .serving import Serving
 from .settings import ServeSettings, check_exposure
 
@@ -30,7 +30,7 @@ class Server(Serving):
     ):
         check_exposure(settings)
         handler = partial(MemoryHandler, self, system_fingerprint=get_system_fingerprint())
-        self.http = Address(settings, handler)
+        self.http = HttpListener(settings, handler)
         try:
             super().__init__(model, tokenizer, name, settings)
         except BaseException:

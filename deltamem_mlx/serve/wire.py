@@ -11,8 +11,8 @@ from typing import cast
 from mlx_lm.server import APIHandler
 
 from .accounting import Account
-from .address import Address
 from .errors import ApiError, refused
+from .listening import HttpListener
 from .serving import Serving
 
 _LINGER = 2.0
@@ -60,7 +60,7 @@ class Wire(APIHandler):
             body = b""
         if len(body) < length:
             raise ApiError(408, "The body did not come, or not in time.", code="timeout")
-        cast(Address, self.server).has_read(self.connection)
+        cast(HttpListener, self.server).has_read(self.connection)
         return body
 
     def send_json(self, value: object, status: int = 200, **headers: str) -> None:

@@ -1,4 +1,4 @@
-"""An address: a thread for each connection, not too many, and none that waits for ever."""
+"""Listening at an address: a thread for each connection, not too many, and none that waits for ever."""
 
 import errno
 import logging
@@ -22,7 +22,7 @@ _WHY = {
 Connection = socket.socket | tuple[bytes, socket.socket]
 
 
-class Address(ThreadingHTTPServer):
+class HttpListener(ThreadingHTTPServer):
     """Has the address from the beginning, and takes connections from ``serve_forever`` on.
 
     Args:
