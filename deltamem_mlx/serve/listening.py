@@ -1,4 +1,4 @@
-"""Listening at an address: a thread for each connection, not too many, and none that waits for ever."""
+"""Listening: a thread for each connection, not too many, and none that waits for ever."""
 
 import errno
 import logging
