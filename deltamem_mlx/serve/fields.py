@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from ..problems import Field, number, whole_number
+from ..problems import number, whole_number
 from .errors import refuse
 
 
@@ -24,15 +24,17 @@ class Fields:
         self, name: str, default: float, least: float = -math.inf, most: float = math.inf
     ) -> float:
         """A finite number in a range, as a float: MLX takes no integers beyond 64 bits."""
-        value = self.values.get(name, default)
-        self._check(name, value, number(least, most))
-        return float(value) if isinstance(value, int | float) else default
+        value, field = self.values.get(name, default), number(least, most)
+        if not isinstance(value, int | float) or not field.fits(value):
+            refuse(name, field.expected)
+        return float(value)
 
     def whole(self, name: str, default: int, least: int = 0, most: int = 2**31 - 1) -> int:
         """An integer in a range."""
-        value = self.values.get(name, default)
-        self._check(name, value, whole_number(least, most))
-        return value if isinstance(value, int) else default
+        value, field = self.values.get(name, default), whole_number(least, most)
+        if not isinstance(value, int) or not field.fits(value):
+            refuse(name, field.expected)
+        return value
 
     def flag(self, name: str, default: bool = False) -> bool:
         """True or false."""
@@ -48,7 +50,3 @@ class Fields:
         """An object; empty where there is none."""
         value = self.values.get(name, {})
         return value if isinstance(value, dict) else refuse(name, expected)
-
-    def _check(self, name: str, value: object, field: Field) -> None:
-        if not field.fits(value):
-            refuse(name, field.expected)
