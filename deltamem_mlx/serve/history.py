@@ -101,12 +101,31 @@ class History:
         if fed and any(message["role"] == "assistant" for message in messages):
             raise ApiError(
                 409,
-                "The request re-sends a history that this memory was not told. Send only the new "
-                "messages, or the history as it was, or begin anew with memory.reset.",
+                f"{self._conflict(sent)} Send only the new messages, or the history as it was, or "
+                "begin anew with memory.reset.",
                 code="history_conflict",
                 param="messages",
             )
         return 0
+
+    def _conflict(self, sent: tuple[str, ...]) -> str:
+        """How a history that is sent again differs from what was fed."""
+        known = next((n for n in range(len(sent), 0, -1) if _within(sent[:n], self.messages)), 0)
+        if known == len(sent):
+            return (
+                "This memory was told all of these messages, and more after them: what it was told "
+                "is in it, and an answer in the place of another is not possible."
+            )
+        if known:
+            return (
+                f"Message {known + 1} of the conversation is not what this memory was told there."
+            )
+        return "The request re-sends a history that this memory was not told."
+
+
+def _within(part: tuple[str, ...], whole: tuple[str, ...]) -> bool:
+    starts = (i for i, one in enumerate(whole) if one == part[0])
+    return any(whole[i : i + len(part)] == part for i in starts)
 
 
 def _content(message: Message) -> dict[str, object]:

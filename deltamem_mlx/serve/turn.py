@@ -23,6 +23,7 @@ from .history import History
 from .job import Answer, Fed, Feed, Steps, TurnOutcome
 from .provider import ServedPair
 from .settings import ServeSettings
+from .tasks import is_task
 
 
 @dataclass
@@ -54,6 +55,8 @@ class MemoryTurn:
     def steps(self) -> Steps:
         """The steps of the turn. Nothing that was there before is changed by them.
 
+        What they come to is None if the request was a client's task beside the conversation.
+
         Raises:
             ApiError, ValueError, TypeError: If the messages cannot be used.
         """
@@ -79,13 +82,16 @@ class MemoryTurn:
         if not talk.context.tokens:
             yield from self._feed(talk, turn.seen, write=False)
         self._check_length(len(talk.context.tokens) + len(turn.new.token_ids))
+        aside = is_task(new)
         fed = yield Answer(
-            self._marked(talk.context.cache, turn.new, write=not self.options.read_only),
+            self._marked(talk.context.cache, turn.new, write=self._writes and not aside),
             talk.context.tokens,
             turn.new.token_ids,
             initial_state=initial_state(self.pair.tokenizer, turn.new.token_ids),
             end=self.pair.end,
         )
+        if aside:
+            return None
         if fed.cut:
             yield from self._tell(talk, [*new, {"role": "assistant", "content": fed.text}])
         else:
@@ -95,13 +101,20 @@ class MemoryTurn:
         history = self.history.after_turn(lead, [*new, fed.message])
         return self._outcome(talk, history, _written(talk) - before, known)
 
+    @property
+    def _writes(self) -> bool:
+        return not self.options.read_only
+
     def _open(self, lead: list[Message]) -> Conversation:
         """A conversation of this turn's own, going on from the memory and its context."""
-        lead = lead or (leading_system(self.talk.said.visible) if self.talk else [])
-        same = self.history.of(lead) == self.history.system
+        visible = self.talk.said.visible if self.talk else []
+        before = leading_system(visible)
+        lead = lead or before
+        same = self.history.of(lead) == self.history.of(before)
         if self.talk and same and self.talk.rendered_with == self.template_kwargs:
             return self.talk.fork()
-        # A new system prompt, or other tools: what is in the context was rendered with the old.
+        # Another system prompt (one with a clock is, every time), or other tools: the context was
+        # rendered with the old, so it is seen anew. Only the prompt of the first turn is written.
         cache = make_prompt_cache(self.pair.model)
         if self.saved is not None:
             set_memory_state(cache, {i: mx.array(s) for i, s in self.saved.states.items()})
@@ -115,8 +128,8 @@ class MemoryTurn:
             max_context=self._max_context(),
             template_kwargs=self.template_kwargs,
         )
-        if not same:
-            talk.said = Said([], [], list(lead))  # to be written with this turn
+        if self.talk:
+            talk.said = Said([], [*lead, *visible[len(before) :]], [])
         return talk
 
     def _close(
@@ -129,14 +142,14 @@ class MemoryTurn:
             end = end.tail(len(end.token_ids))
         elif fed.ended and end.token_ids[:1] == fed.tokens[-1:]:
             end = end.tail(1)
-        yield from self._feed(talk, end, write=not self.options.read_only)
+        yield from self._feed(talk, end, write=self._writes)
         talk.commit_turn(said, spans)
 
     def _tell(self, talk: Conversation, said: list[Message]) -> Generator[Feed, Fed, None]:
         """Feed a turn as it was said. What was fed beyond a stop word cannot be taken back from a
         memory, so all of the turn goes into the one of before it."""
         turn = talk.plan(said, reply=False, room=0)
-        yield from self._feed(talk, turn.new, write=not self.options.read_only)
+        yield from self._feed(talk, turn.new, write=self._writes)
         talk.commit_turn(said, turn.spans)
 
     def _max_context(self) -> int | None:

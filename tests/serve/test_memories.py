@@ -120,24 +120,6 @@ def test_history_that_is_sent_again_is_not_written_again(client: Client) -> None
     assert window.memory["messages_known"] == 3 and "doctor" in window.text
 
 
-def test_an_edited_history_is_refused_and_nothing_new_too(client: Client) -> None:
-    first = client.chat(FACT, "edited").text
-    edited = [user("anna lives in paris ."), assistant(first), user(QUESTION)]
-    assert client.chat(edited, "edited").code == "history_conflict"
-    assert client.chat([user(FACT), assistant(first)], "edited").code == "nothing_new"
-    fresh = client.chat(edited, "edited", memory={"reset": True})
-    assert "paris" in fresh.text and fresh.memory["turns"] == 1
-
-
-def test_another_system_prompt_is_written_and_the_context_dropped(client: Client) -> None:
-    system = {"role": "system", "content": "be brief ."}
-    client.chat([system, user(FACT)], "prompted")
-    same = client.chat([system, user(QUESTION)], "prompted").memory
-    other = client.chat([system | {"content": "be kind ."}, user(QUESTION)], "prompted").memory
-    assert other["context_tokens"] < same["context_tokens"]
-    assert other["tokens_written"] > same["tokens_written"]
-
-
 def test_read_only_writes_nothing(client: Client) -> None:
     client.chat(FACT, "reader")
     before = client.memory("GET", "reader", "/export").body
