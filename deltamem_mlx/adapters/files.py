@@ -197,8 +197,9 @@ def write_adapter(adapter: AdapterFiles, folder: str | Path, form: str = "mlx-lm
     if files is MLX_LM:
         values |= {WEIGHTS_KEY: seal.sha256}
     write_text(config, json.dumps(values, indent=2) + "\n")
-    for name in set(files_there(folder)) - set(files.files):
-        if name not in MLX_LM.files or _is_ours(folder):
+    ours = _is_ours(folder)
+    for name in reversed(files_there(folder)):  # weights first: settings alone are no adapter
+        if name not in files.files and (ours or name not in MLX_LM.files):
             (folder / name).unlink()
 
 

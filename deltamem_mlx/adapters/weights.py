@@ -21,7 +21,7 @@ from ..problems import shortened
 
 Tensors = dict[str, mx.array]
 MOST_BYTES = 4 << 30  # many times the largest adapter
-MOST_TENSORS = 1 << 16
+MOST_TENSORS = 1 << 14
 # How far weights may be packed: numbers that were trained hardly can be, zeros of heads that are
 # off can, and a small file of nothing else is no adapter.
 _MOST_PACKED, _SMALL = 16, 64 << 20
