@@ -110,10 +110,9 @@ class Probe:
                 attention.__class__ = base
 
     def _watching(self, base: type[nn.Module], projections: Projections) -> type[nn.Module]:
-        signature = inspect.signature(base.__call__)
-        first = list(signature.parameters)[1]
-
         def call(attention: nn.Module, *args: object, **kwargs: object) -> object:
+            signature = inspect.signature(base.__call__)
+            first = list(signature.parameters)[1]
             given = signature.bind(attention, *args, **kwargs).arguments
             seen = self.seen.setdefault(id(attention), Seen())
             cache = given.get("cache")

@@ -49,7 +49,7 @@ class Found(NamedTuple):
 
     Args:
         sites (list[Site]): The attentions that can keep one.
-        reasons (dict[int, str]): By layer, why an attention there cannot.
+        reasons (dict[int, str]): By layer, why an attention there cannot, said of several.
         entries (int): Entries of the plain model's prompt cache.
     """
 
@@ -95,7 +95,7 @@ def choose(model: nn.Module, config: DeltaMemConfig) -> Choice:
         if not config.target_layers or block * most + i in config.target_layers
     ]
     able = [s for s in wanted if set(config.delta_heads) <= set(s.projections.heads)]
-    left_out = [*found.reasons.values(), *_lacking(wanted, config)]
+    left_out = _by_reason([*found.reasons.items(), *_lacking(wanted, config)])
     problems = list(_problems(found, wanted, config)) + _gaps(found, able)
     if problems or not able:
         raise ValueError(_refusal(model, problems or left_out))
@@ -120,23 +120,29 @@ def _problems(found: Found, wanted: list[Site], config: DeltaMemConfig) -> Itera
             names = ", ".join(site.name for site in here)
             yield f"layer {block} has several attentions ({names}): name one in target_modules"
     if config.target_layers:
-        yield from _lacking(wanted, config)
-        for layer in sorted(set(config.target_layers) - {site.layer for site in wanted}):
-            yield found.reasons.get(layer, f"layer {layer} has no attention with a KV cache")
+        none = set(config.target_layers) - {site.layer for site in wanted}
+        reasons = [(i, found.reasons.get(i, "have no attention with a KV cache")) for i in none]
+        yield from _by_reason([*reasons, *_lacking(wanted, config)])
 
 
-def _lacking(wanted: list[Site], config: DeltaMemConfig) -> list[str]:
+def _lacking(wanted: list[Site], config: DeltaMemConfig) -> Iterator[tuple[int, str]]:
     """Layers where the heads that the config corrects are not all there to be corrected."""
-    blocks: dict[tuple[str, ...], set[int]] = {}
     for site in wanted:
-        missing = tuple(h for h in config.delta_heads if h not in site.projections.heads)
+        missing = [h for h in config.delta_heads if h not in site.projections.heads]
         if missing:
-            blocks.setdefault(missing, set()).add(site.layer)
-    return [
-        f"layers {spans(here)} have no {' and '.join(missing)} projection of their own; name q and "
-        "o alone in delta_heads to correct those there"
-        for missing, here in blocks.items()
-    ]
+            yield (
+                site.layer,
+                f"have no {' and '.join(missing)} projection of their own; name q and o alone in "
+                "delta_heads to correct those there",
+            )
+
+
+def _by_reason(reasons: Iterable[tuple[int, str]]) -> list[str]:
+    """A line for each reason, with the layers that it holds for."""
+    layers: dict[str, list[int]] = {}
+    for layer, reason in reasons:
+        layers.setdefault(reason, []).append(layer)
+    return [f"layers {spans(here)} {reason}" for reason, here in layers.items()]
 
 
 def _gaps(found: Found, able: list[Site]) -> list[str]:
@@ -187,10 +193,9 @@ def find_sites(model: nn.Module) -> Found:
     model's forward, so one token is run through it.
     """
     named = [
-        (block, name, attention, projections)
+        (block, *candidate)
         for block, layer in enumerate(model.layers)
-        for name, attention, projections in candidates(layer)
-        if takes_cache(attention)
+        for candidate in candidates(layer)
     ]
     probe = Probe(model, [(attention, projections) for *_, attention, projections in named])
     paths = {id(c): path for path, c in _walk(probe.caches)}
@@ -199,28 +204,29 @@ def find_sites(model: nn.Module) -> Found:
         seen = probe.seen.get(id(attention), Seen())
         if any(isinstance(c, ArraysCache) for c in seen.caches):
             continue  # not a softmax attention: a recurrent layer keeps its own state
-        if reason := _reason(seen, projections):
-            found.reasons[block] = f"layer {block} {reason}"
+        places = {paths.get(id(cache)) for cache in seen.caches}
+        if reason := _reason(seen, projections, places):
+            found.reasons[block] = reason
             continue
         called = {head for head in projections.heads if projections.attribute(head) in seen.called}
         usable = replace(seen.layout or projections, dims=seen.width).restricted(called)
-        path = paths[id(seen.caches[0])]
+        path = next(place for place in places if place is not None)
         found.sites.append(Site(block, block, name, attention, usable, path, seen.own_cache))
     return found
 
 
-def _reason(seen: Seen, projections: Projections) -> str:
-    """Why an attention cannot keep a memory; empty: it can."""
+def _reason(seen: Seen, projections: Projections, places: set[CachePath | None]) -> str:
+    """Why an attention cannot keep a memory, said of several layers; empty: it can."""
     if not seen.called:
-        return "calls its projections past the attention"
-    if not seen.caches:
-        return "is given no part of the prompt cache"
-    if len({id(c) for c in seen.caches}) > 1:
-        return "uses several KV caches a token"
+        return "have their projections called past the attention"
+    if not places or None in places:
+        return "are given no part of the prompt cache"
+    if len(places) > 1:
+        return "use several KV caches a token"
     if seen.layout is None:
-        return f"has a {projections.packed} whose rows lie in no order that is known here"
+        return f"have a {projections.packed} whose rows lie in no order that is known here"
     missing = [h for h in "qo" if projections.attribute(h) not in seen.called]
-    return f"does not use its {' and '.join(missing)} projection" if missing else ""
+    return f"do not use their {' and '.join(missing)} projection" if missing else ""
 
 
 def takes_cache(module: nn.Module) -> bool:

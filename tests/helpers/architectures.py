@@ -376,8 +376,11 @@ ARCHITECTURES |= {
     "talkie": A({}, "attn_query attn_key attn_value attn_resid", "attn"),
     # Packed projections.
     "afm7": A(
-        dict(hidden_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, num_kv_reuse_layers=0),
+        dict(hidden_dim=32, num_layers=3, num_heads=4, num_kv_heads=2, num_kv_reuse_layers=1),
         "qkv_proj out_proj",
+        layers=(0, 1),
+        batch="prefill",
+        note="layers that reuse keys are given no part of the prompt cache",
     ),
     "baichuan_m1": A(
         dict(sliding_window_layers=(0,), conv_window=2), "W_pack o_proj", batch="prefill"

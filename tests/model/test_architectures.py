@@ -319,9 +319,12 @@ def test_refused_with_a_sentence(name: str):
     with pytest.raises(ValueError, match="Cannot attach a memory to") as error:
         dm.attach(model, dm.DeltaMemConfig(rank=RANK), seed=0)
     sentence = str(error.value)
-    looked_for, _, found = sentence.partition("found ")
-    assert all(p in looked_for for p in ("q_proj, k_proj, v_proj", "o_proj", "KV cache"))
-    assert found == "no attention." or any(f"({kind})" in found for kind in kinds)
+    if name == "iquestloopcoder":
+        assert "layers 0 to 1 have their projections called past the attention" in sentence
+    else:
+        looked_for, _, found = sentence.partition("found ")
+        assert all(p in looked_for for p in ("q_proj, k_proj, v_proj", "o_proj", "KV cache"))
+        assert found == "no attention." or any(f"({kind})" in found for kind in kinds)
     assert shape_of(model) == before
     assert np.array_equal(logits_of(model, [TOKENS]), plain)
 

@@ -24,9 +24,11 @@ def in_dtype(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
     return copy
 
 
-def with_adapter(model: nn.Module, strategy: str) -> nn.Module:
-    """A twin whose memory corrects every projection, by the same float32 weights each time."""
-    acting = {"output_init": "random", "online_gain": 0.5, "delta_heads": ("q", "k", "v", "o")}
+def with_adapter(
+    model: nn.Module, strategy: str, heads: tuple[str, ...] = ("q", "k", "v", "o")
+) -> nn.Module:
+    """A twin whose memory corrects projections, by the same float32 weights each time."""
+    acting = {"output_init": "random", "online_gain": 0.5, "delta_heads": heads}
     config = dm.DeltaMemConfig(**acting | STRATEGIES[strategy])
     return dm.attach(twin(model), config, seed=1).eval()
 
@@ -47,10 +49,12 @@ def rms(x: mx.array) -> float:
     return mx.sqrt(mx.square(x).mean()).item()
 
 
-def rounding(model: nn.Module, strategy: str, tokens: mx.array) -> tuple[float, float]:
+def rounding(
+    model: nn.Module, strategy: str, tokens: mx.array, **heads: tuple[str, ...]
+) -> tuple[float, float]:
     """How far bfloat16 logits are from float32, with a memory over without; and what it moves."""
     plain = [in_dtype(model, dtype) for dtype in (mx.float32, mx.bfloat16)]
-    patched = [with_adapter(m, strategy) for m in plain]
+    patched = [with_adapter(m, strategy, **heads) for m in plain]
     exact, half = (logits(m, tokens) for m in plain)
     moved_exact, moved_half = (logits(m, tokens, strategy == "SSW") for m in patched)
     base = rms(half - exact)
@@ -66,6 +70,16 @@ def test_a_memory_rounds_no_more_than_the_model(
     tokens = mx.random.randint(0, 96, (2, PROMPT + 6), key=mx.random.key(0))
     ratio, moved = rounding(tiny_model(), strategy, tokens)
     assert moved > 2  # or a memory that does nothing would pass
+    assert ratio <= ALLOWED
+
+
+@pytest.mark.parametrize(
+    "name", ["gemma3n", "gemma4 (E2B and E4B)", "gemma4 (31B)", "minicpm3", "youtu_llm"]
+)
+def test_a_memory_rounds_no_more_than_a_model_whose_keys_are_no_projections(name: str) -> None:
+    tokens = mx.random.randint(0, 96, (1, PROMPT + 6), key=mx.random.key(0))
+    ratio, moved = rounding(tiny_model(name), "TSW", tokens, heads=("q", "o"))
+    assert moved > 1
     assert ratio <= ALLOWED
 
 
