@@ -233,3 +233,25 @@ def test_a_memory_that_counts_too_far_is_refused(kept: Client, tmp_path: Path, c
     write_memory(file_of(tmp_path, "counted"), replace(saved, tokens_written=[count]))
     assert kept.chat(QUESTION, "counted").code == "memory_unusable"
     assert kept.chat(QUESTION, "another").status == 200
+
+
+@pytest.mark.parametrize("folder", [True, False], ids=["on disk", "in RAM"])
+def test_a_turn_in_which_states_run_over_is_undone(
+    pair: Pair, tmp_path: Path, folder: bool
+) -> None:
+    settings = ServeSettings(port=0, memory_dir=tmp_path / "m" if folder else None)
+    with Server(*pair, "builtin", settings) as serving:
+        client = Client(serving.url)
+        client.chat(FACT, "large")
+        file = tmp_path / "large.safetensors"
+        file.write_bytes(client.memory("GET", "large", "/export").body)
+        saved = read_memory(file)
+        huge = {i: np.full_like(state, 3e38) for i, state in saved.states.items()}
+        write_memory(file, replace(saved, states=huge))
+        assert client.memory("PUT", "large", body=file.read_bytes()).status == 200
+        before = client.memory("GET", "large").json
+        reply = client.chat(QUESTION, "large")
+        assert reply.status == 409 and reply.code == "memory_overflow"
+        assert client.memory("GET", "large").json == before
+        assert ANSWER in client.chat([user(FACT), assistant("ok"), user(QUESTION)]).text
+        assert client.chat(FACT, "large", memory={"reset": True}).status == 200
