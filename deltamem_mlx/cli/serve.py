@@ -86,7 +86,8 @@ def _settings(options: dict[str, Any]) -> ServeSettings:
     text = options["chat_template_args"]
     options["chat_template_args"] = json_object("--chat-template-args", text)
     for name in ("allowed_origins", "allowed_hosts"):
-        options[name] = tuple(part.strip() for part in options[name].split(",") if part.strip())
+        parts = (part.strip().rstrip("/") for part in options[name].split(","))
+        options[name] = tuple(filter(None, parts))
     try:
         settings = ServeSettings(**options)
         check_exposure(settings)
