@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .._version import __version__
 from ..files import read_json
 from ..forms import ADAPTER_NAMES, MLX_LM, form_in
-from ..hub import REPO_ID, looks_like_path
+from ..hub import REPO_ID, endpoint, looks_like_path
 from ..model.patch import BUILTIN
 from .card import model_card
 from .check import check_tensors
@@ -178,7 +178,7 @@ def _send(api: "HfApi", upload: Upload) -> Sent:
     if upload.private and not api.model_info(repo).private:
         raise PermissionError(
             f"{repo!r} is there already, and public: nothing was uploaded. Make it private at "
-            f"{api.endpoint}/{repo}/settings, or leave --private out."
+            f"{endpoint()}/{repo}/settings, or leave --private out."
         )
     if branch != MAIN:
         api.create_branch(repo, branch=branch, exist_ok=True)
@@ -199,7 +199,7 @@ def _send(api: "HfApi", upload: Upload) -> Sent:
         commit_message=upload.message,
         revision=branch,
     )
-    page = f"{api.endpoint}/{repo}"
+    page = f"{endpoint()}/{repo}"
     return Sent(page if branch == MAIN else f"{page}/tree/{branch}", commit.oid, kept)
 
 

@@ -1,17 +1,17 @@
 """What an adapter holds, without loading a model."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ..adapters.files import AdapterFiles, read_adapter
-from ..adapters.loading import fingerprint_of
+from ..adapters.check import check_tensors
+from ..adapters.files import AdapterFiles
+from ..adapters.loading import fingerprint_of, read
 from ..config import HEADS, DeltaMemConfig, acting_settings
-from ..hub import ADAPTER_FILES, resolve
 from ..memory.measures import half_life
-from ..problems import first_few
+from ..model.fingerprint import is_off
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,10 @@ def inspect_adapter(adapter: str | Path) -> AdapterContents:
         FileNotFoundError: If there is no such folder or repository, or a file is missing.
         ValueError: If the adapter is damaged.
     """
-    files = _acting(read_adapter(resolve(adapter, allow_patterns=ADAPTER_FILES)))
+    files = read(adapter)
+    files = replace(files, tensors={n: x for n, x in files.tensors.items() if _acts(n, files)})
+    check_tensors(files)
     by_layer = _by_layer(files)
-    _check_names(files, by_layer)
     counts = Counter(name for tensors in by_layer.values() for name in tensors)
     first = next(iter(by_layer.values()))
     return AdapterContents(
@@ -86,38 +87,17 @@ def inspect_adapter(adapter: str | Path) -> AdapterContents:
     )
 
 
-def _acting(adapter: AdapterFiles) -> AdapterFiles:
-    """The adapter without corrections that are off: the PyTorch form holds them, as zeros."""
-    off = {f"delta_{head}_proj" for head in HEADS if head not in adapter.config.delta_heads}
-    kept = {n: t for n, t in adapter.tensors.items() if n.rpartition(".")[2] not in off}
-    return AdapterFiles(adapter.folder, adapter.config, kept, adapter.base_model)
+def _acts(name: str, adapter: AdapterFiles) -> bool:
+    """Whether a tensor is no correction that is off: the PyTorch form holds those, as zeros."""
+    return not is_off(name, adapter.config)
 
 
 def _by_layer(adapter: AdapterFiles) -> dict[int, dict[str, np.ndarray]]:
     found: dict[int, dict[str, np.ndarray]] = {}
-    for full_name, tensor in adapter.tensors.items():
-        parts = full_name.split(".")
-        if parts[:2] != ["model", "layers"] or len(parts) < 4 or not parts[2].isdigit():
-            raise ValueError(
-                f"{adapter.folder} holds a tensor {full_name!r}; expected names like "
-                "model.layers.0.self_attn.memory_q_proj."
-            )
+    for name, tensor in adapter.tensors.items():
+        parts = name.split(".")
         found.setdefault(int(parts[2]), {})[parts[-1]] = np.array(tensor)
     return dict(sorted(found.items()))
-
-
-def _check_names(adapter: AdapterFiles, by_layer: dict[int, dict[str, np.ndarray]]) -> None:
-    needed = {"beta_bias"} | {f"delta_{head}_proj" for head in adapter.config.delta_heads}
-    needed |= {"lambda_bias"} if adapter.config.uses_lambda else set()
-    needed |= {"delta_scale_raw"} if adapter.config.trainable_delta_scale else set()
-    problems = [
-        f"layer {layer}: {name}"
-        for layer, tensors in by_layer.items()
-        for name in sorted(needed - tensors.keys())
-    ]
-    if problems or not by_layer:
-        lines = "\n  ".join(first_few(problems) or ["all of them"])
-        raise ValueError(f"{adapter.folder}: tensors that its config needs are missing:\n  {lines}")
 
 
 def _layer(layer: int, tensors: dict[str, np.ndarray], config: DeltaMemConfig) -> AdapterLayer:

@@ -197,7 +197,7 @@ def test_an_adapter_without_needed_tensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "delta_mem_config.json").write_text(config)
     with pytest.raises(ValueError, match="missing") as error:
         inspect_adapter(tmp_path)
-    for said in ("layer 1: beta_bias", "layer 0: delta_o_proj", "layer 2: delta_o_proj"):
+    for said in ("1.self_attn.beta_bias", "0.self_attn.delta_o_proj", "2.self_attn.delta_o_proj"):
         assert said in str(error.value)
 
 

@@ -33,6 +33,37 @@ def test_unknown_keys_are_warned_of() -> None:
 
 
 @pytest.mark.parametrize(
+    "key", ["state_backend", "memory_mode", "a_mode", "Write_BACKEND", "_mode"]
+)
+def test_unknown_keys_that_choose_how_to_compute_are_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=f"does not know:\n  '{key}': 'other'") as error:
+        dm.DeltaMemConfig.from_dict({key: "other", "brand_new": 1})
+    assert "Use a newer deltamem-mlx" in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["mode", "backend", "modes", "backend_name"])
+def test_other_unknown_keys_are_only_warned_of(key: str) -> None:
+    with pytest.warns(UserWarning, match=key):
+        dm.DeltaMemConfig.from_dict({key: "other"})
+
+
+@pytest.mark.parametrize("name", sorted(dm.DeltaMemConfig().to_dict()))
+@pytest.mark.parametrize("value", ["x" * 5000, 10**4000, [1] * 5000, {"a": 1}, None, 1e308])
+def test_a_bad_value_is_cut_to_a_line(name: str, value: object) -> None:
+    try:
+        dm.DeltaMemConfig.from_dict({name: value})
+    except (TypeError, ValueError) as error:
+        assert max(map(len, str(error).splitlines())) < 300 and name in str(error)
+
+
+@pytest.mark.parametrize("name", ["rank", "num_state_heads"])
+def test_states_that_no_machine_holds_are_refused(name: str) -> None:
+    dm.DeltaMemConfig(**{name: 4096})
+    with pytest.raises(ValueError, match=f"{name}: 4097 must be at most 4,096"):
+        dm.DeltaMemConfig(**{name: 4097})
+
+
+@pytest.mark.parametrize(
     ("values", "error", "named"),
     [
         ({"rank": 0, "alpha": float("nan")}, ValueError, ["rank: 0", "alpha: nan"]),
@@ -66,6 +97,12 @@ def test_damaged_config_files(tmp_path: Path, text: str | bytes) -> None:
     file = tmp_path / "delta_mem_config.json"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=r"delta_mem_config\.json"):
+        dm.DeltaMemConfig.from_pretrained(tmp_path)
+
+
+def test_the_config_of_a_lora_is_none(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"fine_tune_type": "lora", "rank": 8}')
+    with pytest.raises(ValueError, match="of type 'lora', expected 'delta_mem'"):
         dm.DeltaMemConfig.from_pretrained(tmp_path)
 
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 from hub_server import HubServer
 
-from deltamem_mlx.hub import ADAPTER_FILES, resolve
+from deltamem_mlx.hub import ADAPTER_FILES, resolve, without_secrets
 
 # Resolves each [name, options] of its argument and prints what came of it, one JSON line each.
 RESOLVE = """
@@ -217,3 +217,29 @@ def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     file.write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="is a file"):
         resolve(file)
+
+
+SECRET = "http://me:s3cr3t%21@127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"Cannot reach '{SECRET}/api/models'.", "Cannot reach 'http://127.0.0.1:9/api/models'."),
+        ("https://hub.example/x?token=s3cr3t&a=b failed", "https://hub.example/x failed"),
+        ("https://hub.example/x#s3cr3t.", "https://hub.example/x"),
+        ("https://s3cr3t@hub.example:8/@user/repo", "https://hub.example:8/@user/repo"),
+        ("https://a:p@s3cr3t@hub.example/x", "https://hub.example/x"),
+        ("user@example.org reads https://hub.example/x", None),
+    ],
+)
+def test_addresses_are_shown_without_their_secrets(text: str, shown: str | None) -> None:
+    assert without_secrets(text) == (shown or text)
+
+
+@pytest.mark.parametrize("name", ["user/adapter", "user/adapter@v1"])
+def test_no_error_shows_the_password_of_the_hubs_address(tmp_path: Path, name: str) -> None:
+    env = {"HF_ENDPOINT": SECRET, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    [outcome], _ = resolved(env, name, cwd=tmp_path)
+    assert outcome["error"] == "ConnectionError" and "http://127.0.0.1:9" in outcome["text"]
+    assert "s3cr3t" not in outcome["text"] and "me:" not in outcome["text"]
