@@ -1,6 +1,6 @@
 """Pictures of adapters, memories and probes. Needs matplotlib: the extra ``plot``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +11,22 @@ from matplotlib.figure import Figure, FigureBase
 
 from ..inspection.adapter_contents import AdapterContents
 from ..inspection.memory_contents import Comparison, MemoryContents
-from ..inspection.probe import Probed
+from ..inspection.probe import WITHOUT, Probed
 from .columns import one_line, signed
 from .figures import BLUE, GREEN, GREY, ORANGE, drawn, figure, stacked, whole_numbers
 
 _HEATMAPS = 5
+_LEAST_BARS = 6
 
 
 @drawn
 def draw_memory(memory: MemoryContents) -> Figure:
     """Heat-maps of a few layers' states over the norm and effective rank of every layer."""
-    picture = figure(11, 7.2)
+    picture = figure(11, 6.4)
     tokens = f"{memory.tokens_written:,} token{'s' * (memory.tokens_written != 1)} written"
-    picture.suptitle(f"What {Path(memory.name).name} holds: {tokens}", fontsize=13)
-    top, bottom = stacked(picture, [1, 1.15])
-    _heatmaps(top, [memory])
+    picture.suptitle(f"The memory {Path(memory.name).name}: {tokens}", fontsize=13)
+    top, bottom = stacked(picture, [1, 0.9])
+    _heatmaps(top, [memory.states])
     norms, ranks = bottom.subplots(1, 2)
     layers = [m.layer for m in memory.layers]
     _bars(norms, layers, [m.norm for m in memory.layers], BLUE)
@@ -43,7 +44,7 @@ def draw_comparison(comparison: Comparison) -> Figure:
     """Heat-maps of two memories under each other, and how far apart they are in every layer."""
     a, b = comparison.a, comparison.b
     names = [f"A: {Path(a.name).name}", f"B: {Path(b.name).name}"]
-    picture = figure(11, 10)
+    picture = figure(11, 12)
     title = f"{names[0]} ({a.tokens_written:,} tokens)  and  {names[1]} ({b.tokens_written:,})"
     picture.suptitle(title, fontsize=13)
     if not comparison.same_adapter:
@@ -51,8 +52,9 @@ def draw_comparison(comparison: Comparison) -> Figure:
             "They were written under different adapters: being alike or not means nothing.",
             color=ORANGE,
         )
-    top, bottom = stacked(picture, [1.7, 1])
-    _heatmaps(top, [a, b], "AB")
+    top, bottom = stacked(picture, [2.4, 1])
+    gone = {i: a.states[i] - b.states[i] for i in a.states}
+    _heatmaps(top, [a.states, b.states, gone], ["A", "B", "A − B"])
     norms, cosines = bottom.subplots(1, 2)
     layers = [m.layer for m in a.layers]
     for memory, name, color, marker in zip((a, b), names, (BLUE, ORANGE), "os", strict=True):
@@ -92,12 +94,17 @@ def draw_adapter(adapter: AdapterContents) -> Figure:
     norms.set_ylim(0, norms.get_ylim()[1] * 1.15)
     norms.legend(ncols=4, loc="upper right")
     mean, low, high = np.array([layer.write for layer in adapter.layers]).T
-    gates.fill_between(layers, low, high, color=BLUE, alpha=0.18, lw=0, step="mid",
-                       label="smallest to largest gate")  # fmt: skip
+    spread = float(max(high) - min(low))
+    if spread > 1e-3:
+        gates.vlines(layers, low, high, color=BLUE, alpha=0.3, lw=7, label="smallest to largest")
     gates.plot(layers, mean, color=BLUE, marker="o", ms=4, lw=1.2, label="mean")
-    gates.set(title="How wide its write gates are at rest", xlabel="layer", ylabel="β = σ(bias)")
-    gates.set_ylim(0, max(high) * 1.25)
-    gates.legend(ncols=2, loc="upper right")
+    title = "How wide its write gates are at rest"
+    gates.set(title=title if spread > 1e-3 else f"{title}: all {mean[0]:.3f}")
+    gates.set(xlabel="layer", ylabel="β = σ(bias)")
+    room = max(0.02, spread)
+    gates.set_ylim(max(0, min(low) - room / 4), min(1, max(high) + room / 2))
+    if spread > 1e-3:
+        gates.legend(ncols=2, loc="upper right")
     for axes in (norms, gates):
         whole_numbers(axes)
     return picture
@@ -108,7 +115,11 @@ def draw_probe(probed: Sequence[Probed], name: str) -> Figure:
     """How much the memory adds to the log-probability of every answer to every phrasing."""
     rows = [answer for one in probed for answer in one.answers]
     picture = figure(11, 1.6 + 0.42 * len(rows) + 0.3 * len(probed))
-    picture.suptitle(f"What the memory {Path(name).name} adds to each answer", fontsize=13)
+    verdict = f"it says “{one_line(probed[0].answers[0].text, 40)}”"
+    without = next((a.text for a in probed[0].answers if a.source == WITHOUT), None)
+    verdict += ", with and without" if without is None else f", without “{one_line(without, 40)}”"
+    title = f"What the memory {Path(name).name} adds to each answer"
+    picture.suptitle(f"{title}:\n{verdict}", fontsize=13)
     axes = picture.subplots()
     y, labels, places = 0.0, [], []
     # At least one nat to each side, so that nothing looks like much which is not.
@@ -138,15 +149,24 @@ def draw_probe(probed: Sequence[Probed], name: str) -> Figure:
     return picture
 
 
-def _heatmaps(area: FigureBase, memories: Sequence[MemoryContents], names: str = "") -> None:
-    """A row of states per memory, a column per layer, all in one colour scale."""
-    layers = sorted(memories[0].states)
+def _heatmaps(
+    area: FigureBase, memories: Sequence[Mapping[int, np.ndarray]], names: Sequence[str] = ("",)
+) -> None:
+    """A row of states per memory, a column per layer, all in one colour scale.
+
+    The scale ends where one in two hundred entries is beyond it: single large ones would leave the
+    others pale.
+    """
+    layers = sorted(memories[0])
     places = np.linspace(0, len(layers) - 1, min(_HEATMAPS, len(layers))).round().astype(int)
     chosen = [layers[i] for i in places]
-    shown = [[_tiles(m.states[i]) for i in chosen] for m in memories]
-    limit = max(float(np.abs(tile).max()) for row in shown for tile in row) or 1.0
+    shown = [[_tiles(states[i]) for i in chosen] for states in memories]
+    entries = np.abs(np.concatenate([tile.ravel() for row in shown for tile in row]))
+    limit = float(np.quantile(entries, 0.995)) or 1.0
     grid = area.subplots(len(memories), len(chosen), squeeze=False)
-    heads, r = memories[0].states[layers[0]].shape[1:3]
+    if len(chosen) < len(layers):
+        area.suptitle(f"{len(chosen)} of {len(layers)} layers", fontsize=10, color=GREY)
+    heads, r = memories[0][layers[0]].shape[1:3]
     for m, row in enumerate(shown):
         for c, tile in enumerate(row):
             axes: Axes = grid[m, c]
@@ -156,11 +176,12 @@ def _heatmaps(area: FigureBase, memories: Sequence[MemoryContents], names: str =
                 axes.axvline(head * r - 0.5, color="black", lw=0.8)
             axes.set_xticks([])
             axes.set_yticks([])
-            axes.set_title(f"{names[m] + ', ' if names else ''}layer {chosen[c]}")
+            axes.set_title(f"{names[m]}{', ' * bool(names[m])}layer {chosen[c]}")
             axes.set_xlabel("key" if heads == 1 else f"key, {heads} state heads")
             axes.set_ylabel("value" if c == 0 else "")
     scale = ScalarMappable(Normalize(-limit, limit), "RdBu_r")
-    area.colorbar(scale, ax=grid, label="entry of the state", shrink=0.85, pad=0.01)
+    extend = "both" if entries.max() > limit else "neither"
+    area.colorbar(scale, ax=grid, label="entry of the state", shrink=0.85, pad=0.01, extend=extend)
 
 
 def _tiles(state: np.ndarray) -> np.ndarray:
@@ -170,9 +191,14 @@ def _tiles(state: np.ndarray) -> np.ndarray:
 
 def _bars(axes: Axes, layers: Sequence[int], values: Sequence[float], color: str) -> None:
     axes.bar(layers, values, color=color, width=0.75)
+    lack = max(0, _LEAST_BARS - len(layers)) / 2  # few bars would be as wide as walls
+    axes.set_xlim(min(layers) - 0.5 - lack, max(layers) + 0.5 + lack)
     axes.set_xlabel("layer")
     axes.grid(axis="x", visible=False)
-    whole_numbers(axes)
+    if len(layers) <= _LEAST_BARS:
+        axes.set_xticks(layers)
+    else:
+        whole_numbers(axes)
 
 
 def _level(axes: Axes, value: float, label: str) -> None:

@@ -2,23 +2,36 @@
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from itertools import cycle
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from ..inspection.trace import Trace
 from .columns import one_line
 from .figures import GREY, abreast, drawn, figure, stacked, whole_numbers
 
-_LIGHT_BLUE, _LIGHT_GREEN = "#9dbfe0", "#86cdb5"
+_LIGHT_BLUE, _LIGHT_GREEN, _LIGHT_GREY = "#9dbfe0", "#86cdb5", "#c4c4c4"
+_DASHES = ("-", (0, (6, 1.5)), (0, (2, 1)))  # so that neighbours differ in grey as well
+_NAMED = 8  # tokens whose words stand at their spikes
 _CURVES = 6
 _RULED = 24  # with more turns the lines between them would hide what is there
 _LISTED_LINES, _LISTED_WIDTH = 22, 54
 _COLUMNS, _ROWS = 128, 16  # of the text that is shown token by token
+
+
+class Laid(NamedTuple):
+    """A part of a token's text, and where it stands in the text that is shown."""
+
+    token: int
+    column: int
+    row: int
+    part: str
 
 
 @drawn
@@ -27,14 +40,16 @@ def draw_trace(trace: Trace, name: str, *, by_token: bool = False) -> Figure:
 
     With ``by_token`` the text itself as well, each token shaded by its write gate.
     """
-    picture = figure(13, 12.5 if by_token else 9)
+    laid = _laid_out(trace.pieces) if by_token else []
+    below = 0.6 + 0.2 * (laid[-1].row + 1) if laid else 0
+    picture = figure(13, 9 + below)
     count = len(trace.turns)
     picture.suptitle(
         f"What {name} does to the memory: {len(trace.pieces):,} tokens, "
         f"{count} {_kind(trace)}{'s' * (count != 1)}",
         fontsize=13,
     )
-    charts, *text = stacked(picture, [9.5, 3.5] if by_token else [1])
+    charts, *text = stacked(picture, [9, below] if laid else [1])
     left, right = abreast(charts, [1.75, 1])
     gates, moved, kept = left.subplots(3, 1, sharex=True, height_ratios=[1, 0.9, 1.5])
     _draw_gates(gates, trace)
@@ -46,12 +61,11 @@ def draw_trace(trace: Trace, name: str, *, by_token: bool = False) -> Figure:
         axes.tick_params(labelbottom=True)
         whole_numbers(axes)
     kept.set_xlabel("tokens read")
-    left.legend(*kept.get_legend_handles_labels(), loc="outside lower left", ncols=3)
     matrix, listed = right.subplots(2, 1, height_ratios=[1.5, 1])
     _draw_contrast(matrix, trace)
     _list_turns(listed, trace)
     for part in text:
-        _draw_text(part.subplots(), trace)
+        _draw_text(part.subplots(), trace, laid)
     return picture
 
 
@@ -67,8 +81,27 @@ def _draw_gates(axes: Axes, trace: Trace) -> None:
         axes.plot([start, turn.end], [mean, mean], color="black", lw=1.8)
     axes.plot([], [], color="black", lw=1.8, label=f"mean of the {_kind(trace)}")
     axes.set(title="How strongly each token is written", ylabel="write gate β\n(mean over layers)")
-    axes.set_ylim(0, beta.max() * 1.25)
-    axes.legend(ncols=2, loc="lower right", frameon=True, framealpha=0.85, edgecolor="none")
+    axes.set_ylim(0, beta.max() * 1.4)
+    for i in _spikes(beta):
+        axes.annotate(one_line(trace.pieces[i].strip(), 14), (i + 0.5, beta[i]), (0, 2),
+                      textcoords="offset points", ha="center", va="bottom", fontsize=9)  # fmt: skip
+    _legend_above(axes)
+
+
+def _spikes(beta: np.ndarray) -> list[int]:
+    """The tokens that are written most, if they stand out, and no two too near to be named."""
+    near, found = len(beta) // 20, list[int]()
+    for i in np.argsort(-beta, kind="stable"):
+        if len(found) == _NAMED or beta[i] < 1.5 * np.median(beta):
+            break
+        if all(abs(i - other) > near for other in found):
+            found.append(int(i))
+    return found
+
+
+def _legend_above(axes: Axes) -> None:
+    """The legend in the title's line, where no data are."""
+    axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1.01, 0.98), borderaxespad=0)
 
 
 def _draw_moved(axes: Axes, trace: Trace) -> None:
@@ -76,46 +109,47 @@ def _draw_moved(axes: Axes, trace: Trace) -> None:
     length = len(trace.pieces) / len(trace.steps)
     every = "each token" if length < 1.5 else f"about {length:.0f} tokens"
     axes.set(title="How far it moves the state", ylabel=f"relative change\nover {every}")
-    axes.set_ylim(0, max(0.1, min(1.05, float(trace.moved[1:].max(initial=0.1)) * 1.3)))
+    axes.set_ylim(0, max(0.1, min(1.25, float(trace.moved[1:].max(initial=0.1)) * 1.3)))
 
 
 def _draw_retention(axes: Axes, trace: Trace) -> None:
-    chosen = _chosen(trace)
+    chosen, others = _chosen(trace)
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(chosen)))
-    lines: list[tuple[str, np.ndarray, dict[str, Any]]] = [
-        ("similarity beyond what all states share", trace.contrast, {"lw": 2.0})
-    ]
-    if trace.survival is not None:
-        dotted = {"lw": 1.3, "ls": (0, (1, 1.5))}
-        lines.append(("share let through by the keep gates", trace.survival, dotted))
-    lines.append(("similarity", trace.similarity, {"lw": 0.9, "alpha": 0.6}))
-    for (mark, _), color in zip(chosen, colors, strict=True):
+    for mark in others:
         at = trace.marks.index(mark)
-        for _, matrix, style in lines:
-            axes.plot(trace.marks[at:], matrix[at, at:], color=color, **style)
+        axes.plot(trace.marks[at:], trace.contrast[at, at:], color=_LIGHT_GREY, lw=0.8, zorder=1)
+    for (mark, _), color, dashes in zip(chosen, colors, cycle(_DASHES), strict=False):
+        at = trace.marks.index(mark)
+        axes.plot(trace.marks[at:], trace.contrast[at, at:], color=color, lw=2.0, ls=dashes)
         axes.plot(mark, 1, "o", color=color, ms=5, clip_on=False, zorder=3)
-    for name, _, style in lines:
-        axes.plot([], [], color=GREY, label=name, **style)
     lasts = [float(trace.contrast[trace.marks.index(mark), -1]) for mark, _ in chosen]
-    low, high = float(trace.contrast.min()), 1.08
+    low, high = float(trace.contrast.min()), 1.25
     places = _spread(lasts, (high - low) * 0.07)
     for (_, label), color, y in zip(chosen, colors, places, strict=True):
         axes.annotate(label, (1.0, y), (4, 0), xycoords=("axes fraction", "data"), color=color,
                       textcoords="offset points", va="center", fontsize=9)  # fmt: skip
+    axes.set_yticks(np.arange(-1, 1.1, 0.25))
     axes.set_ylim(min(-0.05, low * 1.1), high)
     axes.axhline(0, color="black", lw=0.8)
     axes.set(title=f"What is left later of the state at the end of each {_kind(trace)}")
-    axes.set_ylabel("cosine similarity; share")
+    axes.set_ylabel("cosine similarity beyond\nwhat all states share")
+    if others:
+        axes.plot([], [], color=_LIGHT_GREY, lw=0.8, label=f"the other {len(others)}")
+        axes.legend(loc="lower left")
 
 
-def _chosen(trace: Trace) -> list[tuple[int, str]]:
-    """The marks that get a curve: where it began, and turns' ends, the last left out."""
+def _chosen(trace: Trace) -> tuple[list[tuple[int, str]], list[int]]:
+    """The marks that get a curve of their own, and the other ones.
+
+    They are where it began, and turns' ends, the last left out.
+    """
     kind = _kind(trace)
     found = [(turn.end, f"{kind} {n}") for n, turn in enumerate(trace.turns[:-1], start=1)]
     if trace.marks[0] == 0:
         found.insert(0, (0, "at the start"))
     places = np.linspace(0, len(found) - 1, min(_CURVES, len(found))).round().astype(int)
-    return [found[i] for i in places]
+    chosen = [found[i] for i in places]
+    return chosen, [mark for mark, label in found if (mark, label) not in chosen]
 
 
 def _spread(values: Sequence[float], gap: float) -> list[float]:
@@ -156,9 +190,26 @@ def _draw_contrast(axes: Axes, trace: Trace) -> None:
     axes.set_aspect("equal")
     axes.invert_yaxis()
     axes.set(title="How similar the states are", xlabel="tokens read", ylabel="tokens read")
+    for side in (axes.xaxis, axes.yaxis):
+        side.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    edge = axes.secondary_xaxis("top")
+    edge.set_ticks(*_numbers(trace))
+    edge.tick_params(length=0, labelsize=8.5, labelcolor=GREY)
+    edge.spines[:].set_visible(False)
     axes.figure.colorbar(mesh, ax=axes, location="bottom", shrink=0.8, aspect=35,
                          ticks=[-1, -0.5, 0, 0.5, 1],
                          label="cosine similarity beyond what all states share")  # fmt: skip
+
+
+def _numbers(trace: Trace) -> tuple[list[float], list[str]]:
+    """Where the numbers of turns stand, those left out that would touch the one before."""
+    places, names = list[float](), list[str]()
+    for n, (start, turn) in enumerate(zip(trace.starts, trace.turns, strict=True), start=1):
+        middle = (start + turn.end) / 2
+        if not places or middle - places[-1] > 0.055 * len(trace.pieces):
+            places.append(middle)
+            names.append(str(n))
+    return places, names
 
 
 def _list_turns(axes: Axes, trace: Trace) -> None:
@@ -177,28 +228,35 @@ def _list_turns(axes: Axes, trace: Trace) -> None:
               transform=axes.transAxes)  # fmt: skip
 
 
-def _draw_text(axes: Axes, trace: Trace) -> None:
+def _draw_text(axes: Axes, trace: Trace, laid: list[Laid]) -> None:
     """The text as it was read, each token shaded by its write gate."""
     beta = trace.write.mean(axis=1)
     low, high = np.quantile(beta, [0.02, 0.98])
     darkness = np.clip((beta - low) / max(high - low, 1e-9), 0, 1)
     shade = matplotlib.colormaps["Blues"]
-    column, row = 0, 0
     size = axes.figure.get_figure(root=True).get_figwidth() * 72 * 0.97 / _COLUMNS / 0.602
-    for piece, value in zip(trace.pieces, darkness, strict=True):
+    for token, column, row, part in laid:
+        value = darkness[token]
+        patch = Rectangle((column, row), len(part), 0.9, color=shade(0.8 * value), lw=0)
+        axes.add_patch(patch)
+        axes.text(column, row + 0.45, part, family="DejaVu Sans Mono", fontsize=size,
+                  va="center", color="white" if value > 0.75 else "black")  # fmt: skip
+    axes.axis("off")
+    axes.set_xlim(0, _COLUMNS)
+    axes.set_ylim(laid[-1].row + 1, 0)
+    shown = "" if laid[-1].token == len(trace.pieces) - 1 else ", its beginning"
+    axes.set_title(f"The text{shown}: from white (β {low:.3f}) to dark (β {high:.3f})")
+
+
+def _laid_out(pieces: Sequence[str]) -> list[Laid]:
+    """The pieces in lines of ``_COLUMNS`` letters, as far as there is room."""
+    laid, column, row = list[Laid](), 0, 0
+    for token, piece in enumerate(pieces):
         for line_number, part in enumerate(piece.split("\n")):
             if line_number or column + len(part) > _COLUMNS:
                 column, row = 0, row + 1
             if row >= _ROWS:
-                break
-            if part:
-                color = shade(0.8 * value)
-                axes.add_patch(Rectangle((column, row), len(part), 0.9, color=color, lw=0))
-                axes.text(column, row + 0.45, part, family="DejaVu Sans Mono", fontsize=size,
-                          va="center", color="white" if value > 0.75 else "black")  # fmt: skip
-                column += len(part)
-    axes.axis("off")
-    axes.set_xlim(0, _COLUMNS)
-    axes.set_ylim(_ROWS, 0)
-    shown = "" if row < _ROWS else ", its beginning"
-    axes.set_title(f"The text{shown}: from white (β {low:.3f}) to dark (β {high:.3f})")
+                return laid
+            laid.append(Laid(token, column, row, part))
+            column += len(part)
+    return laid

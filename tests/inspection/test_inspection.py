@@ -1,6 +1,7 @@
 """Looking inside: measures, contents, probes and traces say what is there, and change nothing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ from deltamem_mlx.memory import measures
 from deltamem_mlx.model.patch import memory_layers
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Pair = tuple[nn.Module, TokenizerWrapper]
@@ -615,6 +617,70 @@ def test_pictures_can_be_read_and_written(
         check_labels(picture)
         figures.save(picture, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
+
+
+def texts_in(axes: "Axes") -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def test_the_words_that_were_written_most_stand_at_their_spikes(
+    told: tuple[Pair, dict[int, mx.array]],
+) -> None:
+    pytest.importorskip("matplotlib")
+    from deltamem_mlx.views.trace_plot import draw_trace
+
+    model, tokenizer = told[0]
+    script = text_script(tokenizer, "anna lives in oslo .\n\nben is a doctor .")
+    picture = draw_trace(trace(model, script), "notes.txt")
+    gates = next(axes for axes in picture.axes if "strongly" in axes.get_title(loc="left"))
+    assert {"oslo", "doctor"} <= set(texts_in(gates))
+    legend = gates.get_legend().get_window_extent()
+    assert legend.y0 >= gates.get_window_extent().y1 - 12, "above the data"
+    for axes in picture.axes:
+        if "tokens read" in (axes.get_xlabel(), axes.get_ylabel()):
+            assert all(tick == round(tick) for tick in axes.get_xticks()), axes.get_title(
+                loc="left"
+            )
+
+
+def test_many_turns_are_a_few_curves_and_the_others_in_grey(
+    told: tuple[Pair, dict[int, mx.array]],
+) -> None:
+    pytest.importorskip("matplotlib")
+    from deltamem_mlx.views.trace_plot import draw_trace
+
+    model, tokenizer = told[0]
+    names = ["anna", "ben", "chris", "dora", "maria"] * 3
+    script = text_script(tokenizer, "\n\n".join(f"{name} lives in oslo ." for name in names))
+    picture = draw_trace(trace(model, script), "notes.txt")
+    kept = next(axes for axes in picture.axes if "left later" in axes.get_title(loc="left"))
+    assert sum(text.startswith("paragraph ") for text in texts_in(kept)) == 6
+    assert [text.get_text() for text in kept.get_legend().get_texts()] == ["the other 8"]
+
+
+def test_two_memories_are_drawn_with_their_difference_and_layers_left_out_are_counted(
+    pair: Pair, state: dict[int, mx.array], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    from deltamem_mlx.views import inspection_plots
+
+    cache = make_prompt_cache(pair[0])
+    dm.set_memory_state(cache, state)
+    dm.save_memory(tmp_path / "m.safetensors", cache, pair[0])
+    memory = inspect_memory(tmp_path / "m.safetensors")
+    picture = inspection_plots.draw_comparison(compare(memory, memory))
+    titles = [axes.get_title(loc="left") for axes in picture.axes]
+    layer = min(memory.states)
+    assert f"A − B, layer {layer}" in titles
+    (image,) = picture.axes[titles.index(f"A − B, layer {layer}")].images
+    assert not np.asarray(image.get_array()).any()
+    many = replace(
+        memory,
+        states={i: memory.states[layer] for i in range(12)},
+        layers=[replace(memory.layers[0], layer=i) for i in range(12)],
+    )
+    drawn = inspection_plots.draw_memory(many)
+    assert "5 of 12 layers" in [part.get_suptitle() for part in drawn.subfigs]
 
 
 def test_json_is_json(traced: tuple[Script, Trace]) -> None:
