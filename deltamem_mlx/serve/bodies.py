@@ -45,10 +45,16 @@ def parse(raw: bytes) -> dict[str, object]:
         ApiError: If it is none, or has numbers or text that cannot be.
     """
     try:
-        body = json.loads(raw.decode(), parse_constant=_no_constant)
+        body = json.loads(
+            raw.decode(), parse_constant=_no_constant, object_pairs_hook=_each_name_once
+        )
         json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
-        what = error.msg if isinstance(error, json.JSONDecodeError) else "it cannot be decoded"
+        what = (
+            error.msg
+            if isinstance(error, json.JSONDecodeError)
+            else "it has what cannot be, or a name twice"
+        )
         at = f" at byte {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
         raise ApiError(400, f"The body is not valid JSON: {what}{at}.", code="bad_json") from None
     if not isinstance(body, dict):
@@ -58,6 +64,14 @@ def parse(raw: bytes) -> dict[str, object]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(name)
+
+
+def _each_name_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    # Programs differ in which of two they take.
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("twice")
+    return found
 
 
 def check_key(key: object, param: str = "memory.session") -> str:
@@ -80,7 +94,11 @@ def memory_options(body: Mapping[str, object], headers: Headers) -> MemoryOption
     given = {name: value for name, value in given.items() if value is not None}
     keys = {check_key(utf8(key), h) for h in SESSION_HEADERS for key in headers.get_all(h, [])}
     keys |= {check_key(given["session"])} if "session" in given else set()
-    snippets = next((body[name] for name in SNIPPETS if name in body), headers[SNIPPETS_HEADER])
+    states = [body[name] for name in SNIPPETS if name in body]
+    states += headers.get_all(SNIPPETS_HEADER, [])
+    if len(states) > 1:
+        refuse(SNIPPETS[0], "one of its names: this request has two")
+    snippets = states[0] if states else None
     if not keys:
         if given or snippets is not None:
             refuse("memory.session", "the key of a memory, there or in X-Delta-Mem-Session")

@@ -12,6 +12,7 @@ from .settings import ServeSettings, SettingsError
 
 _MOST_STOPS, _LONGEST_STOP, _MOST_BIASES, _LARGEST_BIAS = 16, 256, 1024, 1e9
 _MOST_TOP_LOGPROBS = 11  # mlx-lm's
+_COLDEST, _HOTTEST = 1e-4, 1e4
 _RANDOM = -1  # a seed that means none, to llama.cpp's clients
 
 
@@ -52,7 +53,7 @@ def read_parameters(fields: Fields, settings: ServeSettings, vocabulary: int) ->
     seed = fields.whole("seed", _RANDOM, _RANDOM, 2**63 - 1)
     return Parameters(
         max_tokens=_max_tokens(fields, settings),
-        temperature=fields.number("temperature", settings.temp, 0),
+        temperature=_temperature(fields, settings),
         top_p=fields.number("top_p", settings.top_p, 0, 1),
         top_k=fields.whole("top_k", settings.top_k, 0, vocabulary - 1),
         min_p=fields.number("min_p", settings.min_p, 0, 1),
@@ -83,10 +84,19 @@ def check_defaults(settings: ServeSettings, vocabulary: int = 2**31) -> None:
         raise SettingsError(f"{option} {getattr(settings, name)}: {expected}") from None
 
 
+def _temperature(fields: Fields, settings: ServeSettings) -> float:
+    """Where half precision would overflow: the likeliest token, or any."""
+    given = fields.number("temperature", settings.temp, 0)
+    return 0.0 if given < _COLDEST else min(given, _HOTTEST)
+
+
 def _max_tokens(fields: Fields, settings: ServeSettings) -> int:
     limit = settings.max_tokens_limit
     usual = fields.whole("max_tokens", min(settings.max_tokens, limit), 1, limit)
-    return fields.whole("max_completion_tokens", usual, 1, limit)
+    found = fields.whole("max_completion_tokens", usual, 1, limit)
+    if "max_tokens" in fields.values and found != usual:
+        refuse("max_completion_tokens", "the same as max_tokens, which is there too")
+    return found
 
 
 def _logit_bias(fields: Fields, vocabulary: int) -> dict[int, float] | None:
@@ -95,7 +105,8 @@ def _logit_bias(fields: Fields, vocabulary: int) -> dict[int, float] | None:
         refuse("logit_bias", f"an object of at most {_MOST_BIASES} token ids")
     biases = {}
     for token, value in given.items():
-        known = token.isascii() and token.isdigit() and len(token) < 10 and int(token) < vocabulary
+        digits = token.isascii() and token.isdigit() and len(token) < 10
+        known = digits and str(int(token)) == token and int(token) < vocabulary
         if not known or not isinstance(value, int | float) or isinstance(value, bool):
             refuse("logit_bias", f"token ids below {vocabulary} with numbers")
         if not abs(value) < _LARGEST_BIAS:

@@ -87,6 +87,9 @@ BAD = {
     "memory: remember nothing": changed(memory={"session": "a", "remember": " "}),
     "attention_state alone": changed(attention_state=["x"]),
     "attention_state: numbers": changed(attention_state=[1], memory={"session": "a"}),
+    "attention_state twice": changed(
+        attention_state="a", attentionState="b", memory={"session": "a"}
+    ),
     "prompt too long": message(content="anna " * 2500),
     "remembered too long": changed(memory={"session": "a", "remember": "anna " * 2500}),
 }
@@ -108,6 +111,9 @@ RAW = {
     "half a surrogate": b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
     "NaN": b'{"temperature": NaN, "messages": [{"role": "user", "content": "hi"}]}',
     "infinite": b'{"temperature": 1e999, "messages": [{"role": "user", "content": "hi"}]}',
+    "a name twice": b'{"messages": [{"role": "user", "content": "hi"}], "n": 1, "n": 1}',
+    "two sessions": b'{"messages": [{"role": "user", "content": "hi"}], '
+    b'"memory": {"session": "a", "session": "b"}}',
     "deep": b'{"a":' + b"[" * 40_000 + b"]" * 40_000 + b"}",
     "long number": b'{"max_tokens": ' + b"9" * 9000 + b"}",
 }

@@ -46,8 +46,8 @@ REFUSED = {
     "max_completion_tokens": [0, -1, 3001, 10**400, 1.0, True],
     "logprobs": [1, 0, "true", []],
     "top_logprobs": [-2, 12, 2**63, 1.0, True],
-    "logit_bias": [{"342": 1}, {"-1": 1}, {"1.0": 1}, {"٣": 1}, {"1": 1e9}, {"1": -1e300},
-                   {"1": 10**400}, {"1": True}, {"1": None}, {"": 1}, [1], "1"],
+    "logit_bias": [{"342": 1}, {"-1": 1}, {"1.0": 1}, {"٣": 1}, {"01": 1}, {"1": 1e9},
+                   {"1": -1e300}, {"1": 10**400}, {"1": True}, {"1": None}, {"": 1}, [1], "1"],
     "stop": [[""], [1], {}, 1, "a" * 257, ["a"] * 17],
     "stream": [1, 0, "true"],
     "stream_options": [[], "x", {"include_usage": 1}],
@@ -143,11 +143,27 @@ def test_integers_become_numbers_that_mlx_can_hold() -> None:
     assert kinds == (1e30, 1.0, 3.0) and all(isinstance(kind, float) for kind in kinds)
 
 
+@pytest.mark.parametrize("cold", [0, 5e-324, 1e-300, 1e-40, 1e-10])
+def test_the_coldest_answers_are_the_likeliest(client: Client, cold: float) -> None:
+    asked = {"messages": [user("where does anna live ?")], "max_tokens": 12}
+    greedy = client.request("POST", CHAT, asked).text
+    assert client.request("POST", CHAT, asked | {"temperature": cold}).text == greedy
+
+
+def test_the_hottest_answers_hold_to_what_may_be_sampled(client: Client) -> None:
+    asked = {"messages": [user("where does anna live ?")], "max_tokens": 12}
+    greedy = client.request("POST", CHAT, asked).text
+    for hot in (1e5, 1e39, 1e300):
+        assert client.request("POST", CHAT, asked | {"temperature": hot, "top_k": 1}).text == greedy
+
+
 def test_the_limit_of_answers_is_theirs_too_who_name_none() -> None:
     few = ServeSettings(max_tokens=512, max_tokens_limit=10)
     assert read_parameters(Fields({}), few, VOCABULARY).max_tokens == 10
-    given = Fields({"max_tokens": 3, "max_completion_tokens": 4})
-    assert read_parameters(given, few, VOCABULARY).max_tokens == 4
+    for named in ({"max_tokens": 4}, {"max_completion_tokens": 4}):
+        assert read_parameters(Fields(named), few, VOCABULARY).max_tokens == 4
+    with pytest.raises(ApiError, match="the same as max_tokens"):
+        read_parameters(Fields({"max_tokens": 3, "max_completion_tokens": 4}), few, VOCABULARY)
     with pytest.raises(ApiError, match="from 1 to 10"):
         read_parameters(Fields({"max_completion_tokens": 11}), few, VOCABULARY)
 
