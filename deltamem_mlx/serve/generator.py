@@ -20,12 +20,13 @@ from .batch import RunningBatch, fresh_randomness, refusal
 from .errors import ApiError, ClientGone
 from .history import History
 from .job import Done, Job, PromptProgress, ServedRequest, Steps
+from .lengths import check_length, check_texts
 from .memories import Memories
 from .metrics import ServerMetrics
 from .prompts import Prompt, ServedPrompts
 from .provider import ExactPromptCache, PairProvider, ServedPair
 from .settings import ServeSettings
-from .turn import MemoryTurn, check_length
+from .turn import MemoryTurn
 
 log = logging.getLogger(__name__)
 _PATIENCE = 0.5  # seconds; mlx-lm's own
@@ -73,6 +74,7 @@ class MemoryGenerator(ResponseGenerator):
         """
         if not isinstance(request, ServedRequest):
             raise TypeError(f"a {type(request).__name__} says nothing of a memory")
+        check_texts(request, self.pair, self.settings)
         job = request.job = Job(request, generation_args)
         self.requests.put(job)
         ctx = self._receive(job)

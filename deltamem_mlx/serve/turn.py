@@ -21,6 +21,7 @@ from .bodies import MemoryOptions
 from .errors import ApiError
 from .history import History
 from .job import Answer, Fed, Feed, Steps, TurnOutcome
+from .lengths import check_length, max_context
 from .provider import ServedPair
 from .settings import ServeSettings
 from .tasks import is_task
@@ -81,7 +82,8 @@ class MemoryTurn:
         turn = talk.plan(new, reply=True, room=self.room)
         if not talk.context.tokens:
             yield from self._feed(talk, turn.seen, write=False)
-        self._check_length(len(talk.context.tokens) + len(turn.new.token_ids))
+        length = len(talk.context.tokens) + len(turn.new.token_ids)
+        check_length(length, self.pair, self.settings)
         aside = is_task(new)
         fed = yield Answer(
             self._marked(talk.context.cache, turn.new, write=self._writes and not aside),
@@ -125,7 +127,7 @@ class MemoryTurn:
             self.pair.tokenizer,
             cache,
             lead,
-            max_context=self._max_context(),
+            max_context=max_context(self.pair, self.settings),
             template_kwargs=self.template_kwargs,
         )
         if self.talk:
@@ -152,12 +154,6 @@ class MemoryTurn:
         yield from self._feed(talk, turn.new, write=self._writes)
         talk.commit_turn(said, turn.spans)
 
-    def _max_context(self) -> int | None:
-        """No more than a prompt may have, or a memory would refuse all that comes once it is."""
-        settings = self.settings
-        given = (settings.max_context, settings.max_prompt_tokens, self.pair.window)
-        return min((most for most in given if most is not None), default=None)
-
     def _remember(self, talk: Conversation) -> Generator[Feed, Fed, None]:
         """Write texts in a context of their own, which nobody sees afterwards."""
         if not self.options.remember:
@@ -170,7 +166,7 @@ class MemoryTurn:
             sentences=self.pair.granularity == "sentence_mean",
             template_kwargs={},
         ).spans
-        self._check_length(len(spans.token_ids))
+        check_length(len(spans.token_ids), self.pair, self.settings)
         aside = make_prompt_cache(self.pair.model)
         _copy_memory(talk.context.cache, aside)
         fed = yield Feed(self._marked(aside, spans, write=True), [], spans.token_ids)
@@ -190,9 +186,6 @@ class MemoryTurn:
         """The cache, with how the coming tokens are to be written."""
         mark(cache, spans, self.pair.granularity, write=write)
         return cache
-
-    def _check_length(self, tokens: int) -> None:
-        check_length(tokens, self.pair, self.settings)
 
     def _outcome(
         self, talk: Conversation, history: History, written: int, known: int
@@ -228,18 +221,6 @@ def initial_state(tokenizer: TokenizerWrapper, prompt: list[int]) -> str:
     ):
         state = "reasoning"
     return tokenizer.response_initial_state or state
-
-
-def check_length(tokens: int, pair: ServedPair, settings: ServeSettings) -> None:
-    """Raises ApiError if a prompt is longer than the model, or the server, lets it be."""
-    for most, whose in ((settings.max_prompt_tokens, "server"), (pair.window, "model")):
-        if most is not None and tokens > most:
-            raise ApiError(
-                400,
-                f"The prompt has {tokens} tokens; the {whose} takes {most}.",
-                code="context_length_exceeded",
-                param="messages",
-            )
 
 
 def _written(talk: Conversation) -> int:

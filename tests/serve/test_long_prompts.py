@@ -6,7 +6,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from serving import ENDLESS, FACT, QUESTION, Client, Pair, builtin_pair, stream
+from serving import (
+    CHAT,
+    ENDLESS,
+    FACT,
+    QUESTION,
+    Client,
+    Pair,
+    assistant,
+    builtin_pair,
+    stream,
+    user,
+)
 
 from deltamem_mlx.serve.pace import GAP, Pace
 from deltamem_mlx.serve.server import Server
@@ -86,6 +97,35 @@ def test_a_prompt_beyond_the_models_window_is_refused(narrow: Client) -> None:
         assert reply.status == 400 and reply.code == "context_length_exceeded"
         assert "200" in reply.body.decode()
     assert narrow.memory("GET", "beyond").status == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [user("anna " * 800_000)]},
+        {"messages": [user("anna " * 100)] * 6000},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "anna " * 700_000}]}]},
+        {"messages": [user("anna " * 700_000)], "memory": {"session": "new"}},
+        {"messages": [user("hi")], "memory": {"session": "new", "remember": ["anna " * 700_000]}},
+    ],
+    ids=["a text", "messages", "parts", "to a memory", "to remember"],
+)
+def test_megabytes_are_refused_at_once(serving: Server, body: dict) -> None:
+    """To tokenize all of it takes seconds, in which nobody's answer would go on."""
+    began = time.monotonic()
+    reply = Client(serving.url).request("POST", CHAT, body)
+    assert reply.code == "context_length_exceeded"
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_history_of_megabytes_that_is_known_is_no_prompt(serving: Server) -> None:
+    client = Client(serving.url)
+    said: list[dict] = []
+    for text in ("anna " * 500, "ben " * 500, "oslo " * 500, QUESTION):
+        said.append(user(text + " " * 12_000))
+        reply = client.chat(said, "known", max_tokens=1, memory={"context": "drop"})
+        assert reply.status == 200 and reply.memory["messages_known"] == len(said) - 1
+        said.append(assistant(reply.text or ""))
 
 
 def test_a_context_leaves_before_it_is_beyond_the_models_window(narrow: Client) -> None:
