@@ -1,16 +1,17 @@
 """The context of one conversation: a prompt cache, the tokens it was fed, and the way back."""
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import CacheList
 
-from ..memory.actions import forget_context, memories, read_only, write_spans
+from ..memory.actions import PromptCache, forget_context, memories, read_only, write_spans
 from ..model.layer_cache import DeltaMemCache
 from ..text.spans import Spans
 
@@ -19,12 +20,12 @@ class Mark(NamedTuple):
     """A point to go back to.
 
     Attributes:
-        context (int): Which context it lies in; forgetting begins another.
+        context (object): Which context it lies in; forgetting begins another.
         length (int): Tokens in the context.
         memory (dict[int, tuple]): Layer index → its state and count of tokens written.
     """
 
-    context: int
+    context: object
     length: int
     memory: dict[int, tuple[mx.array | None, list[int]]]
 
@@ -41,12 +42,12 @@ class Context:
         tokens (list[int]): The tokens in the KV cache, in order.
     """
 
-    def __init__(self, model: nn.Module, cache: list, granularity: str):
+    def __init__(self, model: nn.Module, cache: PromptCache, granularity: str):
         self.model, self.cache, self.granularity = model, cache, granularity
         self.tokens: list[int] = []
-        self._number = 0
+        self._which = object()
 
-    def spans(self, spans: Spans) -> AbstractContextManager:
+    def spans(self, spans: Spans) -> AbstractContextManager[None]:
         """Write the coming tokens as ``spans`` says, unless the adapter writes token by token."""
         if self.granularity == "token" or not spans.token_ids:
             return nullcontext()
@@ -72,12 +73,28 @@ class Context:
         """Drop the KV cache and keep the memory."""
         forget_context(self.cache)
         self.tokens = []
-        self._number += 1
+        self._which = object()
 
     def mark(self, length: int | None = None) -> Mark:
         """The present point; ``length`` where ``tokens`` does not list yet what was fed."""
         memory = {i: (m.matrix, m.written) for i, m in memories(self.cache).items()}
-        return Mark(self._number, len(self.tokens) if length is None else length, memory)
+        return Mark(self._which, len(self.tokens) if length is None else length, memory)
+
+    def held(self) -> int:
+        """How many tokens the KV cache says it was fed."""
+        return min(int(kv.offset) for kv in kv_caches(self.cache) if hasattr(kv, "offset"))
+
+    def can_draft(self, room: int) -> bool:
+        """Whether each of the next ``room`` tokens can be taken back from the KV cache."""
+        return all(
+            kv.is_trimmable() and kv.offset + room < getattr(kv, "max_size", math.inf)
+            for kv in kv_caches(self.cache)
+        )
+
+    def take_back(self, n: int) -> None:
+        """Drop the last ``n`` tokens, memory and all; within ``rewindable`` only."""
+        for cache in self.cache:
+            cache.trim(n)
 
     def can_trim(self) -> bool:
         """Whether the KV cache can drop its last tokens: a full sliding window cannot."""
@@ -88,13 +105,16 @@ class Context:
         for i, memory in memories(self.cache).items():
             memory.matrix, memory.written = mark.memory[i]
             memory.ingest = None
-        if mark.context == self._number and self._trim_to(mark.length):
+            memory.forget_way_back()
+        if mark.context is self._which and self._trim_to(mark.length):
             del self.tokens[mark.length :]
         else:
             self.forget()
 
     def _trim_to(self, length: int) -> bool:
         caches = list(kv_caches(self.cache))
+        if not caches:
+            return length == 0
         if not all(hasattr(kv, "offset") for kv in caches):
             return False
         # A call that failed halfway has reached some layers only: each is cut by its own excess.
@@ -106,6 +126,15 @@ class Context:
                 kv.trim(n)
         return True
 
+    @property
+    def which(self) -> object:
+        """What marks of this context hold, until it is forgotten."""
+        return self._which
+
+    def take(self, cache: PromptCache, tokens: list[int], which: object) -> None:
+        """Go on with a prompt cache that has been fed ``tokens``."""
+        self.cache, self.tokens, self._which = cache, tokens, which
+
     def fork(self) -> "Context":
         """An independent copy; arrays are shared until one side changes them."""
         new = copy.copy(self)
@@ -113,8 +142,8 @@ class Context:
         return new
 
 
-def kv_caches(caches: Sequence[object]) -> Iterator[object]:
-    """All parts of a prompt cache that are not memories."""
+def kv_caches(caches: Sequence[Any]) -> Iterator[Any]:
+    """All parts of a prompt cache that are not memories, of whatever kind mlx-lm made them."""
     for cache in caches:
         if isinstance(cache, DeltaMemCache):
             yield from [] if cache.kv is None else kv_caches([cache.kv])

@@ -6,39 +6,34 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from typing import TypedDict
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import GenerationResponse
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..memory.actions import memories, read_only
+from ..memory.actions import PromptCache, memories, read_only
 from ..model.patch import config_of
 from ..text.messages import Message
 from ..text.spans import Spans
 from ..text.turns import Turn, end_of_turn, leading_system, newest_turns, spans_with, turn_of
 from .context import Context
+from .draft import Draft
+from .file import SavedSession
+from .generation import Generation
+from .past import Before, Past, Said
 from .reply import Reply
 
 PREFILL_STEP_SIZE = 2048
 MAX_TOKENS = 256
 
 
-class Said(NamedTuple):
-    """What has been said, by what became of it.
+class Rendering(TypedDict):
+    """How messages become tokens: see ``message_spans``."""
 
-    Attributes:
-        messages (list[Message]): All that was fed.
-        visible (list[Message]): The part of it that the next turn sees: in the context, or to be
-            fed again without writing.
-        pending (list[Message]): To be fed with the next turn.
-        turns (int): Replies generated.
-    """
-
-    messages: list[Message]
-    visible: list[Message]
-    pending: list[Message]
-    turns: int = 0
+    sentences: bool
+    template_kwargs: Mapping[str, object]
 
 
 class Conversation:
@@ -52,6 +47,8 @@ class Conversation:
           are not, if the memory holds something: they were written when it was begun.
         max_context (int): Tokens in the context at most.
         template_kwargs (Mapping): For the chat template.
+        past (Past): Where earlier turns are kept. Default: none are.
+        draft (Draft): Guesses ahead of the model. Default: plain decoding.
 
     Raises:
         ValueError: If the prompt cache has a context, or no memory.
@@ -61,11 +58,13 @@ class Conversation:
         self,
         model: nn.Module,
         tokenizer: TokenizerWrapper,
-        cache: list,
+        cache: PromptCache,
         opening: Sequence[Message],
         *,
         max_context: int | None,
         template_kwargs: Mapping[str, object],
+        past: Past | None = None,
+        draft: Draft | None = None,
     ):
         if not all(c.empty() for c in cache):
             raise ValueError(
@@ -78,10 +77,12 @@ class Conversation:
         self.context = Context(model, cache, config_of(model).memory_write_granularity)
         self.said = Said(seen, seen, list(opening[len(seen) :]))
         self._known: tuple[list[Message], Spans] | None = None  # messages and their spans
-        self._rendering = {
+        self._rendering: Rendering = {
             "sentences": self.context.granularity == "sentence_mean",
             "template_kwargs": template_kwargs,
         }
+        self.past = Past(0) if past is None else past
+        self._draft = draft
 
     @property
     def rendered_with(self) -> Mapping[str, object]:
@@ -91,7 +92,8 @@ class Conversation:
     def fork(self) -> "Conversation":
         """An independent copy."""
         new = copy.copy(self)
-        new.context = self.context.fork()
+        new.context, new.past = self.context.fork(), self.past.copy()
+        new._draft = None if self._draft is None else self._draft.fresh()
         return new
 
     def forget(self) -> None:
@@ -101,33 +103,34 @@ class Conversation:
 
     def feed(self, new: list[Message], *, write: bool, step_size: int) -> int:
         """Feed messages without answering; returns how many tokens they are."""
-        with self._undone_on_error(), self._writing(write):
+        with self._one_turn(new, answered=False, write=write):
             turn = self._open(new, reply=False, room=0, step_size=step_size)
             self.context.feed(turn.new, step_size=step_size)
             self._commit(new, turn.spans)
             return len(turn.new.token_ids)
 
     def answer(
-        self, new: list[Message], generation: dict[str, object], *, write: bool
+        self, new: list[Message], generation: Generation, *, write: bool
     ) -> Iterator[GenerationResponse]:
         """Feed messages and yield mlx-lm's pieces of the answer.
 
         An answer that is closed early, or interrupted by a key, is kept as far as it was yielded.
         After an error all is as it was before the turn.
         """
-        step_size = int(generation.get("prefill_step_size", PREFILL_STEP_SIZE))
-        room = max(0, int(generation.get("max_tokens", MAX_TOKENS)))
+        step_size = generation.get("prefill_step_size", PREFILL_STEP_SIZE)
+        room = max(0, generation.get("max_tokens", MAX_TOKENS))
         interrupt: BaseException | None = None
-        with self._undone_on_error(), self._writing(write):
+        with self._one_turn(new, answered=True, write=write):
             turn = self._open(new, reply=True, room=room, step_size=step_size)
-            reply = Reply(self.context, turn.new)
+            drafts = self.context.can_draft(len(turn.new.token_ids) + room)
+            reply = Reply(self.context, turn.new, self._draft if drafts else None)
             try:
-                yield from reply.decode(self.tokenizer, generation)
+                yield from reply.decode(self.tokenizer, generation, step_size)
             except (GeneratorExit, KeyboardInterrupt) as error:
                 if not reply.started:
                     raise
                 interrupt = error
-                reply.rewind()
+                reply.rewind(step_size)
             self._close(new, turn, reply, step_size)
         if interrupt is not None:
             raise interrupt
@@ -208,15 +211,83 @@ class Conversation:
             return self._known[1]
         return None
 
-    def _writing(self, write: bool) -> AbstractContextManager:
+    def _writing(self, write: bool) -> AbstractContextManager[None]:
         return nullcontext() if write else read_only(self.context.cache)
 
     @contextmanager
-    def _undone_on_error(self) -> Iterator[None]:
-        mark, said = self.context.mark(), self.said
+    def _one_turn(self, new: list[Message], *, answered: bool, write: bool) -> Iterator[None]:
+        """A turn is complete and kept, or all is as it was before it."""
+        before = Before(self.context.mark(), self.said, new, answered, write)
         try:
-            yield
+            with self._writing(write):
+                yield
+            self._check_finite(before)
         except BaseException:
-            self.context.back_to(mark)
-            self.said = said
+            self._go_back(before)
             raise
+        self.past.add(before)
+
+    def _check_finite(self, before: Before) -> None:
+        """Raise ValueError if the turn has made the memory overflow."""
+        changed = [
+            memory.matrix
+            for i, memory in memories(self.context.cache).items()
+            if memory.matrix is not None and memory.matrix is not before.mark.memory[i][0]
+        ]
+        if changed and not mx.stack([mx.isfinite(state).all() for state in changed]).all().item():
+            raise ValueError(
+                "After this turn the memory was not finite: it was taken back, and the memory is "
+                "as it was before. An adapter whose gates let states grow does that; inspect it."
+            )
+
+    def undo(self, turns: int = 1) -> list[Message]:
+        """Go back to before the last ``turns``; returns what they were given.
+
+        The memory is what it was, bit for bit. What is visible then stays in the context where
+        that can be cut, else it is fed again with the next turn, unwritten.
+
+        Raises:
+            ValueError: If so many turns are not kept.
+        """
+        taken = self.past.take(turns)
+        if taken:
+            self._go_back(taken[0])
+        return [message for before in taken for message in before.new]
+
+    def undo_to_user_message(self, index: int) -> None:
+        """Go back to just before the user's message ``index`` was fed.
+
+        Raises:
+            IndexError: If there is no such message.
+            ValueError: If its turn is not kept.
+        """
+        said = [*self.said.messages, *self.said.pending]
+        asked, count = index, sum(message["role"] == "user" for message in said)
+        index += count if index < 0 else 0
+        if not 0 <= index < count:
+            raise IndexError(f"There is no user message {asked}: {count} have been said.")
+        still = sum(message["role"] == "user" for message in self.said.messages)
+        if index >= still:  # nothing has been fed since
+            place = [i for i, m in enumerate(self.said.pending) if m["role"] == "user"]
+            self.said = self.said._replace(pending=self.said.pending[: place[index - still]])
+            return
+        back, place_in_turn = self.past.turn_of_user_message(index, said)
+        before = self.past.take(back)[0]
+        self._go_back(before)
+        self.said = before.said._replace(pending=before.coming[:place_in_turn])
+
+    def restore(self, before: Before, past: Past) -> None:
+        """Be as at ``before`` again, with the way back that there was."""
+        self._go_back(before)
+        self.past = past
+
+    def go_on(self, saved: SavedSession) -> None:
+        """Go on from a saved session."""
+        self.context.take(saved.cache, saved.tokens, saved.context)
+        self.said = saved.said
+        for before in saved.past:
+            self.past.add(before)
+
+    def _go_back(self, before: Before) -> None:
+        self.context.back_to(before.mark)
+        self.said = before.said

@@ -1,161 +1,256 @@
-"""Sessions on disk: a memory file, or a folder from which a conversation goes on exactly.
+"""Sessions on disk: the folder from which a conversation goes on exactly.
 
-A folder holds ``session.json`` (what was said, what is in the context, checksums) and
-``context-<n>.safetensors`` (mlx-lm's prompt cache, the memory in it). The first is written last and
-names the second, so what is found is always whole, whenever writing was interrupted.
+A folder holds ``session.json`` (what was said, what is in the context, checksums),
+``context-<n>.safetensors`` (mlx-lm's prompt cache, the memory in it) and ``past-<n>.safetensors``
+(the states before its last turns). The first is written last and names the others, so what is
+found is always whole, whenever writing was interrupted.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypedDict
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.models import cache as mlx_cache
-from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
-from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
-from ..adapters.loading import base_model_of, fingerprint
-from ..files import read_json, write_atomically, write_text
-from ..memory.actions import memories
-from ..memory.file import read_memory, restore_memory, save_memory
+from ..files import Witness, checked_file, read_json, write_atomically, write_text
+from ..memory.actions import PromptCache, memories
 from ..model.cache import MemoryCache
 from ..model.layer_cache import DeltaMemCache
-from ..text.messages import message_problems
+from ..problems import (
+    MAPPING,
+    Field,
+    first_few,
+    list_of,
+    misfits,
+    optional,
+    text_field,
+    whole_number,
+)
+from ..text.messages import Message, message_problems
 from .context import kv_caches
-from .conversation import Said
-
-if TYPE_CHECKING:
-    from .session import MemorySession
+from .past import Before, Said
+from .past_file import save_states, turn_problems, turns_as_json, turns_of
 
 FORMAT = "deltamem_mlx.session"
 VERSION = 1
 SESSION = "session.json"
-MEMORY_SUFFIX = ".safetensors"
-
+SUFFIX = ".safetensors"
+_OURS = re.compile(r"(context|past)-[0-9a-f]{16}\.safetensors")
 _LISTS = ("opening", "messages", "visible", "pending")
-_SETTINGS = ("max_context", "max_kv_size", "template_kwargs")
+_MESSAGES = Field(lambda v: isinstance(v, list), "a list of messages")
+_FILE = Field(
+    lambda v: (
+        isinstance(v, dict) and isinstance(v.get("file"), str) and bool(_OURS.fullmatch(v["file"]))
+    ),
+    "the name of a file in the folder, and its checksum",
+)
+_TOKENS = whole_number(1, 2**31 - 1)
+_SCHEMA = {
+    **dict.fromkeys(_LISTS, _MESSAGES),
+    "tokens": list_of(whole_number(), 1 << 26),
+    "turns": whole_number(),
+    "adapter": text_field(256),
+    "base_model": MAPPING,
+    "context": _FILE,
+    "max_context": optional(_TOKENS),
+    "max_kv_size": optional(_TOKENS),
+    "template_kwargs": MAPPING,
+}
 
 
-def save_session(session: "MemorySession", path: Path, note: str = "") -> None:
-    """Write a memory file where ``path`` ends in ``.safetensors``, else a session folder."""
-    if path.suffix.lower() == MEMORY_SUFFIX:
-        save_memory(path, session.cache, session.model, note=note)
-    else:
-        _save_folder(session, path, note)
+class SessionSettings(TypedDict):
+    """Arguments of a session that its folder keeps."""
+
+    max_context: int | None
+    max_kv_size: int | None
+    template_kwargs: dict[str, Any]
 
 
-def restore_session(
-    cls: type["MemorySession"],
-    path: Path,
-    model: nn.Module,
-    tokenizer: TokenizerWrapper,
-    settings: Mapping[str, object],
-) -> "MemorySession":
-    """The session at ``path``, of either kind."""
-    if path.is_dir():
-        if settings:
-            raise ValueError(
-                f"{path} is the folder of a session, which has settings of its own: leave out "
-                f"{', '.join(settings)}."
-            )
-        return _restore_folder(cls, path, model, tokenizer)
-    memory = read_memory(path)
-    cache = make_prompt_cache(model, settings.get("max_kv_size"))
-    if memory.tokens_written and len(memory.tokens_written) != 1:
-        raise ValueError(
-            f"{path} holds the memories of {len(memory.tokens_written)} conversations, and a "
-            "session has one. Load it with dm.load_memory."
-        )
-    restore_memory(path, memory, cache, model)
-    return cls(model, tokenizer, **settings, prompt_cache=cache)
+@dataclass(frozen=True)
+class SavedSession:
+    """A session as its folder holds it.
+
+    Attributes:
+        opening (list[Message]): What it was begun with.
+        said (Said): What has been said.
+        cache (PromptCache): Context and memory.
+        tokens (list[int]): The tokens in the context.
+        settings (SessionSettings): Of the session.
+        context (object): Which context ``cache`` is, for marks of ``past``.
+        past (list[Before]): The turns that can be gone back over.
+        adapter, base_model: Fingerprint of the adapter, and what is known of the model.
+    """
+
+    opening: list[Message]
+    said: Said
+    cache: PromptCache
+    tokens: list[int]
+    settings: SessionSettings
+    adapter: str
+    base_model: dict[str, object]
+    context: object = None
+    past: list[Before] = field(default_factory=list)
 
 
-def _save_folder(session: "MemorySession", folder: Path, note: str) -> None:
+def save_folder(folder: Path, saved: SavedSession, witness: Witness, note: str = "") -> None:
+    """Write a session folder; one that is there is replaced.
+
+    Raises:
+        ValueError: If the folder holds other things, or the session is not savable.
+        OSError: If it cannot be written, or another program has changed it meanwhile.
+    """
+    old = _own_folder(folder)
+    text = _text_and_settings(saved)
+    _check_savable(folder, saved, text)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _check_savable(session, folder)
-    context = folder / f"context-{os.urandom(8).hex()}{MEMORY_SUFFIX}"
-    write_atomically(context, lambda p: save_prompt_cache(str(p), session.cache), mode=0o600)
-    values = {
+    witness.check(folder / SESSION)
+    context, past = (
+        folder / f"{kind}-{os.urandom(8).hex()}{SUFFIX}" for kind in ("context", "past")
+    )
+    files = [context]
+    write_atomically(context, lambda p: save_prompt_cache(str(p), saved.cache), mode=0o600)
+    values: dict[str, object] = {
         "format": FORMAT,
         "version": VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "note": note,
-        "adapter": fingerprint(session.model),
-        "base_model": base_model_of(session.model),
+        "adapter": saved.adapter,
+        "base_model": saved.base_model,
         "context": {"file": context.name, "sha256": _sha256(context)},
-        "tokens": session._talk.context.tokens,
-        **_text_and_settings(session),
+        "tokens": saved.tokens,
+        **text,
     }
-    values["checksum"] = _checksum(values)
-    write_text(folder / SESSION, json.dumps(values, ensure_ascii=False), mode=0o600)
-    for old in folder.glob(f"context-*{MEMORY_SUFFIX}"):
-        if old.name != context.name:
-            old.unlink(missing_ok=True)
+    try:
+        if saved.past:
+            files.append(past)
+            save_states(past, saved.past)
+            said = [*saved.said.messages, *saved.said.pending]
+            turns = turns_as_json(saved.past, said, saved.context)
+            values["past"] = {"file": past.name, "sha256": _sha256(past), "turns": turns}
+        values["checksum"] = _checksum(values)
+        write_text(folder / SESSION, json.dumps(values, ensure_ascii=False), 0o600, witness)
+    except BaseException:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise
+    for name in old - {file.name for file in files}:
+        (folder / name).unlink(missing_ok=True)
 
 
-def _text_and_settings(session: "MemorySession") -> dict[str, object]:
+def _own_folder(folder: Path) -> set[str]:
+    """The files of sessions in a folder, which the next one replaces; also those of killed runs.
+
+    Raises:
+        ValueError: If it holds things of others.
+    """
+    if not folder.exists():
+        return set()
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file. Give a folder, or a name ending in {SUFFIX}.")
+    hint = f"Give an empty or new folder, or a file name ending in {SUFFIX} for the memory alone."
+    if not (folder / SESSION).exists():
+        names = [p.name for p in folder.iterdir()]
+        others = [n for n in names if not n.startswith(".") and not _OURS.fullmatch(n)]
+        if others:
+            named = ", ".join(first_few(sorted(others)))
+            raise ValueError(f"{folder} holds other files ({named}). {hint}")
+        return {name for name in names if _OURS.fullmatch(name)}
+    try:
+        values = read_json(folder / SESSION)
+    except (ValueError, OSError):
+        values = {}
+    if values.get("format") != FORMAT:
+        raise ValueError(f"{folder} holds a {SESSION} that is not of this package. {hint}")
+    return {p.name for p in folder.iterdir() if _OURS.fullmatch(p.name)}
+
+
+def _text_and_settings(saved: SavedSession) -> dict[str, object]:
     """What a session is beside its prompt cache."""
-    settings = {name: getattr(session, name) for name in _SETTINGS}
-    return {"opening": session._opening, **session._talk.said._asdict(), **settings}
+    return {"opening": saved.opening, **saved.said._asdict(), **saved.settings}
 
 
-def _check_savable(session: "MemorySession", folder: Path) -> None:
-    others = [p.name for p in folder.iterdir() if not p.name.startswith((SESSION, "context-", "."))]
-    if others and not (folder / SESSION).exists():
-        raise ValueError(
-            f"{folder} holds other files ({', '.join(sorted(others)[:5])}). Give an empty or new "
-            f"folder, or a file name ending in {MEMORY_SUFFIX} for the memory alone."
-        )
-    for kv in kv_caches(session.cache):
+def _check_savable(folder: Path, saved: SavedSession, text: dict[str, object]) -> None:
+    try:
+        json.dumps(text)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The session's messages or settings are not JSON: {error}") from error
+    for kv in kv_caches(saved.cache):
         if not hasattr(mlx_cache, type(kv).__name__):
             raise ValueError(
                 f"{folder}: mlx-lm cannot read the context of this model back "
-                f"({type(kv).__name__}). Give a file name ending in {MEMORY_SUFFIX}, for the "
-                "memory alone."
+                f"({type(kv).__name__}). Give a file name ending in {SUFFIX}, for the memory alone."
             )
-    try:
-        json.dumps(_text_and_settings(session))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"The session's messages or settings are not JSON: {error}") from error
-    states = {i: m.matrix for i, m in memories(session.cache).items() if m.matrix is not None}
+    states = {i: m.matrix for i, m in memories(saved.cache).items() if m.matrix is not None}
     bad = [str(i) for i, state in states.items() if not mx.isfinite(state).all().item()]
     if bad:
         raise ValueError(f"{folder}: the states of layers {', '.join(bad)} are not finite.")
 
 
-def _restore_folder(
-    cls: type["MemorySession"], folder: Path, model: nn.Module, tokenizer: TokenizerWrapper
-) -> "MemorySession":
-    values = _read_session(folder)
-    if values["adapter"] != fingerprint(model):
+def read_folder(folder: Path, adapter: str, fresh: PromptCache) -> SavedSession:
+    """The session in ``folder``.
+
+    Args:
+        folder (Path): The folder.
+        adapter (str): Fingerprint of the adapter that is loaded.
+        fresh (PromptCache): An empty prompt cache of the model, with the session's settings.
+
+    Raises:
+        FileNotFoundError: If there is no session.
+        ValueError: If it is damaged, altered, or was saved under another adapter.
+    """
+    values = read_session(folder)
+    if values["adapter"] != adapter:
         name = values["base_model"].get("name") or "an unnamed model"
         raise ValueError(
             f"{folder} was saved under another adapter (for {name}). Load the adapter and model "
             "it was saved with."
         )
-    session = cls(model, tokenizer, **{name: values[name] for name in _SETTINGS})
-    session._opening = values["opening"]
-    session._talk.context.cache = _read_context(folder, values, session.cache)
-    session._talk.context.tokens = values["tokens"]
-    session._talk.said = Said(*(values[name] for name in Said._fields))
-    return session
+    said = Said(*(values[name] for name in Said._fields))
+    context = object()
+    past = []
+    if "past" in values:
+        file = _verified(folder, values["past"])
+        shapes = {i: (1, m.heads, m.rank, m.rank) for i, m in memories(fresh).items()}
+        everything = [*said.messages, *said.pending]
+        past = turns_of(values["past"]["turns"], file, everything, context, shapes)
+    settings: SessionSettings = {
+        "max_context": values["max_context"],
+        "max_kv_size": values["max_kv_size"],
+        "template_kwargs": values["template_kwargs"],
+    }
+    return SavedSession(
+        opening=values["opening"],
+        said=said,
+        cache=_read_context(folder, values, fresh),
+        tokens=values["tokens"],
+        settings=settings,
+        adapter=adapter,
+        base_model=values["base_model"],
+        context=context,
+        past=past,
+    )
 
 
-def _read_session(folder: Path) -> dict:
-    """The verified contents of ``session.json``."""
+def read_session(folder: Path) -> dict[str, Any]:
+    """The verified contents of ``session.json``: types and ranges are those of its schema.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged or altered.
+    """
     path = folder / SESSION
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no saved session: it has no {SESSION}.")
-    try:
-        values = read_json(path)
-    except RecursionError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    values: dict[str, Any] = read_json(path)
     if values.get("format") != FORMAT:
         raise ValueError(f"{path} is JSON, but not a session saved by this package.")
     if values.get("version") != VERSION:
@@ -166,67 +261,69 @@ def _read_session(folder: Path) -> dict:
     claimed = values.pop("checksum", None)
     if claimed != _checksum(values):
         raise ValueError(f"{path} was altered or damaged: its checksum does not match.")
-    problems = list(_problems(values))
+    problems = misfits(values, _SCHEMA) or _message_problems(values) or _past_problems(values)
     if problems:
-        raise ValueError(f"{path} is damaged:\n  " + "\n  ".join(problems))
+        raise ValueError(f"{path} is damaged: {'; '.join(first_few(problems))}.")
     return values
 
 
-def _problems(values: dict[str, object]) -> Iterator[str]:
-    kinds = {
-        **dict.fromkeys(_LISTS, list),
-        **{"tokens": list, "turns": int, "adapter": str, "base_model": dict, "context": dict},
-        **{"max_context": int | None, "max_kv_size": int | None, "template_kwargs": dict},
-    }
-    wrong = [name for name, kind in kinds.items() if not isinstance(values.get(name, ...), kind)]
-    yield from (f"{name}: missing, or of the wrong type" for name in wrong)
-    if wrong:
-        return
-    for name in _LISTS:
-        messages = values[name]
-        found = message_problems(messages) if messages else []
-        yield from (f"{name}{p.field.removeprefix('messages')}: {p.what}" for p in found)
-    if not all(type(token) is int for token in values["tokens"]):
-        yield "tokens: not all are integers"
-    name = values["context"].get("file")
-    if not isinstance(name, str) or Path(name).name != name or not name.endswith(MEMORY_SUFFIX):
-        yield "context.file: not the name of a file in the folder"
+def _message_problems(values: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name}{problem.field.removeprefix('messages')}: {problem.what}"
+        for name in _LISTS
+        if values[name]
+        for problem in message_problems(values[name])
+    ]
 
 
-def _read_context(folder: Path, values: dict, fresh: list) -> list:
-    """The prompt cache of a session, if it is one of this model."""
-    path = folder / values["context"]["file"]
+def _past_problems(values: Mapping[str, Any]) -> list[str]:
+    if "past" not in values:
+        return []
+    if not _FILE.fits(values["past"]):
+        return [f"past: expected {_FILE.expected}"]
+    said = [*values["messages"], *values["pending"]]
+    return turn_problems(values["past"].get("turns"), said)
+
+
+def _verified(folder: Path, part: Mapping[str, Any]) -> Path:
+    path: Path = folder / part["file"]
     if not path.is_file():
         raise ValueError(f"{folder} is incomplete: {path.name} is missing.")
-    if _sha256(path) != values["context"].get("sha256"):
+    if _sha256(checked_file(path)) != part.get("sha256"):
         raise ValueError(f"{path} was altered or damaged: its checksum does not match.")
+    return path
+
+
+def _read_context(folder: Path, values: Mapping[str, Any], fresh: PromptCache) -> PromptCache:
+    """The prompt cache of a session, if it is one of this model."""
+    path = _verified(folder, values["context"])
     try:
-        cache = load_prompt_cache(str(path))
+        cache: PromptCache = load_prompt_cache(str(path))
         mx.eval([c.state for c in cache])
         fits = [_kind(c) for c in cache] == [_kind(c) for c in fresh]
         length = len(values["tokens"])
         fits = fits and all(_holds(kv, length) for kv in kv_caches(cache))
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a prompt cache: {error!r}") from error
+        raise ValueError(f"{path} cannot be read as a prompt cache: {error!r:.300}") from error
     if not fits:
         raise ValueError(f"{path} is no prompt cache of this model and conversation.")
     return cache
 
 
-def _holds(kv: object, length: int) -> bool:
+def _holds(kv: Any, length: int) -> bool:
     """Whether a KV cache holds as many tokens as were fed. Other caches do not tell."""
     if not hasattr(kv, "keys"):
         return True
     if kv.keys is None and kv.values is None:
-        return kv.offset == length == 0
-    keys, values = (dict(tree_flatten(x)).values() for x in (kv.keys, kv.values))
+        return bool(kv.offset == length == 0)
+    keys, values = (list(dict(tree_flatten(x)).values()) for x in (kv.keys, kv.values))
     if not keys or len(keys) != len(values):
         return False
     room = min(x.shape[2] for x in (*keys, *values))
-    return kv.offset == length and min(length, getattr(kv, "max_size", length)) <= room
+    return bool(kv.offset == length and min(length, getattr(kv, "max_size", length)) <= room)
 
 
-def _kind(cache: object) -> object:
+def _kind(cache: Any) -> object:
     """What two caches of one layer have in common, whatever they hold."""
     if isinstance(cache, DeltaMemCache):
         return _kind(cache.caches[0]), *map(_kind_of_memory, cache.memories)
@@ -241,6 +338,8 @@ def _kind_of_memory(memory: MemoryCache) -> tuple[int, int, int, str]:
     expected = (1, memory.heads, memory.rank, memory.rank)
     if matrix is not None and (matrix.shape != expected or matrix.dtype != mx.float32):
         raise ValueError(f"layer {memory.layer}: a state of shape {list(matrix.shape)}")
+    if len(memory.written) != 1 or not 0 <= memory.written[0] < 2**31:
+        raise ValueError(f"layer {memory.layer}: counts of tokens {memory.written}")
     return memory.layer, memory.heads, memory.rank, memory.granularity
 
 

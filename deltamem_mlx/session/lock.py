@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from types import GeneratorType
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -52,7 +53,7 @@ class TurnLock:
 
     def _end_own_turn(self) -> None:
         open_turn = self._turn
-        if not isinstance(open_turn, Generator) or open_turn.gi_running:
+        if not isinstance(open_turn, GeneratorType) or open_turn.gi_running:
             raise RuntimeError(
                 "A turn of this session is running in this thread, and a callback of it tried to "
                 "begin another. Use session.fork() for that."

@@ -1,7 +1,7 @@
 """Decoding one reply, with the way back from what mlx-lm feeds ahead."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import chain
 
 import mlx.core as mx
@@ -9,8 +9,13 @@ from mlx_lm.generate import GenerationResponse, stream_generate
 from mlx_lm.sample_utils import greedy_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ..memory.actions import rewindable
 from ..text.spans import Spans
 from .context import Context, Mark
+from .draft import NUM_DRAFT_TOKENS, Draft
+from .generation import Generation
+
+Pieces = Generator[GenerationResponse, None, None]
 
 
 class Reply:
@@ -19,6 +24,7 @@ class Reply:
     Args:
         context (Context): Where the prompt is to be fed.
         prompt (Spans): The new tokens and their ids.
+        draft (Draft): Guesses ahead; None: plain decoding.
 
     Attributes:
         tokens (list[int]): What was generated, without an end token.
@@ -26,13 +32,14 @@ class Reply:
         ended (bool): The model generated an end token. It has been fed then.
     """
 
-    def __init__(self, context: Context, prompt: Spans):
-        self.context, self.prompt = context, prompt
+    def __init__(self, context: Context, prompt: Spans, draft: Draft | None = None):
+        self.context, self.prompt, self._draft = context, prompt, draft
         self.tokens: list[int] = []
         self.text = ""
         self.ended = False
         self._start = len(context.tokens) + len(prompt.token_ids)
         self._marks: deque[Mark] = deque(maxlen=3)
+        self._before, self._torn = context.mark(), False
 
     @property
     def started(self) -> bool:
@@ -40,12 +47,32 @@ class Reply:
         return self.ended or bool(self.tokens)
 
     def decode(
-        self, tokenizer: TokenizerWrapper, generation: dict[str, object]
+        self, tokenizer: TokenizerWrapper, generation: Generation, step_size: int
     ) -> Iterator[GenerationResponse]:
         """Feed the prompt and yield the pieces of the answer.
 
-        A token has been fed when it is yielded, and no other after it.
+        Without a draft, a token has been fed when it is yielded, and no other after it; with one
+        that is so when the iterator has ended.
         """
+        if self._draft is None:
+            yield from self._handed_out(self._plain(tokenizer, generation))
+            return
+        self._draft.follow(self.context.tokens, step_size)
+        ahead = generation.get("num_draft_tokens", NUM_DRAFT_TOKENS)
+        with rewindable(self.context.cache, tokens=ahead + 1):
+            try:
+                yield from self._handed_out(self._drafted(tokenizer, generation, self._draft))
+            except GeneratorExit:
+                if self.started:
+                    self._feed_the_last(step_size)
+                raise
+            except KeyboardInterrupt:
+                self._torn = True
+                raise
+            self._feed_the_last(step_size)
+        self._draft.has_been_fed(self.context.tokens)
+
+    def _plain(self, tokenizer: TokenizerWrapper, generation: Generation) -> Pieces:
         sampler = generation.get("sampler") or greedy_sampler
         length = self._start
 
@@ -56,13 +83,28 @@ class Reply:
             length += 1
             return sampler(logprobs)
 
-        responses = stream_generate(
+        arguments: Generation = {**generation, "sampler": sample}
+        arguments.pop("num_draft_tokens", None)
+        return stream_generate(
             self.context.model,
             tokenizer,
             self.prompt.token_ids,
             prompt_cache=self.context.cache,
-            **{**generation, "sampler": sample},
+            **arguments,
         )
+
+    def _drafted(self, tokenizer: TokenizerWrapper, generation: Generation, draft: Draft) -> Pieces:
+        arguments: Generation = {"num_draft_tokens": NUM_DRAFT_TOKENS, **generation}
+        return stream_generate(
+            self.context.model,
+            tokenizer,
+            self.prompt.token_ids,
+            draft_model=draft.model,
+            prompt_cache=[*self.context.cache, *draft.cache],
+            **arguments,
+        )
+
+    def _handed_out(self, responses: Pieces) -> Iterator[GenerationResponse]:
         try:
             with self.context.spans(self.prompt):
                 first = next(responses)
@@ -80,9 +122,38 @@ class Reply:
         if not self.ended:
             self.tokens.append(response.token)
 
-    def rewind(self) -> None:
-        """Go back to the last token handed out, after a step that was cut short."""
-        self._back_to(len(self.tokens) + self.ended)
+    def _feed_the_last(self, step_size: int) -> None:
+        """Feed the last token: mlx-lm does not where it was no guess of the draft's.
+
+        The way back to before an end token is kept, as while decoding without a draft.
+        """
+        held = self.context.held()
+        if self.ended and held == len(self.context.tokens):
+            self.context.take_back(1)
+            held -= 1
+        missing = self.context.tokens[held:]
+        del self.context.tokens[held:]
+        self._marks.append(self.context.mark())
+        self.context.feed(Spans(missing, [-1] * len(missing)), step_size=step_size)
+        self._marks.append(self.context.mark())
+
+    def rewind(self, step_size: int) -> None:
+        """Go back to the last token handed out, after a step that was cut short.
+
+        Raises:
+            ValueError: If the context cannot go back as far.
+        """
+        if not self._torn:
+            self._back_to(len(self.tokens) + self.ended)
+            return
+        # What mlx-lm took back of its guesses is not known: feed what was handed out again.
+        said = self.context.tokens[self._start :]
+        self.context.back_to(self._before)
+        if len(self.context.tokens) != self._before.length:
+            raise ValueError("The interrupted turn could not be kept; it was taken back.")
+        self.context.feed(self.prompt, step_size=step_size)
+        self.context.feed(Spans(said, [-1] * len(said)), step_size=step_size)
+        self._marks.append(self.context.mark())
 
     def rest_of(self, end: Spans) -> Spans:
         """What is left to feed of the template's end of turn.

@@ -1,28 +1,39 @@
 """A conversation with a memory, turn by turn: only what is new is fed to the model."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Unpack
 
 import mlx.nn as nn
 from mlx_lm.generate import GenerationResponse
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ..adapters.loading import base_model_of, fingerprint
+from ..files import Witness, expanded
 from ..memory.actions import memories, memory_state
+from ..memory.file import memory_of, read_memory, restore_memory, write_memory
 from ..memory.measures import layer_measures
-from ..model.patch import pack
-from ..text.messages import Message, check_messages
-from ..text.turns import as_messages, leading_system
-from .conversation import PREFILL_STEP_SIZE, Conversation
+from ..text.messages import Message
+from ..text.turns import as_messages
+from .file import (
+    SESSION,
+    SUFFIX,
+    SavedSession,
+    SessionSettings,
+    read_folder,
+    read_session,
+    save_folder,
+)
+from .generation import Generation
 from .lock import TurnLock
+from .past import Before
+from .talk import Talk
 
-# Arguments of mlx-lm's generation that would work on another cache than the session's.
-_NOT_OURS = ("prompt_cache", "max_kv_size", "draft_model", "num_draft_tokens", "input_embeddings")
 
-
-class MemorySession:
+class MemorySession(Talk):
     """A conversation whose memory outlives its context.
 
     Each turn feeds the tokens that it adds, and writes each of them once. With sequence-state
@@ -46,155 +57,109 @@ class MemorySession:
         template_kwargs (Mapping): For the chat template: ``tools``, ``enable_thinking``, ...
         max_kv_size (int): Make the KV cache a sliding window of this many tokens.
         prompt_cache (list): Go on with the memory in this prompt cache.
+        draft_model (nn.Module): A smaller model with the same vocabulary that guesses ahead. What
+          is said and written is the same without it.
+        undo_turns (int): How many of the last turns can be taken back; 0: none.
+        undo_bytes (int): Bytes that their states may take together.
 
     Raises:
         TypeError, ValueError: If the model has no adapter, or an argument cannot be used.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: TokenizerWrapper,
-        *,
-        system_prompt: str | None = None,
-        messages: Sequence[Message] | None = None,
-        max_context: int | None = None,
-        template_kwargs: Mapping[str, object] | None = None,
-        max_kv_size: int | None = None,
-        prompt_cache: list | None = None,
-    ):
-        pack(model)
-        if max_context is not None and max_context < 1:
-            raise ValueError(f"max_context is {max_context}; expected 1 token or more, or None.")
-        wrapped = isinstance(tokenizer, TokenizerWrapper)
-        self.model = model
-        self.tokenizer = tokenizer if wrapped else TokenizerWrapper(tokenizer)
-        self.max_context, self.max_kv_size = max_context, max_kv_size
-        self.template_kwargs = dict(template_kwargs or {})
-        self._opening = _opening(system_prompt, messages)
-        self._lock, self._holds = TurnLock(), 0
-        self._talk = self._begin(self._opening, prompt_cache)
+    def undo(self, turns: int = 1) -> list[Message]:
+        """Go back to before the last turns, as if they had never been.
 
-    def _begin(self, opening: Sequence[Message], cache: list | None = None) -> Conversation:
-        return Conversation(
-            self.model,
-            self.tokenizer,
-            make_prompt_cache(self.model, self.max_kv_size) if cache is None else cache,
-            opening,
-            max_context=self.max_context,
-            template_kwargs=self.template_kwargs,
-        )
-
-    @property
-    def messages(self) -> list[Message]:
-        """All that was said, and what is to be fed with the next turn; a copy."""
-        said = self._talk.said
-        return copy.deepcopy([*said.messages, *said.pending])
-
-    @property
-    def cache(self) -> list:
-        """The prompt cache. Between turns, what ``dm.memory_state`` and its like work on."""
-        return self._talk.context.cache
-
-    def stream(
-        self, text: str | Message | Sequence[Message], **generation: object
-    ) -> Iterator[GenerationResponse]:
-        """Answer, piece by piece.
-
-        Closing the iterator early, or leaving the loop over it, ends the answer there: what was
-        said so far stays said. After an error the session is as it was before the turn; only what
-        it had forgotten to make room is fed again.
+        A turn is an answer, a ``remember``, a ``rewrite`` or a ``reset``. The memory is then what
+        it was, bit for bit; what was visible is visible again.
 
         Args:
-            text (str): What the user says; or messages, results of tools for instance.
-            **generation: For ``mlx_lm.stream_generate``: ``max_tokens`` (256), ``sampler``,
-              ``logits_processors``, ``prefill_step_size``, ``kv_bits``, ...
-
-        Yields:
-            GenerationResponse: mlx-lm's pieces of the answer.
-
-        Raises:
-            TypeError, ValueError: If the messages or arguments cannot be used.
-        """
-        new = as_messages(text)
-        unusable = [name for name in _NOT_OURS if name in generation]
-        if unusable:
-            raise ValueError(
-                f"A session has a prompt cache of its own and takes no {', '.join(unusable)}. "
-                "max_kv_size is an argument of MemorySession."
-            )
-        return self._lock.run(self._answer(new, generation))
-
-    def _answer(
-        self, new: list[Message], generation: dict[str, object]
-    ) -> Iterator[GenerationResponse]:
-        yield from self._talk.answer(new, generation, write=not self._holds)
-
-    def ask(self, text: str | Message | Sequence[Message], **generation: object) -> str:
-        """The whole answer. Arguments and errors as in ``stream``."""
-        return "".join(response.text for response in self.stream(text, **generation))
-
-    def remember(
-        self,
-        text: str | Message | Sequence[Message],
-        *,
-        prefill_step_size: int = PREFILL_STEP_SIZE,
-    ) -> int:
-        """Write a text, as one message of the user's, or messages, without answering.
-
-        They stay in the context until that is forgotten.
+            turns (int): How many.
 
         Returns:
-            int: How many tokens were fed.
+            list[Message]: What those turns were given, replies left out.
 
         Raises:
-            TypeError, ValueError: If these are no messages.
+            ValueError: If so many are not kept, or ``turns`` is less than 1.
+        """
+        if turns < 1:
+            raise ValueError(f"turns is {turns}; expected 1 or more.")
+        with self._lock:
+            return self._talk.undo(turns)
+
+    def regenerate(self, **generation: Unpack[Generation]) -> str:
+        """The last answer anew: what it was given is answered again, from the memory before it.
+
+        After an error the session has the former answer again. Arguments as in ``stream``.
+
+        Raises:
+            ValueError: If the last turn was not an answer, or is not kept.
+        """
+        self._check(generation)
+
+        def again() -> Generator[GenerationResponse, None, None]:
+            last = self._talk.past.last()
+            if last is None or not last.answered:
+                raise ValueError("The last turn was not answered: there is nothing to regenerate.")
+            with self._restored_on_error():
+                self._talk.undo()
+                yield from self._answer(last.new, generation, last.write)
+
+        return "".join(response.text for response in self._lock.run(again()))
+
+    def edit(
+        self, i: int, text: str | Message | Sequence[Message], **generation: Unpack[Generation]
+    ) -> str:
+        """Replace the user's message ``i`` by ``text``, and answer from there.
+
+        What came after it is as if it had never been. After an error all is as it was.
+
+        Args:
+            i (int): Among the user's messages in ``messages``, from 0; -1 is the last.
+            text (str): What it is to be instead.
+            **generation: As in ``stream``.
+
+        Raises:
+            IndexError: If there is no such message.
+            ValueError: If its turn is not kept.
         """
         new = as_messages(text)
-        with self._lock:
-            return self._talk.feed(new, write=not self._holds, step_size=prefill_step_size)
+        self._check(generation)
 
-    def correct(self, old: str, new: str) -> int:
-        """Tell that ``old`` no longer holds and ``new`` does; returns how many tokens were fed."""
-        return self.remember(f"That is no longer true: {old}\n{new}")
+        def edited() -> Generator[GenerationResponse, None, None]:
+            with self._restored_on_error():
+                self._talk.undo_to_user_message(i)
+                yield from self._answer(new, generation)
 
-    def rewrite(self, messages: Sequence[Message]) -> None:
-        """Replace what was said: memory and context are dropped, all is fed with the next turn.
+        return "".join(response.text for response in self._lock.run(edited()))
+
+    def branch(self, i: int) -> "MemorySession":
+        """An independent session that goes on from just before the user's message ``i``.
 
         Raises:
-            TypeError, ValueError: If these are no messages.
+            IndexError, ValueError: As for ``edit``.
         """
-        opening = as_messages(messages)
-        with self._lock:
-            self._talk = self._begin(opening)
-
-    def reset(self) -> None:
-        """Begin anew, with an empty memory and the opening messages."""
-        with self._lock:
-            self._talk = self._begin(self._opening)
-
-    def forget_context(self) -> None:
-        """Drop the context and keep the memory; the next turn sees only the system prompt."""
-        with self._lock:
-            self._talk.forget()
+        new = self.fork()
+        new._talk.undo_to_user_message(i)
+        return new
 
     @contextmanager
-    def read_only(self) -> Iterator[None]:
-        """Turns begun within this context are answered without learning.
-
-        What they add to the context is never written later either.
-        """
-        self._holds += 1
+    def _restored_on_error(self) -> Iterator[None]:
+        """What was taken back is there again if what was to replace it failed."""
+        talk = self._talk
+        before = Before(talk.context.mark(), talk.said, [], answered=False, write=False)
+        past = talk.past.copy()
         try:
             yield
-        finally:
-            self._holds -= 1
+        except BaseException:
+            if len(talk.past) < len(past):
+                talk.restore(before, past)
+            raise
 
     def fork(self) -> "MemorySession":
         """An independent copy of the session: what either learns, the other does not."""
         with self._lock:
             new = copy.copy(self)
-            new._lock, new._holds = TurnLock(), 0
+            new._lock, new._holds, new._witness = TurnLock(), 0, self._witness.copy()
             new._talk = self._talk.fork()
             return new
 
@@ -202,14 +167,16 @@ class MemorySession:
         """Numbers about the conversation and its memory.
 
         Returns:
-            dict: ``turns``, ``messages``, ``context_tokens``, ``tokens_written``,
-            ``memory_bytes``, and ``layers``: layer index → ``norm``, ``effective_rank``.
+            dict: ``turns``, ``undo_turns`` (that can be taken back), ``messages``,
+            ``context_tokens``, ``tokens_written``, ``memory_bytes``, and ``layers``: layer index
+            → ``norm``, ``effective_rank``.
         """
         with self._lock.reading():
             said, context = self._talk.said, self._talk.context
             found = list(memories(context.cache).values())
             return {
                 "turns": said.turns,
+                "undo_turns": len(self._talk.past),
                 "messages": len(said.messages) + len(said.pending),
                 "context_tokens": len(context.tokens),
                 "tokens_written": found[0].written[0],
@@ -223,17 +190,39 @@ class MemorySession:
     def save(self, path: str | Path, *, note: str = "") -> None:
         """Save to a file ending in ``.safetensors`` the memory alone, else to a folder everything.
 
-        A session restored from a folder goes on exactly as this one would. A memory file has no
-        text in it but ``note``.
+        A session restored from a folder goes on exactly as this one would, and can be taken back
+        as far. A memory file has no text in it but ``note``. A file that another program has
+        changed since this session read or wrote it, or was made, is not replaced.
 
         Raises:
             ValueError: If the state is not finite, or the folder holds other things.
-            OSError: If the file or folder cannot be written.
+            OSError: If it cannot be written, or another program has changed it.
         """
-        from .file import save_session
-
+        path = expanded(path)
         with self._lock:
-            save_session(self, Path(path), note)
+            if path.suffix.lower() == SUFFIX:
+                write_memory(path, memory_of(self.cache, self.model, note=note), self._witness)
+            else:
+                save_folder(path, self._saved(), self._witness, note)
+
+    def _saved(self) -> SavedSession:
+        talk = self._talk
+        settings: SessionSettings = {
+            "max_context": self.max_context,
+            "max_kv_size": self.max_kv_size,
+            "template_kwargs": self.template_kwargs,
+        }
+        return SavedSession(
+            opening=self._opening,
+            said=talk.said,
+            cache=self.cache,
+            tokens=talk.context.tokens,
+            settings=settings,
+            adapter=fingerprint(self.model),
+            base_model=base_model_of(self.model),
+            context=talk.context.which,
+            past=list(talk.past),
+        )
 
     @classmethod
     def restore(
@@ -241,7 +230,7 @@ class MemorySession:
         path: str | Path,
         model: nn.Module,
         tokenizer: TokenizerWrapper,
-        **settings: object,
+        **settings: Any,
     ) -> "MemorySession":
         """The session saved at ``path``.
 
@@ -254,20 +243,50 @@ class MemorySession:
             FileNotFoundError: If there is nothing.
             ValueError: If it is damaged, altered, or was saved under another adapter.
         """
-        from .file import restore_session
+        path, witness = expanded(path), Witness()
+        if path.is_dir():
+            witness.note(path / SESSION)
+            session = cls._from_folder(path, model, tokenizer, settings)
+        else:
+            witness.note(path)
+            session = cls._from_memory(path, model, tokenizer, settings)
+        session._witness = witness
+        return session
 
-        return restore_session(cls, Path(path), model, tokenizer, settings)
+    @classmethod
+    def _from_memory(
+        cls,
+        path: Path,
+        model: nn.Module,
+        tokenizer: TokenizerWrapper,
+        settings: Mapping[str, Any],
+    ) -> "MemorySession":
+        memory = read_memory(path)
+        cache = make_prompt_cache(model, settings.get("max_kv_size"))
+        if len(memory.tokens_written) > 1:
+            raise ValueError(
+                f"{path} holds the memories of {len(memory.tokens_written)} conversations, and a "
+                "session has one. Load it with dm.load_memory."
+            )
+        restore_memory(path, memory, cache, model)
+        return cls(model, tokenizer, **settings, prompt_cache=cache)
 
-
-def _opening(system_prompt: str | None, messages: Sequence[Message] | None) -> list[Message]:
-    opening: list[Message] = []
-    if system_prompt is not None:
-        opening.append({"role": "system", "content": system_prompt})
-    opening += [dict(message) for message in messages or []]
-    if opening:
-        check_messages(opening)
-    if system_prompt is not None and len(leading_system(opening)) > 1:
-        raise ValueError(
-            "system_prompt and messages both begin with a system message: give one of them."
-        )
-    return opening
+    @classmethod
+    def _from_folder(
+        cls,
+        folder: Path,
+        model: nn.Module,
+        tokenizer: TokenizerWrapper,
+        settings: Mapping[str, Any],
+    ) -> "MemorySession":
+        if settings:
+            raise ValueError(
+                f"{folder} is the folder of a session, which has settings of its own: leave out "
+                f"{', '.join(settings)}."
+            )
+        size = read_session(folder)["max_kv_size"]
+        saved = read_folder(folder, fingerprint(model), make_prompt_cache(model, size))
+        session = cls(model, tokenizer, **saved.settings)
+        session._opening = saved.opening
+        session._talk.go_on(saved)
+        return session

@@ -171,7 +171,8 @@ def test_saving_again_replaces_the_old(told: dm.MemorySession, tmp_path: Path) -
     first = dm.MemorySession.restore(folder, session.model, session.tokenizer)
     session.ask("Once more.", max_tokens=3)
     session.save(folder)
-    assert len(list(folder.iterdir())) == 2
+    kinds = sorted(path.name.split("-")[0] for path in folder.iterdir())
+    assert kinds == ["context", "past", "session.json"]
     assert_same(dm.MemorySession.restore(folder, session.model, session.tokenizer), session)
     # What was restored before does not hang on files that are gone.
     assert first.ask("Hi.", max_tokens=3)
@@ -291,20 +292,20 @@ def _plain_class(_: dict, metadata: dict) -> None:
         (lambda f: (f / "session.json").unlink(), "no saved session"),
         (lambda f: _context(f).unlink(), "incomplete"),
         (lambda f: (f / "session.json").write_text("{"), "not valid JSON"),
-        (lambda f: (f / "session.json").write_text("[" * 10**5), "damaged|not valid JSON"),
+        (lambda f: (f / "session.json").write_text("[" * 10**5), "too deeply nested"),
         (lambda f: (f / "session.json").write_text("{}"), "not a session"),
-        (lambda f: (f / "session.json").write_bytes(b"\xff"), "not valid JSON"),
+        (lambda f: (f / "session.json").write_bytes(b"\xff"), "not UTF-8 text"),
         (lambda f: os.truncate(_context(f), 100), "checksum"),
         (lambda f: _resealed(f, lambda v: v.update(version=9)), "version 9"),
-        (lambda f: _resealed(f, lambda v: v.update(tokens="x", turns=None)), "tokens.*\n.*turns"),
-        (lambda f: _resealed(f, lambda v: v.update(tokens=[1, "2"])), "not all are integers"),
+        (lambda f: _resealed(f, lambda v: v.update(tokens="x", turns=None)), "tokens.*turns"),
+        (lambda f: _resealed(f, lambda v: v.update(tokens=[1, "2"])), r"tokens: .*each an integer"),
         (lambda f: _resealed(f, lambda v: v.pop("visible")), "visible"),
         (lambda f: _resealed(f, lambda v: v["messages"].append({"role": 3})), "role"),
         (
             lambda f: _resealed(f, lambda v: v["context"].update(file="../x.safetensors")),
-            "not the name of a file",
+            r"context: .*the name of a file",
         ),
-        (lambda f: _resealed(f, lambda v: v.update(max_context=0)), "max_context is 0"),
+        (lambda f: _resealed(f, lambda v: v.update(max_context=0)), "max_context: 0, expected"),
         (lambda f: _reseal_context(f, _drop_array), "prompt cache"),
         (lambda f: _reseal_context(f, _bigger_state), "prompt cache"),
         (lambda f: _reseal_context(f, _other_class), "prompt cache"),

@@ -1,0 +1,135 @@
+"""How a conversation was before each of its last turns: the way to undo, edit and branch."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from ..text.messages import Message
+from .context import Mark
+
+UNDO_TURNS = 64
+UNDO_BYTES = 64 << 20
+
+
+class Said(NamedTuple):
+    """What has been said, by what became of it.
+
+    Attributes:
+        messages (list[Message]): All that was fed.
+        visible (list[Message]): The part of it that the next turn sees: in the context, or to be
+            fed again without writing.
+        pending (list[Message]): To be fed with the next turn.
+        turns (int): Replies generated.
+    """
+
+    messages: list[Message]
+    visible: list[Message]
+    pending: list[Message]
+    turns: int = 0
+
+
+class Before(NamedTuple):
+    """A conversation as it was before a turn, and what that turn brought.
+
+    Attributes:
+        mark (Mark): The memory, and where the context ended.
+        said (Said): What had been said.
+        new (list[Message]): What the turn was given.
+        answered (bool): It was answered; otherwise only fed.
+        write (bool): It was written into the memory.
+    """
+
+    mark: Mark
+    said: Said
+    new: list[Message]
+    answered: bool
+    write: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the states."""
+        return sum(m.nbytes for m, _ in self.mark.memory.values() if m is not None)
+
+    @property
+    def coming(self) -> list[Message]:
+        """What the turn fed before its reply."""
+        return [*self.said.pending, *self.new]
+
+
+class Past:
+    """The last turns, the oldest first.
+
+    A state is kept as it was: going back is exact, and a turn costs what the states hold.
+
+    Args:
+        turns (int): How many are kept; 0: none.
+        most_bytes (int): Bytes that their states may take together; older turns are let go.
+    """
+
+    def __init__(self, turns: int = UNDO_TURNS, most_bytes: int = UNDO_BYTES):
+        self.turns, self.most_bytes = turns, most_bytes
+        self._kept: deque[Before] = deque()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __iter__(self) -> Iterator[Before]:
+        return iter(self._kept)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all states."""
+        return sum(before.nbytes for before in self._kept)
+
+    def add(self, before: Before) -> None:
+        """Keep how it was before a turn that is complete now."""
+        self._kept.append(before)
+        size = self.nbytes
+        while self._kept and (len(self._kept) > self.turns or size > self.most_bytes):
+            size -= self._kept.popleft().nbytes
+
+    def last(self) -> Before | None:
+        """The last turn that is kept."""
+        return self._kept[-1] if self._kept else None
+
+    def take(self, turns: int) -> list[Before]:
+        """Take the last ``turns`` away; returns them, the oldest first.
+
+        Raises:
+            ValueError: If so many are not kept.
+        """
+        if turns > len(self._kept):
+            raise ValueError(
+                f"{turns} turns cannot be taken back: {len(self._kept)} are kept (at most "
+                f"{self.turns}, of {self.most_bytes:,} bytes together)."
+            )
+        return [self._kept.pop() for _ in range(turns)][::-1]
+
+    def copy(self) -> "Past":
+        """The same turns, in a past of its own."""
+        new = Past(self.turns, self.most_bytes)
+        new._kept = deque(self._kept)
+        return new
+
+    def turn_of_user_message(self, index: int, said: Sequence[Message]) -> tuple[int, int]:
+        """Which turn brought the user's message ``index`` of all that was said.
+
+        Args:
+            index (int): From 0.
+            said (Sequence[Message]): All messages.
+
+        Returns:
+            tuple[int, int]: How many turns back, and the message's place in what that turn fed.
+
+        Raises:
+            ValueError: If its turn is not kept.
+        """
+        place = [i for i, message in enumerate(said) if message["role"] == "user"][index]
+        for back, before in enumerate(reversed(self._kept), start=1):
+            start = len(before.said.messages)
+            if start <= place < start + len(before.coming):
+                return back, place - start
+        raise ValueError(
+            f"User message {index} lies further back than the turns that are kept "
+            f"({len(self._kept)})."
+        )
