@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypedDict
 
 from ..model.patch import config_of, memory_layers
 from .generation import Row, decode_rows, memory_facts, prefill_rows
@@ -58,6 +59,18 @@ FULL = Plan(
 )
 
 
+class MemoryRow(TypedDict):
+    """What a memory costs: its shape, bytes, and operations that it adds to a decode step."""
+
+    strategy: str
+    rank: int
+    heads: int
+    layers: int
+    state_bytes: int
+    kv_bytes_per_token: int
+    added_per_layer: dict[str, float]
+
+
 @dataclass
 class BenchReport:
     """What was measured, on which machine, of which model."""
@@ -67,7 +80,7 @@ class BenchReport:
     clock: str = "wall"
     prefill: list[Row] = field(default_factory=list)
     decode: list[Row] = field(default_factory=list)
-    memory: list[dict[str, object]] = field(default_factory=list)
+    memory: list[MemoryRow] = field(default_factory=list)
     scan: list[ScanRow] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, object]:
@@ -116,10 +129,17 @@ def run_bench(
     return report
 
 
-def memory_row(pair: Pair, strategy: str) -> dict[str, object]:
+def memory_row(pair: Pair, strategy: str) -> MemoryRow:
     """What one conversation keeps, and what a memory adds to a layer's decode step."""
     patched = pair.patched[strategy]
     config, layers = config_of(patched), len(memory_layers(patched))
-    shape = {"rank": config.rank, "heads": config.num_state_heads, "layers": layers}
-    added = added_per_layer(pair.plain, patched)
-    return {"strategy": strategy, **shape, **memory_facts(patched), "added_per_layer": added}
+    facts = memory_facts(patched)
+    return {
+        "strategy": strategy,
+        "rank": config.rank,
+        "heads": config.num_state_heads,
+        "layers": layers,
+        "state_bytes": facts["state_bytes"],
+        "kv_bytes_per_token": facts["kv_bytes_per_token"],
+        "added_per_layer": added_per_layer(pair.plain, patched),
+    }

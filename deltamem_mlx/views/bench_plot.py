@@ -1,5 +1,8 @@
 """A bench report as a chart. Needs matplotlib: the extra ``plot``."""
 
+from collections.abc import Callable
+from functools import partial
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -7,10 +10,10 @@ from ..bench.generation import PLAIN, Row
 from ..bench.run import BenchReport
 from ..bench.scan import ScanRow
 from .bench_report import headline
-from .figures import BLUE, GREEN, GREY, ORANGE, drawn, figure
+from .figures import BLUE, GREEN, ORANGE, drawn, figure
 
-COLORS = {PLAIN: GREY, "TSW": BLUE, "MSW": ORANGE, "SSW": GREEN}
-FORM_COLORS = {"recurrent": GREY, "chunk": BLUE, "metal": ORANGE}
+COLORS = {PLAIN: "#b5b5b5", "TSW": BLUE, "MSW": ORANGE, "SSW": GREEN}
+FORM_COLORS = {"recurrent": "#8a8a8a", "chunk": BLUE, "metal": ORANGE}
 
 
 @drawn
@@ -20,22 +23,20 @@ def draw_bench(report: BenchReport) -> Figure:
     Raises:
         ValueError: If nothing was measured that could be drawn.
     """
-    parts = [
-        (draw, rows)
-        for draw, rows in [
-            (_draw_prefill, report.prefill),
-            (_draw_decode, report.decode),
-            (_draw_scan, report.scan),
-        ]
-        if rows
-    ]
+    parts: list[Callable[[Axes], None]] = []
+    if report.prefill:
+        parts.append(partial(_draw_prefill, rows=report.prefill))
+    if report.decode:
+        parts.append(partial(_draw_decode, rows=report.decode))
+    if report.scan:
+        parts.append(partial(_draw_scan, rows=report.scan))
     if not parts:
         raise ValueError("Nothing to plot: measure prefill, decode or the scan.")
     picture = figure(5.0 * len(parts), 4.4)
     picture.suptitle(headline(report), fontsize=9, x=0.01, ha="left")
     axes = picture.subplots(1, len(parts), squeeze=False)[0]
-    for ax, (draw, rows) in zip(axes, parts, strict=True):
-        draw(ax, rows)
+    for ax, draw in zip(axes, parts, strict=True):
+        draw(ax)
         ax.grid(axis="x", visible=False)
         ax.legend(ncols=2)
     return picture
@@ -60,7 +61,7 @@ def _cells(rows: list[Row]) -> list[tuple[int, int]]:
 def _draw_speeds(
     ax: Axes, rows: list[Row], cells: list[tuple[int, int]], labels: list[str]
 ) -> None:
-    """A group of bars per cell, the plain model first; the others carry their time ratio."""
+    """A group of bars per cell, the plain model first; the others say how much longer they take."""
     found = {(row.strategy, row.batch_size, row.length): row for row in rows}
     strategies = list(dict.fromkeys(row.strategy for row in rows))
     width = 0.8 / (len(strategies) + 1)
@@ -71,23 +72,40 @@ def _draw_speeds(
         xs = [x + (i - len(strategies) / 2) * width for x in range(len(cells))]
         bars = ax.bar(xs, speeds, width * 0.92, color=COLORS[name], label=name)
         if not is_plain:
-            ratios = [f"{row.ratio.median:.2f} ×" for row in here]
-            ax.bar_label(bars, ratios, fontsize=7, rotation=90, padding=3)
+            ratios = [f"{row.ratio.median:.2f} × the time" for row in here]
+            crowded = len(cells) * (len(strategies) + 1) > 4
+            ax.bar_label(bars, ratios, fontsize=8, rotation=90 if crowded else 0, padding=3)
     ax.set_xticks(range(len(cells)), labels)
-    ax.set_ylim(top=1.3 * ax.get_ylim()[1])  # room for the labels and the legend
+    ax.set_ylim(top=1.4 * ax.get_ylim()[1])  # room for the labels and the legend
 
 
 def _draw_scan(ax: Axes, rows: list[ScanRow]) -> None:
     heads = min(row.heads for row in rows)
+    rows = [row for row in rows if row.heads == heads]
+    lengths = sorted({row.length for row in rows})
+    ax.set(title="Scan alone", ylabel="milliseconds")
+    if len(lengths) == 1:
+        _draw_scan_bars(ax, rows)
+        return
     for form in dict.fromkeys(row.form for row in rows):
-        here = [row for row in rows if row.form == form and row.heads == heads]
-        lengths = [row.length for row in here]
-        for what, line in (("forward", "-"), ("backward", "--")):
-            ms = [getattr(row, what).median * 1e3 for row in here]
-            label = form if what == "forward" else f"{form} and gradients"
-            ax.plot(lengths, ms, line, marker="o", color=FORM_COLORS[form], label=label)
-    ax.set(title="Scan alone", xlabel="tokens", ylabel="milliseconds")
-    ax.set(xscale="log", yscale="log", ylim=(None, 8 * ax.get_ylim()[1]))
+        here = [row for row in rows if row.form == form]
+        xs, color = [row.length for row in here], FORM_COLORS[form]
+        forward = [row.forward.median * 1e3 for row in here]
+        backward = [row.backward.median * 1e3 for row in here]
+        ax.plot(xs, forward, "-o", color=color, label=form)
+        ax.plot(xs, backward, "--s", color=color, label=f"{form} and gradients")
+    ax.set(xlabel="tokens", xscale="log", yscale="log", ylim=(None, 8 * ax.get_ylim()[1]))
     ax.set_xticks(lengths, [str(length) for length in lengths])
     ax.yaxis.set_major_formatter(lambda ms, _: f"{ms:g}")
     ax.minorticks_off()
+
+
+def _draw_scan_bars(ax: Axes, rows: list[ScanRow]) -> None:
+    """The forms at one length: a single point would be no curve."""
+    for n, row in enumerate(rows):
+        times = {row.form: row.forward, f"{row.form} and gradients": row.backward}
+        for i, (label, seconds) in enumerate(times.items()):
+            bar = ax.bar(n + 0.42 * i, seconds.median * 1e3, 0.38, color=FORM_COLORS[row.form],
+                         alpha=1 - i / 2, label=label)  # fmt: skip
+            ax.bar_label(bar, fmt="{:.3g}", fontsize=8, padding=2)
+    ax.set(xticks=[], xlabel=f"{rows[0].length:,} tokens", ylim=(0, 1.3 * ax.get_ylim()[1]))

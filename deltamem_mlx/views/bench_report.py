@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..bench.generation import Row
-from ..bench.run import BenchReport
+from ..bench.run import BenchReport, MemoryRow
 from ..bench.scan import ScanRow
 from ..bench.timing import Samples
 
@@ -84,7 +84,7 @@ def decode(rows: list[Row]) -> Table:
     return table
 
 
-def memory(rows: list[dict[str, object]]) -> Table:
+def memory(rows: list[MemoryRow]) -> Table:
     table = _table(
         *("memory", "states", "bytes", "one token's KV", "primitives", "of them kernels"),
     )

@@ -25,7 +25,8 @@ from deltamem_mlx.bench import (
 from deltamem_mlx.bench.generation import cache_at, first_token, memory_facts, with_peak
 from deltamem_mlx.bench.machine import blas
 from deltamem_mlx.bench.primitives import cached_arrays
-from deltamem_mlx.bench.scan import usable_forms
+from deltamem_mlx.bench.run import BenchReport
+from deltamem_mlx.bench.scan import ScanRow, usable_forms
 from deltamem_mlx.bench.timing import CLOCKS, Samples, alternate
 from deltamem_mlx.cli.main import app
 
@@ -370,3 +371,24 @@ def test_a_missing_model_exits_1(tmp_path: Path) -> None:
     done = call("--model", tmp_path / "nothing", "--only", "memory")
     assert (done.exit_code, done.stdout) == (1, "")
     assert "No folder" in done.stderr
+
+
+@pytest.mark.parametrize("lengths", [[64], [64, 256]])
+def test_every_form_of_the_scan_can_be_told_apart_in_the_picture(lengths: list[int]) -> None:
+    pytest.importorskip("matplotlib")
+    from deltamem_mlx.views.bench_plot import draw_bench
+
+    rows = [
+        ScanRow(form, 1, length, Samples([slow * length]), Samples([2.0 * slow * length]), ())
+        for form, slow in (("recurrent", 2e-3), ("chunk", 1e-3))
+        for length in lengths
+    ]
+    machine = dict.fromkeys(("device", "chip", "cores", "system", "mlx", "mlx_lm", "blas"), "")
+    (axes,) = draw_bench(BenchReport(machine, {"name": "m"}, scan=rows)).axes
+    names = {text.get_text() for text in axes.get_legend().get_texts()}
+    forms = ("recurrent", "chunk")
+    assert names == {*forms, *(f"{form} and gradients" for form in forms)}
+    if len(lengths) == 1:
+        assert len(axes.patches) == 4 and len({bar.get_x() for bar in axes.patches}) == 4
+    else:
+        assert all(len(line.get_xdata()) == 2 for line in axes.lines)
