@@ -11,17 +11,24 @@ from .settings import ServeSettings
 _SLICE = 1 << 14  # characters
 
 
+def _longest(pair: ServedPair, settings: ServeSettings) -> tuple[int, str]:
+    """Tokens that a prompt may have, and who says so."""
+    if pair.window is not None and pair.window < settings.max_prompt_tokens:
+        return pair.window, "model"
+    return settings.max_prompt_tokens, "server"
+
+
 def check_length(tokens: int, pair: ServedPair, settings: ServeSettings) -> None:
     """Raises ApiError if a prompt is longer than the model, or the server, lets it be."""
-    for most, whose in ((settings.max_prompt_tokens, "server"), (pair.window, "model")):
-        if most is not None and tokens > most:
-            raise _too_long(str(tokens), most, whose)
+    most, whose = _longest(pair, settings)
+    if tokens > most:
+        raise _too_long(str(tokens), most, whose)
 
 
-def max_context(pair: ServedPair, settings: ServeSettings) -> int | None:
-    """Tokens that the context of one memory may have."""
-    given = (settings.max_context, pair.window)
-    return min((most for most in given if most is not None), default=None)
+def max_context(pair: ServedPair, settings: ServeSettings) -> int:
+    """Tokens that the context of one memory may have: no more than a prompt."""
+    most, _ = _longest(pair, settings)
+    return most if settings.max_context is None else min(most, settings.max_context)
 
 
 def check_texts(request: ServedRequest, pair: ServedPair, settings: ServeSettings) -> None:
@@ -30,9 +37,7 @@ def check_texts(request: ServedRequest, pair: ServedPair, settings: ServeSetting
     For the request's own thread: to tokenize megabytes would hold up everybody's answers. So this
     is done in slices, which does not count exactly, and only where there is much.
     """
-    most, whose = settings.max_prompt_tokens, "server"
-    if pair.window is not None and pair.window < most:
-        most, whose = pair.window, "model"
+    most, whose = _longest(pair, settings)
     texts = list(_texts(request))
     if sum(map(len, texts)) <= 4 * most:
         return
