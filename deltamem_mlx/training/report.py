@@ -14,6 +14,11 @@ Info = dict[str, float | int | None]
 
 METRICS_FILE = "metrics.jsonl"
 CURVE_FILE = "loss.png"
+_CURVES = {  # name in the metrics → label, colour, dashes
+    "train_loss": ("training", "#b5b5b5", "-"),
+    "val_loss": ("held out", "#2166ac", "-"),
+    "val_loss_foreign": ("held out, another conversation's memory", "#d95f02", "--"),
+}
 
 
 class Listener(TrainingCallback):
@@ -98,21 +103,27 @@ def draw_curve(folder: Path) -> bool:
     rows = read_metrics(folder)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    curves = {
-        "train_loss": "training",
-        "val_loss": "held out",
-        "val_loss_foreign": "held out, another conversation's memory",
-    }
-    for key, label in curves.items():
+    for key, (label, color, dashes) in _CURVES.items():
         points = [(row["iteration"], row[key]) for row in rows if row.get(key) is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker="." * (len(points) < 40))
+            marker = "." * (len(points) < 40)
+            axes.plot(
+                *zip(*points, strict=True), label=label, color=color, ls=dashes, marker=marker
+            )
+    both = [row for row in rows if None not in (row.get("val_loss"), row.get("val_loss_foreign"))]
+    if both:
+        own, foreign = ([row[key] for row in both] for key in ("val_loss", "val_loss_foreign"))
+        axes.fill_between([row["iteration"] for row in both], own, foreign, color="#2166ac",
+                          alpha=0.15, lw=0, label="what the memory itself is worth")  # fmt: skip
     without = _last(rows, "val_loss_without")
     if without is not None:
-        axes.axhline(without, label="held out, empty memory", color="grey", linestyle="--")
+        axes.axhline(without, label="held out, empty memory", color="#666666", linestyle=":")
+    axes.set_title("Loss, and how much of it the memory takes away", loc="left", weight="bold")
     axes.set(xlabel="iteration", ylabel="cross-entropy (nats a token)")
-    axes.legend()
-    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    axes.grid(color="#e8e8e8")
+    axes.set_axisbelow(True)
     write_atomically(folder / CURVE_FILE, lambda path: figure.savefig(path, dpi=120))
     return True
 
