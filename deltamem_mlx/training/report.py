@@ -50,7 +50,7 @@ class Metrics(Listener):
 
     def __init__(self, folder: Path, iteration: int = 0) -> None:
         self.path = folder / METRICS_FILE
-        kept = [row for row in read_metrics(folder) if row["iteration"] <= iteration]
+        kept = [row for row in read_metrics(folder) if (row["iteration"] or 0) <= iteration]
         write_text(self.path, "".join(map(_line, kept)))
 
     def on_train_loss_report(self, train_info: Info) -> None:
@@ -112,9 +112,10 @@ def draw_curve(folder: Path) -> bool:
             )
     both = [row for row in rows if None not in (row.get("val_loss"), row.get("val_loss_foreign"))]
     if both:
-        own, foreign = ([row[key] for row in both] for key in ("val_loss", "val_loss_foreign"))
-        axes.fill_between([row["iteration"] for row in both], own, foreign, color="#2166ac",
-                          alpha=0.15, lw=0, label="what the memory itself is worth")  # fmt: skip
+        names = ("iteration", "val_loss", "val_loss_foreign")
+        at, own, foreign = (_numbers(both, name) for name in names)
+        axes.fill_between(at, own, foreign, color="#2166ac", alpha=0.15, lw=0,
+                          label="what the memory itself is worth")  # fmt: skip
     without = _last(rows, "val_loss_without")
     if without is not None:
         axes.axhline(without, label="held out, empty memory", color="#666666", linestyle=":")
@@ -128,5 +129,9 @@ def draw_curve(folder: Path) -> bool:
     return True
 
 
+def _numbers(rows: Sequence[Info], key: str) -> list[float]:
+    return [value for row in rows if (value := row.get(key)) is not None]
+
+
 def _last(rows: Sequence[Info], key: str) -> float | None:
-    return next((row[key] for row in reversed(rows) if row.get(key) is not None), None)
+    return next(reversed(_numbers(rows, key)), None)

@@ -20,7 +20,6 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 from tiny import TOKENIZER, tiny_model, weights_of
 
 import deltamem_mlx as dm
-from deltamem_mlx import files
 from deltamem_mlx.adapters.loading import adapter_of
 from deltamem_mlx.text.rows import ConversationRow
 from deltamem_mlx.training import trainer as trainer_module
@@ -217,7 +216,7 @@ def test_killed_at_every_moment_of_writing(
         if count[0] == dies[0] // 2 + 1 and dies[0] % 2 == 1:
             raise Killed
 
-    monkeypatch.setattr(files.os, "replace", replace_or_die)
+    monkeypatch.setattr(os, "replace", replace_or_die)
     monkeypatch.setattr(trainer_module, "draw_curve", lambda folder: False)
     settings = replace(RUN, iters=2, save_every=1)
     dies[0] = -1
