@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 from mlx_lm.models.cache import load_prompt_cache
 
-from ..files import read_json
 from ..memory.actions import memories, memory_state
 from ..memory.file import MemoryFile, read_memory
 from ..memory.measures import LayerDistance, LayerMeasures, distances, layer_measures
-from ..session.file import SESSION
+from ..session.file import SESSION, read_session, verified
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def inspect_memory(path: str | Path, conversation: int = 0) -> MemoryContents:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, or has no such conversation.
     """
-    file = _read_session(Path(path)) if is_session(path) else read_memory(path)
+    file = _saved_memory(Path(path)) if is_session(path) else read_memory(path)
     count = len(file.tokens_written)
     if not 0 <= conversation < count:
         raise ValueError(
@@ -81,24 +80,18 @@ def is_session(path: str | Path) -> bool:
     return (Path(path) / SESSION).is_file()
 
 
-def _read_session(folder: Path) -> MemoryFile:
+def _saved_memory(folder: Path) -> MemoryFile:
     """The memory in the folder of a saved session, as its file would hold it."""
-    values = read_json(folder / SESSION)
+    values = read_session(folder)
+    path = verified(folder, values["context"])
     try:
-        context, model = values["context"], values["base_model"]
-        if not isinstance(context, dict) or not isinstance(model, dict):
-            raise TypeError("context and base_model are no objects")
-        cache = load_prompt_cache(str(folder / Path(context["file"]).name))
+        cache = load_prompt_cache(str(path))
         states = {i: np.array(state) for i, state in memory_state(cache).items()}
         written = list(next(iter(memories(cache).values())).written)
-        note = str(values.get("note", ""))
-        return MemoryFile(
-            states, str(values["adapter"]), model, written, str(values["created"]), note
-        )
     except Exception as error:  # whatever a damaged file makes its reader raise
-        raise ValueError(
-            f"{folder} is not a whole saved session: {error!r}. Save it again."
-        ) from error
+        raise ValueError(f"{path} cannot be read as a prompt cache: {error!r:.300}") from error
+    adapter, model, created = (values[name] for name in ("adapter", "base_model", "created"))
+    return MemoryFile(states, adapter, model, written, created, values.get("note", ""))
 
 
 def compare(a: MemoryContents, b: MemoryContents) -> Comparison:

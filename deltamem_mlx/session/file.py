@@ -218,7 +218,7 @@ def read_folder(folder: Path, adapter: str, fresh: PromptCache) -> SavedSession:
     context = object()
     past = []
     if "past" in values:
-        file = _verified(folder, values["past"])
+        file = verified(folder, values["past"])
         shapes = {i: (1, m.heads, m.rank, m.rank) for i, m in memories(fresh).items()}
         everything = [*said.messages, *said.pending]
         past = turns_of(values["past"]["turns"], file, everything, context, shapes)
@@ -285,7 +285,8 @@ def _past_problems(values: Mapping[str, Any]) -> list[str]:
     return turn_problems(values["past"].get("turns"), said)
 
 
-def _verified(folder: Path, part: Mapping[str, Any]) -> Path:
+def verified(folder: Path, part: Mapping[str, Any]) -> Path:
+    """A file of a saved session; ValueError if it is missing or is not what was saved."""
     path: Path = folder / part["file"]
     if not path.is_file():
         raise ValueError(f"{folder} is incomplete: {path.name} is missing.")
@@ -296,7 +297,7 @@ def _verified(folder: Path, part: Mapping[str, Any]) -> Path:
 
 def _read_context(folder: Path, values: Mapping[str, Any], fresh: PromptCache) -> PromptCache:
     """The prompt cache of a session, if it is one of this model."""
-    path = _verified(folder, values["context"])
+    path = verified(folder, values["context"])
     try:
         cache: PromptCache = load_prompt_cache(str(path))
         mx.eval([c.state for c in cache])
