@@ -30,13 +30,18 @@ P = ParamSpec("P")
 def _with_memory(
     answer: Callable[Concatenate[APIHandler, P], dict[str, object]],
 ) -> Callable[Concatenate["MemoryHandler", P], dict[str, object]]:
-    """mlx-lm's answer, and what the turn made of the memory beside what else was used."""
+    """mlx-lm's answer; what the turn made of the memory stands beside what else was used."""
 
     def method(self: "MemoryHandler", *args: P.args, **kwargs: P.kwargs) -> dict[str, object]:
         response = answer(self, *args, **kwargs)
         usage, job = response.get("usage"), self.account.job
         if isinstance(usage, dict) and job is not None and job.kept is not None:
             usage["memory"] = _used(job, job.kept)
+        choices = response.get("choices")
+        for choice in choices if isinstance(choices, list) else []:
+            message = choice.get("message", {"content": ""})
+            if message["content"] is None and not message.get("tool_calls"):
+                message["content"] = ""  # null is for a message that only calls tools
         return response
 
     return method

@@ -55,8 +55,10 @@ class Memories:
             if not load:
                 self.folder.see(memory.id)
             elif memory.contents.saved is None or self.folder.changed(memory.id):
+                before = memory.contents
                 memory.take(None)  # and so it stays if the file cannot be used
                 memory.take(self.folder.read(memory.id))
+                memory.recall(before)
             yield memory
 
     @contextmanager

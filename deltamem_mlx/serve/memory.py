@@ -108,6 +108,14 @@ class Memory:
         """Become what ``saved`` is."""
         self.contents = self.contents.after(saved, talk)
 
+    def recall(self, before: MemoryContents) -> None:
+        """Know what was fed before another program went on, if that kept no note of it."""
+        now, then = self.contents, before.saved
+        if now.saved is None or then is None or now.history.turns:
+            return
+        if now.saved.tokens_written[0] >= then.tokens_written[0]:
+            self.contents = replace(now, history=before.history)
+
     def drop_context(self) -> None:
         """Go on from the memory alone."""
         self.contents = replace(self.contents, talk=None, context_bytes=0)

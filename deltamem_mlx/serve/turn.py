@@ -13,7 +13,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from ..memory.actions import memories, memory_state, set_memory_state
 from ..memory.file import MemoryFile
 from ..model.ingest import Ingest, span_ids
-from ..session.conversation import Conversation, Said
+from ..session.conversation import Conversation
+from ..session.past import Said
 from ..text.messages import Message
 from ..text.spans import Spans
 from ..text.turns import Turn, as_messages, leading_system, turn_of

@@ -137,6 +137,16 @@ def test_what_another_program_wrote_is_gone_on_from(
     assert ANSWER in kept.chat(QUESTION, "shared", memory={"context": "drop"}).text
 
 
+def test_what_was_fed_is_known_after_another_program_has_gone_on(
+    kept: Client, pair: Pair, tmp_path: Path
+) -> None:
+    said = [user(FACT)]
+    said.append(assistant(kept.chat(said, "shared").text))
+    told(file_of(tmp_path, "shared"), pair, "ben is a doctor .")
+    said.append(user(QUESTION))
+    assert kept.chat(said, "shared").memory["messages_known"] == 2
+
+
 def test_what_another_program_wrote_during_a_turn_is_not_lost(pair: Pair, tmp_path: Path) -> None:
     with Server(*pair, "builtin", ServeSettings(port=0, memory_dir=tmp_path)) as serving:
         client = Client(serving.url)

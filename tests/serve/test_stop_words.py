@@ -61,7 +61,7 @@ def test_an_answer_ends_where_its_text_has_the_word(client: Client, session: str
     words = [text[i : i + n] for n in (1, 3, 5) for i in range(0, len(text) - n, 2)]
     for word in [*words, text[-1:], text]:
         reply = asked(client, word, session)
-        assert (reply.text or "") == text[: text.index(word)]
+        assert reply.text == text[: text.index(word)]
         assert reply.json["choices"][0]["finish_reason"] == "stop"
 
 
