@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from email.message import Message as Headers
 from typing import Literal, cast
 
+from ..problems import unusable_parts
 from .errors import ApiError, refuse
 from .fields import Fields
 
@@ -48,7 +49,7 @@ def parse(raw: bytes) -> dict[str, object]:
         body = json.loads(
             raw.decode(), parse_constant=_no_constant, object_pairs_hook=_each_name_once
         )
-        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+        json.dumps(body, allow_nan=False)
     except (ValueError, RecursionError) as error:
         what = (
             error.msg
@@ -59,6 +60,8 @@ def parse(raw: bytes) -> dict[str, object]:
         raise ApiError(400, f"The body is not valid JSON: {what}{at}.", code="bad_json") from None
     if not isinstance(body, dict):
         raise ApiError(400, "The body is not a JSON object.", code="bad_json")
+    for field, why in unusable_parts(body):
+        raise ApiError(400, f"{field.lstrip('.') or 'The body'} {why}.", code="bad_json")
     return {name: value for name, value in body.items() if value is not None}
 
 

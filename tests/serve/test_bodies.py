@@ -126,6 +126,12 @@ def test_a_body_that_is_no_json_object_is_refused(client: Client, raw: bytes) ->
         assert reply.status == 400 and reply.code == "bad_json"
 
 
+def test_half_a_character_is_named_with_its_place(client: Client) -> None:
+    reply = client.request("POST", CHAT, RAW["half a surrogate"])
+    said = "messages[0].content holds half a character (U+D800) at character 1."
+    assert reply.json["error"]["message"] == said
+
+
 @pytest.mark.parametrize("prompt", [None, "", 3, ["a"], {"a": 1}])
 def test_a_text_completion_needs_text(client: Client, prompt: object) -> None:
     assert client.request("POST", "/v1/completions", {"prompt": prompt}).status == 400
