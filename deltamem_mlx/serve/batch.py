@@ -105,13 +105,16 @@ class RunningBatch:
     def begin(self, job: Job, steps: Steps) -> None:
         """Take the first step of a job; an error ends the job."""
         try:
-            self._check_sampling(job.args)
             self._go_on(job, steps, None)
         except Exception as error:
             job.fail(refusal(error))
 
-    def _check_sampling(self, args: GenerationArguments) -> None:
-        """Sample a row of nothing: what mlx-lm refuses is this request's, not the whole batch's."""
+    def check_sampling(self, args: GenerationArguments) -> None:
+        """Sample a row of nothing: what mlx-lm refuses is this request's, not the whole batch's.
+
+        Raises:
+            ApiError: If these parameters cannot be used.
+        """
         bias = args.logits.logit_bias
         if bias and not all(0 <= token < self.pair.vocabulary for token in bias):
             raise ApiError(

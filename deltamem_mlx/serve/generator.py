@@ -206,7 +206,8 @@ class MemoryGenerator(ResponseGenerator):
                 self._held = job
                 return
             try:
-                self._shuffle(job.args.seed)
+                batch.check_sampling(job.args)
+                self._shuffle(job.args.seed)  # after it, which draws a number
                 steps = self._turn(job) or self._stateless(job, prompts, batch)
             except Exception as error:
                 job.fail(refusal(error))

@@ -112,3 +112,19 @@ def test_a_thread_that_has_ended_is_said_to_have(
         assert client.request("GET", "/health").status == 503
         assert not serving.generator.is_healthy
     assert [r for r in caplog.records if r.levelname == "CRITICAL" and "deltamem" in r.name]
+
+
+def test_a_seed_gives_what_mlx_lm_gives_with_it(client: Client, pair: Pair) -> None:
+    """The check of a request's sampling draws no number that the answer would have drawn."""
+    from mlx_lm import generate
+    from mlx_lm.sample_utils import make_sampler
+
+    model, tokenizer = pair
+    prompt = "anna lives in oslo ."
+    for seed in (3, 4):
+        mx.random.seed(seed)
+        sampler = make_sampler(temp=2.0)
+        expected = generate(model, tokenizer, prompt, max_tokens=8, sampler=sampler)
+        body = {"prompt": prompt, "seed": seed, "temperature": 2.0, "max_tokens": 8}
+        reply = client.request("POST", "/v1/completions", body).json
+        assert reply["choices"][0]["text"].strip() == expected.strip()
