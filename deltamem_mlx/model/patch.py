@@ -234,7 +234,12 @@ def warn_of_frozen(model: nn.Module) -> None:
 
 
 def pack(model: nn.Module) -> None:
-    """Pack the weights of all memories now, so that several threads may use the model."""
+    """Pack the weights of all memories now, so that several threads may use the model.
+
+    Arrays that the model keeps beside its parameters, frequencies for one, are evaluated as well:
+    one that is still to be computed can be so in the thread that made it only.
+    """
+    mx.eval([x for m in model.modules() for name, x in m.items() if name.startswith("_")])
     for attention in memory_layers(model).values():
         attention.pack()
 

@@ -98,6 +98,7 @@ class Probe:
         """Run the token; returns what went wrong."""
         self.seen = {}
         classes = [type(attention) for attention, _ in self._attentions]
+        before = [(module, dict(module)) for module in model.modules()]
         try:
             for (attention, projections), base in zip(self._attentions, classes, strict=True):
                 attention.__class__ = self._watching(base, projections)
@@ -108,6 +109,8 @@ class Probe:
         finally:
             for (attention, _), base in zip(self._attentions, classes, strict=True):
                 attention.__class__ = base
+            for module, items in before:  # some models clip their weights in the forward
+                dict.update(module, items)
 
     def _watching(self, base: type[nn.Module], projections: Projections) -> type[nn.Module]:
         def call(attention: nn.Module, *args: object, **kwargs: object) -> object:

@@ -1,6 +1,8 @@
 """Kinds of attention whose keys and values are not projections of their own, through all we do."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import made_up
@@ -18,11 +20,15 @@ from mlx_lm.models.cache import (
     save_prompt_cache,
     trim_prompt_cache,
 )
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from serving import Client
 from tiny import tiny_model_folder
 
 import deltamem_mlx as dm
 from deltamem_mlx.model.layer_cache import NoKeys
 from deltamem_mlx.model.patch import memory_layers
+from deltamem_mlx.serve.server import Server
+from deltamem_mlx.serve.settings import ServeSettings
 from deltamem_mlx.training.grad_checkpoint import checkpointed
 from deltamem_mlx.training.passes import Passes
 
@@ -326,3 +332,46 @@ def test_half_the_rows_are_refused_where_there_is_no_gate(tmp_path: Path) -> Non
     dm.save_adapter(model, tmp_path / "half")
     with pytest.raises(ValueError, match=r"delta_q_proj: adapter \[32, 4\], model \[64, 4\]"):
         dm.load_adapter(build("qwen3"), tmp_path / "half")
+
+
+@pytest.mark.parametrize(
+    "name", ["gemma3n", "gemma4 (E2B and E4B)", "longcat_flash", "deepseek_v32"]
+)
+def test_a_server_answers_as_a_session_does_and_goes_on_after_a_restart(
+    name: str, tmp_path: Path
+) -> None:
+    folder = tiny_model_folder(tmp_path / "model", name)
+
+    def pair() -> tuple[nn.Module, TokenizerWrapper]:
+        """One for each thread: Gemma 3n clips its weights anew in every call, in that thread."""
+        model, tokenizer = mlx_lm.load(str(folder))
+        return attached(model), tokenizer
+
+    used = pair()
+    settings = ServeSettings(port=0, memory_dir=tmp_path / "memories")
+    sessions = {key: dm.MemorySession(*used) for key in ("anna", "ben")}
+    for asked in ("where is it?", "and now?"):
+        texts = {key: f"{key} {asked}" for key in sessions}
+        with Server(*pair(), "tiny", settings) as serving, ThreadPoolExecutor(2) as threads:
+            ask = partial(Client(serving.url).chat, max_tokens=6, memory={"context": "drop"})
+            replies = list(threads.map(ask, texts.values(), texts))
+        for (key, session), reply in zip(sessions.items(), replies, strict=True):
+            session.forget_context()
+            assert reply.text == str(session.ask(texts[key], max_tokens=6))
+
+
+@pytest.mark.parametrize("name", ["gemma3n", "llama"])
+def test_what_a_model_keeps_beside_its_parameters_is_there_in_any_thread(
+    name: str, tmp_path: Path
+) -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    changed = {"rope_scaling": scaling} if name == "llama" else {}
+    model = attached(mlx_lm.load(str(tiny_model_folder(tmp_path, name, **changed)))[0])
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(logits_of, model, TOKENS).result().any()
