@@ -120,9 +120,13 @@ class RunningBatch:
             raise ApiError(
                 400, "logit_bias: a token id is not in the vocabulary.", param="logit_bias"
             )
+        known = _sampling(args) in self._samplers
         try:
+            processors = make_logits_processors(args)
+            if known and not processors:
+                return
             row = mx.zeros((1, self.pair.vocabulary))
-            for processor in make_logits_processors(args):
+            for processor in processors:
                 row = processor(mx.array([0]), row)
             mx.eval(self._sampler(args)(row))
         except Exception as error:
@@ -190,7 +194,7 @@ class RunningBatch:
 
     def _sampler(self, args: GenerationArguments) -> Sampler:
         """One for all who sample alike: mlx-lm calls it once for the batch, if it is everyone's."""
-        key = tuple(vars(args.sampling).values())
+        key = _sampling(args)
         if key not in self._samplers:
             if len(self._samplers) >= _SAMPLERS:
                 self._samplers.clear()
@@ -302,6 +306,10 @@ class RunningBatch:
             self._answered(running, saying, cache, tokens)
         else:
             job.settled.set()
+
+
+def _sampling(args: GenerationArguments) -> tuple[object, ...]:
+    return tuple(vars(args.sampling).values())
 
 
 def fresh_randomness() -> None:
