@@ -5,6 +5,7 @@ Rendering knows nothing of spans; `spans` compares what successive renderings ad
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, pairwise
 from typing import Protocol
 
 from jinja2 import TemplateError
@@ -26,16 +27,20 @@ def merge_roles(messages: Sequence[Message]) -> list[dict[str, object]]:
 
     Calls and results of tools stay as they are.
     """
-    merged: list[dict[str, object]] = []
-    for message in messages:
-        last = merged[-1] if merged else {}
-        whole = message["role"] in ("system", "user", "assistant") and not message.get("tool_calls")
-        if whole and last.get("role") == message["role"] and not last.get("tool_calls"):
-            texts = filter(None, (str(last["content"]), str(message["content"])))
-            merged[-1] = last | {"content": "\n\n".join(texts)}
-        else:
-            merged.append(dict(message))
+    merged = []
+    for (role, _), group in groupby(messages, _merging):
+        same = list(group)
+        text = "\n\n".join(filter(None, (str(message["content"]) for message in same)))
+        merged.append(
+            dict(same[0]) | {"role": role, "content": text} if same[1:] else dict(same[0])
+        )
     return merged
+
+
+def _merging(message: Message) -> tuple[object, object]:
+    """What messages have in common that can be one; calls and results of tools have nothing."""
+    plain = message["role"] in ("system", "user", "assistant") and not message.get("tool_calls")
+    return message["role"], plain or id(message)
 
 
 class Template:
@@ -53,11 +58,11 @@ class Template:
     ) -> None:
         self._tokenizer = tokenizer
         self._kwargs = dict(kwargs)
-        self._merges = False
+        self.merges = False
         if len(merge_roles(messages)) < len(messages) and not self._takes(messages):
-            self._merges = True
-            self._merges = self._takes(messages)
-        if self._merges:
+            self.merges = True
+            self.merges = self._takes(messages)
+        if self.merges:
             warnings.warn(
                 "The model's chat template takes no messages of one role that follow each other: "
                 "they are merged, with a blank line between them.",
@@ -75,7 +80,7 @@ class Template:
         """The text of a conversation; jinja2's TemplateError if the template refuses it."""
         try:
             text = self._tokenizer.apply_chat_template(
-                merge_roles(messages) if self._merges else messages,
+                merge_roles(messages) if self.merges else messages,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 **self._kwargs,
@@ -97,6 +102,7 @@ class Template:
         return list(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
 
+_MOST_END = 200  # characters of what a template puts after a message
 Step = tuple[int, bool]  # how many messages; whether the generation prompt follows
 
 
@@ -112,36 +118,59 @@ def renders(
                 yield step, template.encode(text)
         return
     token_ids: list[int] = []
-    for step, piece in pieces:
+    for step, piece, whole in pieces:
+        yield step, token_ids + whole
         token_ids = token_ids + piece
-        yield step, token_ids
 
 
 def _pieces(
     template: Template, messages: list[dict[str, object]], steps: list[Step]
-) -> list[tuple[Step, list[int]]] | None:
-    """The tokens that every step adds, tokenized by themselves.
+) -> list[tuple[Step, list[int], list[int]]] | None:
+    """The tokens that every step adds, tokenized by themselves: those that stay, and all of them.
 
     Saves tokenizing a conversation as often as it has messages. None if it is not exact: the text
     does not just grow, or tokens reach from one piece into the next.
     """
-    pieces: list[tuple[Step, str]] = []
-    before = ""
-    for step in steps:
-        text = _text(template, messages, step)
-        if text is None:
-            continue
-        if not text.startswith(before):
-            return None
-        pieces.append((step, text[len(before) :]))
-        before = text
-    whole = template.encode(before)
-    later = [(step, template.encode(piece)) for step, piece in pieces[1:]]
-    start = len(whole) - sum(len(piece) for _, piece in later)
-    joined = [token for _, piece in later for token in piece]
-    if start < 0 or whole[start:] != joined:
+    rendered = [(step, _text(template, messages, step)) for step in steps]
+    texts = [(step, text) for step, text in rendered if text is not None]
+    if not texts:
+        return []
+    cuts = [_shared(a, b, template.merges) for (_, a), (_, b) in pairwise(texts)]
+    cuts.append(len(texts[-1][1]))
+    if min(cuts) < 0 or cuts != sorted(cuts):
         return None
-    return [(step, whole[:start]) for step, _ in pieces[:1]] + later
+    whole = template.encode(texts[-1][1])
+    starts = [0, *cuts[:-1]]
+    stable = [
+        template.encode(texts[-1][1][a:b]) for a, b in list(zip(starts, cuts, strict=True))[1:]
+    ]
+    first = len(whole) - sum(map(len, stable))
+    if first < 0 or whole[first:] != [token for piece in stable for token in piece]:
+        return None
+    pieces = []
+    for (step, text), start, cut, piece in zip(
+        texts, starts, cuts, [whole[:first], *stable], strict=True
+    ):
+        ends = template.encode(text[start:]) if cut < len(text) else piece
+        pieces.append((step, piece, ends))
+    return pieces
+
+
+def _shared(before: str, after: str, merges: bool) -> int:
+    """How much of a text the next one begins with; -1 if it does not just go on.
+
+    Where messages are merged, the end of the one before gives way to the next.
+    """
+    if after.startswith(before):
+        return len(before)
+    safe = max(0, len(before) - _MOST_END)
+    if not merges or before[:safe] != after[:safe]:
+        return -1
+    pairs = zip(before[safe:], after[safe:], strict=False)
+    same = safe + next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
+    # Tokens begin at spaces; many reach from a full stop into the blank line after it.
+    space = before.rfind(" ", safe, same)
+    return same if space < 0 else space
 
 
 def _text(template: Template, messages: list[dict[str, object]], step: Step) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FIXTURES
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_tokenizer
@@ -16,7 +16,7 @@ from deltamem_mlx.text.datasets import load_conversations
 from deltamem_mlx.text.files import read_messages
 from deltamem_mlx.text.messages import check_messages, message_problems
 from deltamem_mlx.text.rendering import merge_roles
-from deltamem_mlx.text.spans import message_spans
+from deltamem_mlx.text.spans import message_spans, running_spans
 from deltamem_mlx.text.turns import as_messages, turn_of
 
 WRITES_CALLS = """{%- for m in messages -%}<|im_start|>{{ m.role }}
@@ -179,6 +179,48 @@ def test_each_merged_message_keeps_the_tokens_that_it_adds() -> None:
     for i, message in enumerate(messages):
         own = [t for t, m in zip(spans.token_ids, spans.message_ids, strict=True) if m == i]
         assert str(message["content"]).rstrip(".") in tokenizer.decode(own)
+
+
+@pytest.fixture(scope="module")
+def demanding() -> TokenizerWrapper:
+    return with_template(DEMANDS_TURNS)
+
+
+@given(texts=st.lists(st.text("ab .\n"), min_size=2, max_size=6), prompt=st.booleans())
+@settings(max_examples=40)
+def test_merged_messages_are_tokenized_as_if_each_were_the_last(
+    demanding: TokenizerWrapper, texts: list[str], prompt: bool
+) -> None:
+    tokenizer = demanding
+    messages = [*user(*texts), {"role": "assistant", "content": "a"}, *user(*texts)]
+    with pytest.warns(UserWarning, match="merged"):
+        found = list(running_spans(tokenizer, messages, add_generation_prompt=prompt))
+    assert len(found) == len(messages) + prompt
+    for i, (count, spans) in enumerate(found):
+        text = tokenizer.apply_chat_template(
+            merge_roles(messages[:count]),
+            tokenize=False,
+            add_generation_prompt=i == len(messages),
+        )
+        assert spans.token_ids == tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_many_merged_messages_are_not_tokenized_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = with_template(DEMANDS_TURNS)
+    lengths = []
+    encode = tokenizer._tokenizer.encode
+    monkeypatch.setattr(
+        tokenizer._tokenizer,
+        "encode",
+        lambda text, **more: lengths.append(len(text)) or encode(text, **more),
+    )
+    messages = user(*(f"Number {i} lives in Oslo." for i in range(60)))
+    with pytest.warns(UserWarning, match="merged"):
+        message_spans(tokenizer, messages)
+    whole = sum(len(str(message["content"])) for message in messages)
+    assert sum(lengths) < 8 * whole
 
 
 def test_a_conversation_goes_on_with_a_message_of_the_same_role() -> None:
