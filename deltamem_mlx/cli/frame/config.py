@@ -9,6 +9,8 @@ from pathlib import Path
 
 import typer
 
+from deltamem_mlx.problems import shortened
+
 # Never from a file: it would read another file, or not run at all.
 COMMAND_LINE_ONLY = {"config", "help", "version"}
 
@@ -36,8 +38,10 @@ def _read(path: Path) -> dict[str, object]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise typer.BadParameter(f"cannot read {str(path)!r}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        why = " ".join(str(error).split())
+    except RecursionError as error:
+        raise typer.BadParameter(f"{str(path)!r} is not usable: too deeply nested.") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number or a date that is none
+        why = " ".join(str(error).split())[:300]
         raise typer.BadParameter(f"{str(path)!r} is not valid YAML: {why}") from error
     if content is None:
         return {}
@@ -100,8 +104,14 @@ def _as_typed(key: str, value: object, param: typer.CallbackParam, path: Path) -
             raise typer.BadParameter(f"{str(path)!r}: {key!r} is a switch; expected true or false.")
         return value
     items = value if isinstance(value, list) else [value]
-    if len(items) > 1 and not param.multiple:
-        raise typer.BadParameter(f"{str(path)!r}: {key!r} takes one value, not a list.")
+    if len(items) != 1 and not param.multiple:
+        found = f"a list of {len(items)}"
+        raise typer.BadParameter(f"{str(path)!r}: {key!r} takes one value, not {found}.")
     if any(isinstance(item, bool | dict | list) or item is None for item in items):
-        raise typer.BadParameter(f"{str(path)!r}: {key!r} is {value!r}; expected text or a number.")
-    return [str(item) for item in items] if param.multiple else str(items[0])
+        raise typer.BadParameter(
+            f"{str(path)!r}: {key!r} is {shortened(value)}; expected text or a number."
+        )
+    try:
+        return [str(item) for item in items] if param.multiple else str(items[0])
+    except ValueError as error:  # Python writes no integer of more than 4,300 digits
+        raise typer.BadParameter(f"{str(path)!r}: {key!r} is {shortened(value)}.") from error
