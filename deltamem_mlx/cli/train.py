@@ -27,6 +27,7 @@ def train(
     data: t.Data = None,
     adapter_path: t.Out = Path("adapters"),
     resume: t.Resume = False,
+    overwrite: t.Overwrite = False,
     resume_adapter_file: t.ResumeFile = None,
     iters: t.Iters = None,
     epochs: t.Epochs = None,
@@ -96,6 +97,7 @@ def train(
         adapter_path,
         listeners=listeners(options) if first else (),
         resume=resume,
+        overwrite=overwrite,
     )
     if resume and not trainer.resumed:
         output.note(f"No run to resume in {adapter_path}: it begins anew.")

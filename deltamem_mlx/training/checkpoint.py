@@ -6,7 +6,6 @@ so there is nothing of them to save.
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,23 +13,34 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from safetensors import safe_open
 
 from ..adapters.files import write_adapter, write_copy
 from ..adapters.loading import adapter_of, base_model_of
-from ..files import write_atomically
+from ..adapters.weights import read_weights, sealed, write_safetensors
+from ..files import parse_json, write_atomically
 from ..model.patch import config_of
+from ..problems import Field, first_few, list_of, misfits, number, optional, shortened, whole_number
 from .episodes import Episode
 from .settings import TrainSettings
 
 STATE_FILE = Path("training") / "state.safetensors"
-SNAPSHOT = re.compile(r"\d{7}_adapters\.safetensors")
 # What may differ when a run goes on: the result does not depend on it.
-LEFTOVER = re.compile(
-    r"\.(state|adapters|adapter_config|metrics|loss|\d{7}_adapters)-\d+-[0-9a-f]{8}\.\w+"
-)
 FREE = {"steps_per_report", "steps_per_eval", "save_every", "val_batches", "clear_cache_threshold"}
 
 Identity = dict[str, object]
+
+_LOSS = Field(lambda v: isinstance(v, int | float) and not isinstance(v, bool), "a number")
+_PROGRESS = {
+    "update": whole_number(),
+    "trained_tokens": whole_number(most=2**63 - 1),
+    "seconds": number(0),
+    **dict.fromkeys(("first", "recent"), list_of(_LOSS, 10)),
+    **dict.fromkeys(
+        ("train_loss", "val_loss", "val_loss_without", "val_loss_foreign"), optional(_LOSS)
+    ),
+}
+_DECISIVE = {"iters": whole_number(1), "grad_accumulation_steps": whole_number(1)}
 
 
 @dataclass
@@ -103,33 +113,74 @@ def save_checkpoint(
     write_adapter(adapter, folder)
     if snapshot is not None:
         write_copy(adapter, folder / f"{snapshot:07d}_adapters.safetensors")
-    about = {"progress": json.dumps(asdict(progress)), "identity": json.dumps(identity)}
-    write_atomically(
-        folder / STATE_FILE,
-        lambda path: mx.save_safetensors(str(path), dict(state), about),
-    )
+    about = json.dumps({"progress": asdict(progress), "identity": identity})
+    tensors = dict(state)
+    seal = sealed(tensors, about, "")
+    write_atomically(folder / STATE_FILE, lambda path: write_safetensors(path, tensors, seal))
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, mx.array], Progress, Identity] | None:
     """The state of the run in ``folder``; ``None`` if there is none.
 
     Raises:
-        ValueError: If the file is damaged.
+        ValueError: If the file is damaged, or holds what no run writes.
     """
     path = folder / STATE_FILE
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        state, about = mx.load(str(path), return_metadata=True)
-        mx.eval(state)
-        progress = Progress(**json.loads(about["progress"]))
-        return state, progress, json.loads(about["identity"])
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"{path} cannot be read: {reason}. Start anew from one of the numbered adapters: "
-            "--resume-adapter-file."
-        ) from error
+        state, seal = read_weights(path)
+        progress, identity = _about(_unsealed(path) if seal is None else parse_json(seal.settings))
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path} cannot be read: ").partition(". It may be")[0]
+        raise ValueError(unusable(path, reason)) from error
+    return state, progress, identity
+
+
+def _unsealed(path: Path) -> object:
+    """What a state says beside its tensors that version 0.1.0 wrote, which had no checksum."""
+    with safe_open(str(path), framework="np") as file:
+        said = file.metadata() or {}
+    return {name: parse_json(said.get(name, "null")) for name in ("progress", "identity")}
+
+
+def _about(values: object) -> tuple[Progress, Identity]:
+    """Progress and identity, every field looked at."""
+    values = values if isinstance(values, dict) else {}
+    progress, identity = values.get("progress"), values.get("identity")
+    if not isinstance(progress, dict) or not isinstance(identity, dict):
+        raise ValueError("it is no state of a run")
+    wrong = misfits(progress, _PROGRESS) + misfits(identity, _DECISIVE)
+    wrong += [f"{shortened(name)}: unknown" for name in progress.keys() - _PROGRESS.keys()]
+    if not wrong and progress["update"] > identity["iters"] // identity["grad_accumulation_steps"]:
+        wrong = [f"update: {progress['update']}, more than the run has"]
+    if wrong:
+        raise ValueError("; ".join(first_few(wrong)))
+    return Progress(**progress), identity
+
+
+def check_state(
+    state: Mapping[str, mx.array], wanted: Mapping[str, mx.array], folder: Path
+) -> None:
+    """Raise ValueError unless a state has the tensors that the run's model and optimizer need."""
+    wrong = [f"{name}: missing" for name in wanted.keys() - state.keys()]
+    wrong += [f"{shortened(name)}: not used" for name in state.keys() - wanted.keys()]
+    for name in sorted(wanted.keys() & state.keys()):
+        has, needs = state[name], wanted[name]
+        if (has.shape, has.dtype) != (needs.shape, needs.dtype):
+            wrong.append(f"{name}: {has.dtype} {has.shape}, expected {needs.dtype} {needs.shape}")
+        elif not mx.isfinite(has).all().item():
+            wrong.append(f"{name}: NaN or infinite values")
+    if wrong:
+        raise ValueError(unusable(folder / STATE_FILE, "; ".join(first_few(sorted(wrong)))))
+
+
+def unusable(path: Path, reason: str) -> str:
+    """The message about a state that nothing can go on from."""
+    return (
+        f"{path} cannot be read: {reason}. Start anew from one of the numbered adapters: "
+        "--resume-adapter-file, and another --adapter-path."
+    )
 
 
 def check_identity(saved: Identity, wanted: Identity, folder: Path) -> None:
@@ -151,20 +202,3 @@ def check_identity(saved: Identity, wanted: Identity, folder: Path) -> None:
             + "\nResume with those, or begin another run from its weights: "
             f"--resume-adapter-file {folder / 'adapters.safetensors'} and another --adapter-path."
         )
-
-
-def clear_leftovers(folder: Path) -> None:
-    """Remove half-written files of a process that was killed."""
-    for path in [*folder.glob(".*"), *(folder / STATE_FILE).parent.glob(".*")]:
-        if LEFTOVER.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-
-
-def clear_run(folder: Path) -> None:
-    """Remove what an earlier run left in ``folder``: its state, copies and reports."""
-    (folder / STATE_FILE).unlink(missing_ok=True)
-    for path in folder.glob("*_adapters.safetensors"):
-        if SNAPSHOT.fullmatch(path.name):
-            path.unlink()
-    for name in ("metrics.jsonl", "loss.png"):
-        (folder / name).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 from ..problems import raise_problems
+from ..text.messages import Message
 from ..text.rendering import Tokenizer
 from ..text.rows import ConversationRow
 from .episodes import UNSUPERVISED, Episode, EpisodeSettings, View, build_episodes, supervised_turns
@@ -72,7 +73,21 @@ class EpisodeDataset(Sequence[Episode]):
                 problems.append(str(error))
         raise_problems(problems, "Conversations that cannot be made into episodes", "")
         views = [episode.both for episode in self]
-        return DatasetReport(len(self._conversations), self.settings, views)
+        report = DatasetReport(len(self._conversations), self.settings, views)
+        report.empty_replies = sum(map(self._empty_replies, self._conversations))
+        return report
+
+    def _empty_replies(self, row: ConversationRow) -> int:
+        """How many of the replies to learn in a conversation say nothing and call no tool."""
+        turns = supervised_turns(row.messages, self.settings.assistant_loss_mode)
+        said = [row.messages[turn] for turn in turns]
+        return sum(
+            not str(m.get("content") or "").strip() and not m.get("tool_calls") for m in said
+        )
+
+
+def _says_something(message: Message) -> bool:
+    return bool(str(message.get("content") or "").strip() or message.get("tool_calls"))
 
 
 class DatasetReport:
@@ -84,6 +99,7 @@ class DatasetReport:
         write_tokens, read_tokens, supervised_tokens (int): Totals, after cutting.
         longest_write, longest_read (int): Tokens of the longest parts, before cutting.
         truncated_writes, truncated_reads (int): Parts that were cut.
+        empty_replies (int): Replies to learn that have no text.
     """
 
     def __init__(self, conversations: int, settings: EpisodeSettings, views: list[View]) -> None:
@@ -98,10 +114,16 @@ class DatasetReport:
         self.longest_read = max((len(r.tokens) + r.dropped for r in reads), default=0)
         self.truncated_writes = sum(write.dropped > 0 for write in writes)
         self.truncated_reads = sum(read.dropped > 0 for read in reads)
+        self.empty_replies = 0
 
     def notes(self) -> list[str]:
-        """What a person should know before training: parts cut, nothing to remember."""
+        """What a person should know before training: parts cut, nothing to remember or learn."""
         notes = []
+        if self.empty_replies:
+            notes.append(
+                f"{self.empty_replies} of {self.episodes} replies are empty, so they teach the "
+                "model to say nothing: leave those conversations out."
+            )
         if self.truncated_writes:
             notes.append(
                 f"{self.truncated_writes} of {self.with_history} write parts were cut to their "

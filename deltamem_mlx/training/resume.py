@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from .checkpoint import STATE_FILE, Identity, Progress, check_identity, read_checkpoint
+from .checkpoint import Identity, Progress, check_identity, check_state, read_checkpoint
 from .update import Updater
 
 
@@ -22,25 +22,19 @@ def begin(
         resume (bool): Go on if there is something to go on with.
 
     Raises:
-        ValueError: If the folder holds an unfinished run and ``resume`` is not set, or a run with
-          another identity and it is, or a damaged state.
+        ValueError: If ``resume`` is set and the folder holds a run with another identity, or a
+          state that is damaged or not of this model.
     """
+    if not resume:
+        return Progress(), False
     found = read_checkpoint(folder) if updater.group.rank() == 0 else None
     state, progress, saved = found or ({}, None, None)
     text = json.dumps([progress and asdict(progress), saved])
     values, saved = json.loads(updater.first(text))
     if values is None:
         return Progress(), False
-    progress = Progress(**values)
-    if resume:
-        check_identity(saved, identity, folder)
-        updater.set_state(state)
-        return progress, True
-    batches = saved["grad_accumulation_steps"]
-    if progress.update < saved["iters"] // batches:
-        raise ValueError(
-            f"{folder} holds an unfinished run, at iteration {progress.update * batches} of "
-            f"{saved['iters']}. Go on with --resume; or choose another --adapter-path, or remove "
-            f"{folder / STATE_FILE.parent}, to begin anew."
-        )
-    return Progress(), False
+    check_identity(saved, identity, folder)
+    if updater.group.rank() == 0:
+        check_state(state, updater.state(), folder)
+    updater.set_state(state)
+    return Progress(**values), True

@@ -5,6 +5,7 @@ mlx-lm's own loop neither clips gradients nor resumes, so this is another.
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +15,11 @@ import mlx.nn as nn
 from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
+from ..files import Witness, expanded
 from .batching import Batch, batches
-from .checkpoint import clear_leftovers, clear_run, identity_of, save_checkpoint
+from .checkpoint import STATE_FILE, identity_of, save_checkpoint
 from .episodes import Episode
+from .folder import begin_run, clear_leftovers, has_checkpoint, one_run, refuse_to_replace
 from .guard import Diverged, check_loss, interruptible
 from .objective import Objective
 from .report import Info, Listener, Metrics, draw_curve, train_info
@@ -37,6 +40,7 @@ class Outcome(NamedTuple):
           with that of another conversation.
         seconds (float): Spent in all, also before a resume.
         peak_memory (int): Bytes, of this process.
+        trained (int): Batches trained on since the run began or went on.
     """
 
     iteration: int
@@ -47,6 +51,7 @@ class Outcome(NamedTuple):
     val_loss_foreign: float | None
     seconds: float
     peak_memory: int
+    trained: int = 0
 
 
 class Trainer:
@@ -60,10 +65,12 @@ class Trainer:
         folder (Path): For the adapter, checkpoints and reports.
         listeners (Sequence[TrainingCallback]): Told how it goes, in the first process only.
         resume (bool): Go on from the state in the folder, if there is one.
+        overwrite (bool): Begin anew in place of an adapter or a run that the folder holds.
 
     Raises:
-        ValueError: If there is nothing to learn, the folder holds an unfinished run and ``resume``
-          is not set, or a run with other settings and it is.
+        ValueError: If there is nothing to learn, or the folder holds a run with other settings and
+          ``resume`` is set.
+        FileExistsError: If the folder holds a run or an adapter, and neither is set.
     """
 
     def __init__(
@@ -76,17 +83,23 @@ class Trainer:
         *,
         listeners: Sequence[TrainingCallback] = (),
         resume: bool = False,
+        overwrite: bool = False,
     ) -> None:
         if not len(train):
             raise ValueError("There are no episodes to train on.")
         self.model, self.train, self.valid = model, train, valid
-        self.settings, self.folder = settings, Path(folder)
+        self.settings, self.folder = settings, expanded(folder)
         self.group = mx.distributed.init()
+        if self._first:
+            refuse_to_replace(self.folder, resume=resume, overwrite=overwrite)
+        self._witness = Witness()
+        self._witness.note(self.folder / STATE_FILE)
         self.updater = Updater(Objective(model, settings.write_visible), settings, self.group)
         self.identity = identity_of(model, settings, train, self.group.size())
         self.progress, self.resumed = begin(self.updater, self.folder, self.identity, resume)
         self._stream = self._batches()
         self._saved = self.progress.update if self.resumed else -1
+        self._begun_at = self.iteration
         self._stop = False
         self.listeners = list(listeners) if self._first else []
 
@@ -124,13 +137,20 @@ class Trainer:
         Raises:
             Diverged: If the loss or the weights are no finite numbers any more, or the loss
               exploded. The last checkpoint stays.
+            FolderInUse: If another process trains in the folder.
+            FileChanged: If another process has trained in it since this began.
         """
+        with one_run(self.folder) if self._first else nullcontext():
+            return self._run()
+
+    def _run(self) -> Outcome:
         maybe_set_recommended_wired_limit()
         mx.reset_peak_memory()
         if self._first:
+            self._witness.check(self.folder / STATE_FILE)
             clear_leftovers(self.folder)
             if not self.resumed:
-                clear_run(self.folder)
+                begin_run(self.folder)
             self.listeners.insert(0, Metrics(self.folder, self.iteration))
         with interruptible(self._interrupt):
             if not self.resumed:
@@ -150,6 +170,7 @@ class Trainer:
             val_loss_foreign=p.val_loss_foreign,
             seconds=p.seconds,
             peak_memory=mx.get_peak_memory(),
+            trained=self.iteration - self._begun_at,
         )
 
     def _interrupt(self) -> None:
@@ -261,6 +282,7 @@ class Trainer:
                 )
             except FloatingPointError as error:
                 raise Diverged(f"{error}. {self._advice()}") from error
+            has_checkpoint(self.folder)
         self._saved = self.progress.update
         self._tell("on_save", self.folder, self.iteration)
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 import deltamem_mlx as dm
 from deltamem_mlx.adapters.files import read_adapter
 from deltamem_mlx.cli.main import app
+from deltamem_mlx.training.folder import one_run
 from deltamem_mlx.training.report import read_metrics
 
 FLAGS = ("--batch-size", "2", "--rank", "4", "--learning-rate", "1e-2", "--save-every", "2")
@@ -150,12 +151,13 @@ def test_training_further(base: list[str], tmp_path: Path) -> None:
     further[further.index(str(first))] = str(tmp_path / "second")
     snapshot = first / "0000004_adapters.safetensors"
     for source in (first, snapshot):
-        done = call(*further, "--resume-adapter-file", source)
+        done = call(*further, "--resume-adapter-file", source, "--overwrite")
         assert done.exit_code == 0, done.stderr
         before, after = (read_adapter(f).tensors for f in (first, tmp_path / "second"))
         assert all(mx.allclose(before[name], after[name], atol=1e-7).item() for name in before)
         assert any(mx.abs(before[name]).max().item() > 0 for name in before)
-    text = refused(1, *further, "--resume-adapter-file", first, "--rank", "2", "--alpha", "16")
+    other = ("--resume-adapter-file", first, "--overwrite", "--rank", "2", "--alpha", "16")
+    text = refused(1, *further, *other)
     assert "rank: 2, the adapter has 4" in text
     assert "alpha" not in text
 
@@ -222,7 +224,7 @@ def test_interrupted_saves_and_says_how_to_go_on(base: list[str], tmp_path: Path
     command = next(line for line in stderr.splitlines() if "Go on with: " in line)
     words = command.partition("Go on with: ")[2].split()
     assert words == ["deltamem-mlx", *run, "--resume"]
-    text = refused(1, *run)
+    text = refused(2, *run)
     assert "--resume" in text
 
 
@@ -279,3 +281,52 @@ def test_help_is_quick_and_shows_examples(run_cli: RunCli) -> None:
     assert done.returncode == 0
     assert "mlx.launch" in done.stdout
     assert "[default: 8]" in done.stdout
+
+
+# --- what the folder holds already
+
+
+def test_nothing_is_replaced_unless_it_is_asked_for(base: list[str], tmp_path: Path) -> None:
+    run, out = [*base, "--iters", "1", "-q"], tmp_path / "out"
+    out.mkdir()
+    (out / "adapter_config.json").write_text('{"fine_tune_type": "lora"}')
+    mx.save_safetensors(str(out / "0000100_adapters.safetensors"), {"lora_a": mx.zeros(1)})
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    text = refused(2, *run)
+    assert "'lora'" in text
+    assert "--overwrite" in text
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert call(*run, "--overwrite").exit_code == 0
+    assert (out / "0000100_adapters.safetensors").exists()
+    assert "finished run of 1 iterations" in refused(2, *run)
+    assert "give one of them" in refused(2, *run, "--resume", "--overwrite")
+
+
+def test_resuming_a_finished_run_says_that_nothing_was_trained(base: list[str]) -> None:
+    run = [*base, "--iters", "1"]
+    assert call(*run, "-q").exit_code == 0
+    done = call(*run, "--resume")
+    assert done.exit_code == 0
+    assert "nothing was trained" in done.stderr
+    assert "--resume-adapter-file" in done.stderr
+    assert json.loads(call(*run, "--resume", "--json").stdout)["trained"] == 0
+
+
+def test_a_memory_that_makes_no_difference_is_said(base: list[str]) -> None:
+    done = call(*base, "--iters", "1", "--learning-rate", "1e-9")
+    assert "not yet what was told" in " ".join(done.stderr.split())
+
+
+def test_a_folder_in_which_another_process_trains(base: list[str], tmp_path: Path) -> None:
+    with one_run(tmp_path / "out"):
+        assert f"process {os.getpid()}" in refused(1, *base, "--iters", "1")
+    assert call(*base, "--iters", "1", "-q").exit_code == 0
+
+
+@pytest.mark.parametrize("value", ["[]", "{}", "9" * 5000, "[[1]]", "2026-01-01", "1e999"])
+def test_a_file_with_a_value_that_is_no_number(base: list[str], tmp_path: Path, value: str) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(f"iters: {value}\n")
+    text = refused(2, *base, "--config", file)
+    assert "iters" in text
+    assert len(text) < 600

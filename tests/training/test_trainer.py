@@ -130,6 +130,7 @@ def test_files_are_mlx_lm_s(whole: Path) -> None:
         "adapter_config.json",
         "adapters.safetensors",
         str(STATE_FILE),
+        str(STATE_FILE.with_name(".lock")),
     }
     model = dm.load_adapter(tiny_model(), whole)
     loaded = adapter_of(model).tensors
@@ -227,7 +228,7 @@ def test_killed_at_every_moment_of_writing(
 
     trained(tmp_path / "whole")
     moments = 2 * count[0]
-    assert moments == 24  # the metrics, then three checkpoints, two of them with a copy
+    assert moments == 26  # that it begins, the metrics, then three checkpoints, two with a copy
     for moment in range(moments):
         folder = tmp_path / str(moment)
         count[0], dies[0] = 0, moment
@@ -237,7 +238,7 @@ def test_killed_at_every_moment_of_writing(
         kept = (folder / STATE_FILE).exists()
         assert (trained(folder, resume=True) if kept else trained(folder)).finished
         assert_same_weights(tmp_path / "whole", folder)
-        assert not list(folder.rglob(".*"))
+        assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
 
 
 def test_gradients_flow_after_a_validation(episodes: EpisodeDataset, tmp_path: Path) -> None:
@@ -412,11 +413,15 @@ def test_unfinished_runs_are_not_overwritten(
 ) -> None:
     trained(episodes, tmp_path, listeners=[Stop(5)])
     before = weights(tmp_path)
-    with pytest.raises(ValueError, match=r"unfinished run, at iteration 5 of 8.*--resume"):
+    with pytest.raises(FileExistsError, match=r"unfinished run, at iteration 5 of 8.*--resume"):
         trained(episodes, tmp_path)
     assert all(np.array_equal(before[name], array) for name, array in weights(tmp_path).items())
-    shutil.copytree(whole, tmp_path / "copy")
-    assert trained(episodes, tmp_path / "copy", replace(RUN, iters=2, save_every=9)).finished
+    copy, short = tmp_path / "copy", replace(RUN, iters=2, save_every=9)
+    shutil.copytree(whole, copy)
+    with pytest.raises(FileExistsError, match=r"finished run of 8 iterations.*--overwrite"):
+        trained(episodes, copy, short)
+    assert_same_weights(whole, copy)
+    assert trained(episodes, copy, short, overwrite=True).finished
     left = [path.name for path in (tmp_path / "copy").glob("*_adapters.safetensors")]
     assert left == ["0000002_adapters.safetensors"]
 

@@ -106,12 +106,29 @@ def check(options: Options) -> None:
         raise UsageError("--iters and --epochs: give one of them.")
     if options["epochs"] is not None and not 0 < options["epochs"] < math.inf:
         raise UsageError(f"--epochs is {options['epochs']}; expected a positive number.")
+    if options["resume"] and options["overwrite"]:
+        raise UsageError("--resume and --overwrite: give one of them.")
     if Path(options["adapter_path"]).is_file():
         raise UsageError(f"--adapter-path: {str(options['adapter_path'])!r} is a file.")
     template_kwargs(options["chat_template_config"])
     adapter_config(adapter_values(options))
     train_settings(options, options["iters"] or DEFAULT_ITERS)
     episode_settings(options, "token")
+    _check_folder(options)
+
+
+def _check_folder(options: Options) -> None:
+    """Raise before anything is loaded if the output may not go where it is to go."""
+    from deltamem_mlx.training.folder import STATE_FILE, one_run, refuse_to_replace
+
+    folder, resume = Path(options["adapter_path"]), bool(options["resume"])
+    try:
+        refuse_to_replace(folder, resume=resume, overwrite=bool(options["overwrite"]))
+    except FileExistsError as error:
+        raise UsageError(str(error)) from error
+    if (folder / STATE_FILE.parent).is_dir():
+        with one_run(folder):
+            pass
 
 
 def adapter_values(options: Options) -> dict[str, object]:

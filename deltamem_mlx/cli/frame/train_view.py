@@ -51,7 +51,8 @@ def _rows(
     yield "model", f"{options['model']}, {plan.total / 1e6:,.1f} M parameters"
     yield (
         "adapter",
-        f"{plan.trained:,} parameters ({plan.trained / plan.total:.2%} of the model): rank "
+        f"{plan.trained:,} parameters ({plan.trained / plan.total:.2%} of the model), all that is "
+        f"trained: rank "
         f"{config.rank}, {config.num_state_heads} state(s) in {plan.patched} of {plan.layers} "
         f"layers, heads {', '.join(config.delta_heads)}, {config.memory_write_granularity} writes",
     )
@@ -154,13 +155,34 @@ def finish(options: Mapping[str, object], outcome: "Outcome", test_loss: float |
         output.note(f"Stopped at iteration {outcome.iteration}; everything is saved in {folder}.")
         output.note(f"Go on with: {_resume_command()}")
         return
+    if warning := _nothing_remembered(outcome):
+        output.warn(warning)
     if options["json"]:
         output.result_json(outcome._asdict() | {"adapter_path": folder, "test_loss": test_loss})
         return
-    output.note(_summary(outcome, test_loss))
+    if outcome.trained:
+        output.note(_summary(outcome, test_loss))
+    else:
+        output.note(
+            f"This run had ended already, at iteration {outcome.iteration}: nothing was trained. "
+            f"Train further with --resume-adapter-file {shlex.quote(folder)} and another "
+            "--adapter-path."
+        )
     words = ["deltamem-mlx", "generate", "--model", str(options["model"]), "--adapter", folder]
     output.result(f"The adapter is in {folder}. Use it:")
     output.result("  " + shlex.join([*words, "--remember", "notes.txt", "--prompt", "..."]))
+
+
+def _nothing_remembered(outcome: "Outcome") -> str:
+    """What to say if the held-out loss does not depend on whose memory is read; empty: it does."""
+    loss, foreign = outcome.val_loss, outcome.val_loss_foreign
+    if loss is None or foreign is None or foreign - loss > max(0.001, 0.01 * loss):
+        return ""
+    return (
+        f"The held-out loss is {loss:.4f} with a conversation's own memory and {foreign:.4f} with "
+        "another's: the adapter has learned how replies look, not yet what was told. Train longer, "
+        "on more conversations whose replies depend on their history."
+    )
 
 
 def _summary(outcome: "Outcome", test_loss: float | None) -> str:

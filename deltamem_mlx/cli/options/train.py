@@ -50,6 +50,14 @@ Resume = Annotated[
         help="Go on with the run in --adapter-path: it ends as if it had never stopped.",
     ),
 ]
+Overwrite = Annotated[
+    bool,
+    _option(
+        "--overwrite",
+        panel=DATA,
+        help="Begin anew in place of the adapter or the run that is in --adapter-path.",
+    ),
+]
 Iters = Annotated[
     int | None,
     _option("--iters", panel=RUN, min=1, help="Batches to train on.  [default: 1000]"),
