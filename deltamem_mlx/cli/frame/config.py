@@ -41,7 +41,7 @@ def _read(path: Path) -> dict[str, object]:
     except RecursionError as error:
         raise typer.BadParameter(f"{str(path)!r} is not usable: too deeply nested.") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a number or a date that is none
-        why = " ".join(str(error).split())[:300]
+        why = " ".join(str(error).split())[:300].partition("; use sys.")[0]
         raise typer.BadParameter(f"{str(path)!r} is not valid YAML: {why}") from error
     if content is None:
         return {}
@@ -105,7 +105,7 @@ def _as_typed(key: str, value: object, param: typer.CallbackParam, path: Path) -
         return value
     items = value if isinstance(value, list) else [value]
     if len(items) != 1 and not param.multiple:
-        found = f"a list of {len(items)}"
+        found = "a list" if items else "an empty list"
         raise typer.BadParameter(f"{str(path)!r}: {key!r} takes one value, not {found}.")
     if any(isinstance(item, bool | dict | list) or item is None for item in items):
         raise typer.BadParameter(
