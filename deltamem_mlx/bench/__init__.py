@@ -2,7 +2,7 @@
 
 from .models import STRATEGIES, Pair, with_plain_twin, with_random_adapters
 from .primitives import count_primitives
-from .run import FULL, PARTS, QUICK, BenchReport, Plan, run_bench
+from .run import FULL, PARTS, QUICK, BenchPlan, BenchReport, run_bench
 from .shapes import SHAPES, random_model, shape_config
 from .timing import Effort
 
@@ -12,10 +12,10 @@ __all__ = [
     "QUICK",
     "SHAPES",
     "STRATEGIES",
+    "BenchPlan",
     "BenchReport",
     "Effort",
     "Pair",
-    "Plan",
     "count_primitives",
     "random_model",
     "run_bench",

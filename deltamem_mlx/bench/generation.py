@@ -1,11 +1,12 @@
 """Prefill and decode of a plain model and of its patched twins, run by run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -56,8 +57,8 @@ class Row:
         """Tokens per second."""
         return self.tokens / seconds.median
 
-    def to_dict(self) -> dict[str, object]:
-        row: dict[str, object] = {
+    def to_dict(self) -> dict[str, Any]:
+        row: dict[str, Any] = {
             "strategy": self.strategy,
             "batch_size": self.batch_size,
             "length": self.length,
@@ -129,7 +130,7 @@ def first_token(model: nn.Module, prompt: mx.array) -> mx.array:
     return token
 
 
-def writes(model: nn.Module, cache: list, shape: tuple[int, int]) -> AbstractContextManager:
+def writes(model: nn.Module, cache: list, shape: Sequence[int]) -> AbstractContextManager:
     """The spans of a conversation of equal messages, for a memory that writes by message."""
     if not is_attached(model) or config_of(model).memory_write_granularity == "token":
         return nullcontext()
@@ -198,7 +199,9 @@ def memory_facts(model: nn.Module) -> dict[str, int]:
     growing = [kv for kv in kv_caches(cache) if type(kv) is KVCache]
     return {
         "state_bytes": sum(memory.nbytes for memory in memories(cache).values()),
-        "kv_bytes_per_token": sum(kv.nbytes // kv.keys.shape[2] for kv in growing),
+        "kv_bytes_per_token": sum(
+            kv.nbytes // kv.keys.shape[2] for kv in growing if kv.keys is not None
+        ),
     }
 
 

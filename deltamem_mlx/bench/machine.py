@@ -5,6 +5,7 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -17,7 +18,7 @@ BLAS_HINT = (
 )
 
 
-def machine_facts() -> dict[str, object]:
+def machine_facts() -> dict[str, Any]:
     """Device, versions, and on a CPU the BLAS that multiplies matrices."""
     info = mx.device_info()
     on_cpu = mx.default_device().type == mx.DeviceType.cpu

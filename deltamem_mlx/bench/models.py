@@ -2,16 +2,17 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from ..config import DeltaMemConfig
+from ..model.parameters import flat_arrays
 from ..model.patch import attach, config_of, detach
 
 # What the three write strategies set (arXiv 2605.12357, section 3).
-STRATEGIES: dict[str, dict[str, object]] = {
+STRATEGIES: dict[str, dict[str, Any]] = {
     "TSW": {"memory_write_granularity": "token", "num_state_heads": 1},
     "MSW": {"memory_write_granularity": "token", "num_state_heads": 4},
     "SSW": {"memory_write_granularity": "message_mean", "num_state_heads": 1},
@@ -37,7 +38,7 @@ class Pair:
 
 def twin(model: nn.Module) -> nn.Module:
     """A copy of the modules around the same weight arrays."""
-    return copy.deepcopy(model, {id(w): w for _, w in tree_flatten(model.parameters())})
+    return copy.deepcopy(model, {id(w): w for _, w in flat_arrays(model.parameters())})
 
 
 def strategy_of(config: DeltaMemConfig) -> str:
@@ -58,7 +59,7 @@ def with_random_adapters(model: nn.Module, strategies: list[str], seed: int = 0)
         raise ValueError(f"strategies: {', '.join(unknown)}: expected {', '.join(STRATEGIES)}.")
     patched = {}
     for name in dict.fromkeys(strategies):
-        config = DeltaMemConfig(**RELEASED.to_dict() | STRATEGIES[name])
+        config = DeltaMemConfig.from_dict(RELEASED.to_dict() | dict(STRATEGIES[name]))
         patched[name] = _ready(attach(twin(model), config, seed=seed))
     return Pair(model, patched)
 

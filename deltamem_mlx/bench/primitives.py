@@ -6,9 +6,9 @@ from collections import Counter
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
+from ..model.parameters import flat_arrays
 from ..model.patch import memory_layers
 
 _NODE = re.compile(r'\[label ="([^"]*)", shape=rectangle\]')
@@ -61,5 +61,4 @@ def added_per_layer(plain: nn.Module, patched: nn.Module, batch_size: int = 1) -
 
 def cached_arrays(cache: list) -> list[mx.array]:
     """All arrays in a prompt cache."""
-    states = tree_flatten([entry.state for entry in cache])
-    return [value for _, value in states if isinstance(value, mx.array)]
+    return [array for _, array in flat_arrays([entry.state for entry in cache])]

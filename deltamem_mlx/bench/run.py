@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from ..model.patch import config_of, memory_layers
 from .generation import Row, decode_rows, memory_facts, prefill_rows
@@ -17,7 +17,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """What to measure.
 
     Args:
@@ -40,7 +40,7 @@ class Plan:
     parts: Sequence[str] = PARTS
     effort: Effort = field(default_factory=Effort)
 
-    def changed(self, **fields: object) -> "Plan":
+    def changed(self, **fields: Any) -> "BenchPlan":
         return replace(self, **fields)
 
     def prefills(self) -> list[tuple[int, int]]:
@@ -50,8 +50,8 @@ class Plan:
         return [(b, n) for b in self.batch_sizes for n in self.prompt_lengths if b * n <= most]
 
 
-QUICK = Plan()
-FULL = Plan(
+QUICK = BenchPlan()
+FULL = BenchPlan(
     prompt_lengths=(128, 512, 2048),
     depths=(128, 2048),
     scan_lengths=(128, 512, 2048, 8192),
@@ -75,15 +75,15 @@ class MemoryRow(TypedDict):
 class BenchReport:
     """What was measured, on which machine, of which model."""
 
-    machine: dict[str, object]
-    model: dict[str, object]
+    machine: dict[str, Any]
+    model: dict[str, Any]
     clock: str = "wall"
     prefill: list[Row] = field(default_factory=list)
     decode: list[Row] = field(default_factory=list)
     memory: list[MemoryRow] = field(default_factory=list)
     scan: list[ScanRow] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         """The report as JSON values; times in seconds, sizes in bytes."""
         rows = {name: [row.to_dict() for row in getattr(self, name)] for name in PARTS[:2]}
         scans = [row.to_dict() for row in self.scan]
@@ -94,17 +94,17 @@ class BenchReport:
 
 def run_bench(
     pair: Pair,
-    plan: Plan,
+    plan: BenchPlan,
     *,
-    model: dict[str, object],
+    model: dict[str, Any],
     progress: Callable[[str], None] = lambda text: None,
 ) -> BenchReport:
     """Measure what ``plan`` asks for.
 
     Args:
         pair (Pair): The plain model and its patched twins.
-        plan (Plan): Lengths, batch sizes, effort.
-        model (dict[str, object]): What the report says of the model.
+        plan (BenchPlan): Lengths, batch sizes, effort.
+        model (dict[str, Any]): What the report says of the model.
         progress (Callable): Called with a line before each figure.
     """
     report = BenchReport(machine_facts(), model, plan.effort.clock)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
@@ -31,8 +32,8 @@ class ScanRow:
     backward: Samples
     speedup: tuple[Samples, Samples]
 
-    def to_dict(self) -> dict[str, object]:
-        row: dict[str, object] = {"form": self.form, "heads": self.heads, "length": self.length}
+    def to_dict(self) -> dict[str, Any]:
+        row: dict[str, Any] = {"form": self.form, "heads": self.heads, "length": self.length}
         for i, (name, seconds) in enumerate(
             [("forward", self.forward), ("forward_backward", self.backward)]
         ):

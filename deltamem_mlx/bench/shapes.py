@@ -1,10 +1,12 @@
 """Models with random weights in the shape of a known one, to be timed without its files."""
 
 import importlib
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+
+from ..model.parameters import flat_arrays
 
 _QWEN3 = {"model_type": "qwen3", "rms_norm_eps": 1e-6, "rope_theta": 1e6, "head_dim": 128}
 _LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
@@ -15,12 +17,12 @@ _SIZES = (
 )
 
 
-def _shape(base: dict[str, object], sizes: tuple[int, ...], **more: object) -> dict[str, object]:
+def _shape(base: dict[str, Any], sizes: tuple[int, ...], **more: object) -> dict[str, Any]:
     return base | dict(zip(_SIZES, sizes, strict=True)) | {"max_position_embeddings": 40960} | more
 
 
 # By name, what the model's config.json says of its shape.
-SHAPES: dict[str, dict[str, object]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-0.6b": _shape(_QWEN3, (1024, 28, 3072, 16, 8, 151936), tie_word_embeddings=True),
     "qwen3-1.7b": _shape(_QWEN3, (2048, 28, 6144, 16, 8, 151936), tie_word_embeddings=True),
     "qwen3-4b": _shape(_QWEN3, (2560, 36, 9728, 32, 8, 151936), tie_word_embeddings=True),
@@ -33,7 +35,7 @@ SHAPES: dict[str, dict[str, object]] = {
 }
 
 
-def shape_config(name: str, layers: int | None = None) -> dict[str, object]:
+def shape_config(name: str, layers: int | None = None) -> dict[str, Any]:
     """The config of a shape, cut to ``layers`` of its layers.
 
     The vocabulary is cut in the same proportion: with a few layers under all of its head, the
@@ -58,7 +60,7 @@ def shape_config(name: str, layers: int | None = None) -> dict[str, object]:
 
 
 def random_model(
-    config: dict[str, object],
+    config: dict[str, Any],
     *,
     bits: int | None = None,
     dtype: mx.Dtype = mx.float32,
@@ -67,7 +69,7 @@ def random_model(
     """A model with random weights.
 
     Args:
-        config (dict[str, object]): As ``shape_config`` gives it.
+        config (dict[str, Any]): As ``shape_config`` gives it.
         bits (int): Quantize to this many, in groups of 64. Default: no quantization.
         dtype (mx.Dtype): Of all weights that stay dense.
         seed (int): Of the weights.
@@ -80,6 +82,6 @@ def random_model(
         nn.quantize(model, group_size=64, bits=bits)
     model.eval()
     # One array after another, so that no more than one is there in float32, too.
-    for _, weight in tree_flatten(model.parameters()):
+    for _, weight in flat_arrays(model.parameters()):
         mx.eval(weight)
     return model

@@ -3,9 +3,10 @@
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import mlx.core as mx
 
@@ -57,7 +58,7 @@ class Samples:
     def map(self, change: Callable[[float], float]) -> "Samples":
         return Samples(tuple(change(value) for value in self.values))
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         """Median, its interval, low and high (the extremes), and all values."""
         ends = {"median": self.median, "interval": list(self.interval)}
         return ends | {"low": self.low, "high": self.high, "values": list(self.values)}
@@ -82,7 +83,7 @@ class Effort:
             return done >= self.rounds
         return done >= 100 or (done >= 3 and elapsed * (done + 1) / done > self.seconds)
 
-    def time(self, work: Callable[[], None]) -> float:
+    def time(self, work: Callable[[], object]) -> float:
         """Seconds that ``work`` takes on this clock, pending work before it not counted."""
         mx.synchronize()
         now = CLOCKS[self.clock]
@@ -92,7 +93,7 @@ class Effort:
         return now() - start
 
 
-def alternate(contestants: dict[str, Run], effort: Effort) -> dict[str, Samples]:
+def alternate(contestants: Mapping[str, Run], effort: Effort) -> dict[str, Samples]:
     """Times the contestants in turn, A B, B A, A B, …, after one round that does not count.
 
     Turning the order around every other round cancels what a steady drift of the machine's

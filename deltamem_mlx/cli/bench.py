@@ -1,8 +1,9 @@
 """`deltamem-mlx bench`: what a memory costs, beside the plain model in one run."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
@@ -12,7 +13,34 @@ from deltamem_mlx.cli.options import bench as b
 from deltamem_mlx.cli.options import shared as o
 
 if TYPE_CHECKING:
-    from deltamem_mlx.bench import BenchReport, Pair, Plan
+    from deltamem_mlx.bench import BenchPlan, BenchReport, Pair
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What `bench` was asked for."""
+
+    model: o.Model = None
+    adapter: o.Adapter = None
+    shape: b.Shape = None
+    layers: b.Layers = None
+    bits: b.Bits = None
+    dtype: b.DTypeChoice = None
+    only: b.Only = None
+    strategies: b.Strategies = None
+    prompt_lengths: b.PromptLengths = None
+    depths: b.Depths = None
+    batch_sizes: b.BatchSizes = None
+    scan_lengths: b.ScanLengths = None
+    decode_tokens: b.DecodeTokens = 16
+    full: b.Full = False
+    seconds: b.Seconds = None
+    rounds: b.Rounds = None
+    clock: b.ClockChoice = b.Clock.WALL
+    seed: o.Seed = None
+    trust_remote_code: o.TrustRemoteCode = False
+    plot: b.Plot = None
+    json: o.Json = False
 
 
 @command(
@@ -22,29 +50,7 @@ if TYPE_CHECKING:
     "deltamem-mlx bench --shape qwen3-4b --layers 2 --bits 4 --only prefill,decode",
     "deltamem-mlx bench --only scan --scan-lengths 2048",
 )
-def bench(
-    model: o.Model = None,
-    adapter: o.Adapter = None,
-    shape: b.Shape = None,
-    layers: b.Layers = None,
-    bits: b.Bits = None,
-    dtype: b.DTypeChoice = None,
-    only: b.Only = None,
-    strategies: b.Strategies = None,
-    prompt_lengths: b.PromptLengths = None,
-    depths: b.Depths = None,
-    batch_sizes: b.BatchSizes = None,
-    scan_lengths: b.ScanLengths = None,
-    decode_tokens: b.DecodeTokens = 16,
-    full: b.Full = False,
-    seconds: b.Seconds = None,
-    rounds: b.Rounds = None,
-    clock: b.ClockChoice = b.Clock.WALL,
-    seed: o.Seed = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    plot: b.Plot = None,
-    json: o.Json = False,
-) -> None:
+def bench(options: BenchOptions) -> None:
     """Measure what a memory costs.
 
     The plain model and the same model with a memory run in turn, in one process and on one set of
@@ -54,38 +60,48 @@ def bench(
     The weights are those of --model, or random ones in the shape of a known model. Without
     --adapter, the memory is an untrained one with the settings of the released adapter.
     """
-    real = model is not None or adapter is not None
-    if real and any(value is not None for value in (shape, layers, bits, dtype)):
-        raise UsageError("--shape, --layers, --bits, --dtype: only without --model and --adapter.")
-    if adapter is not None and strategies is not None:
-        raise UsageError("--strategies: an --adapter has its own; give one of the two.")
-    if seconds is not None and rounds is not None:
-        raise UsageError("--seconds, --rounds: give one of the two.")
+    real = _check(options)
     lengths = {
-        "prompt_lengths": _numbers("--prompt-lengths", prompt_lengths),
-        "depths": _numbers("--depths", depths),
-        "batch_sizes": _numbers("--batch-sizes", batch_sizes),
-        "scan_lengths": _numbers("--scan-lengths", scan_lengths),
+        "prompt_lengths": _numbers("--prompt-lengths", options.prompt_lengths),
+        "depths": _numbers("--depths", options.depths),
+        "batch_sizes": _numbers("--batch-sizes", options.batch_sizes),
+        "scan_lengths": _numbers("--scan-lengths", options.scan_lengths),
     }
 
     from deltamem_mlx.bench import STRATEGIES, Effort, run_bench
 
+    full, seed = options.full, options.seed or 0
     default = list(STRATEGIES) if full else ["TSW"]
-    names = _chosen("--strategies", strategies, STRATEGIES) or default
+    names = _chosen("--strategies", options.strategies, STRATEGIES) or default
+    seconds = options.seconds
     if seconds is None:
         seconds = b.FULL_SECONDS if full else b.SECONDS
-    effort = Effort(rounds=rounds, seconds=seconds, clock=clock.value)
-    plan = _plan(lengths, only, decode_tokens, full, effort)
-    _check_plot(plot, plan)
+    effort = Effort(rounds=options.rounds, seconds=seconds, clock=options.clock.value)
+    plan = _plan(lengths, options.only, options.decode_tokens, full, effort)
+    _check_plot(options.plot, plan)
     if real:
-        pair, facts = _real(model, adapter, names, seed or 0, trust_remote_code)
+        pair, facts = _real(options.model, options.adapter, names, seed, options.trust_remote_code)
     else:
-        pair, facts = _random(shape or b.DEFAULT_SHAPE, layers, bits, dtype, names, seed or 0)
+        shape = options.shape or b.DEFAULT_SHAPE
+        pair, facts = _random(shape, options.layers, options.bits, options.dtype, names, seed)
     _hint()
     report = run_bench(pair, plan, model=facts, progress=lambda text: output.note(f"{text} …"))
-    _show(report, json)
-    if plot is not None:
-        _draw(report, plot)
+    _show(report, options.json)
+    if options.plot is not None:
+        _draw(report, options.plot)
+
+
+def _check(options: BenchOptions) -> bool:
+    """Whether a real model is meant; raises UsageError for flags that do not go together."""
+    real = options.model is not None or options.adapter is not None
+    random = (options.shape, options.layers, options.bits, options.dtype)
+    if real and any(value is not None for value in random):
+        raise UsageError("--shape, --layers, --bits, --dtype: only without --model and --adapter.")
+    if options.adapter is not None and options.strategies is not None:
+        raise UsageError("--strategies: an --adapter has its own; give one of the two.")
+    if options.seconds is not None and options.rounds is not None:
+        raise UsageError("--seconds, --rounds: give one of the two.")
+    return real
 
 
 def _numbers(flag: str, value: str | None) -> list[int] | None:
@@ -109,7 +125,7 @@ def _chosen(flag: str, value: str | None, known: Collection[str]) -> list[str] |
     return names
 
 
-def _check_plot(plot: Path | None, plan: "Plan") -> None:
+def _check_plot(plot: Path | None, plan: "BenchPlan") -> None:
     """Raises before anything is measured: UsageError, or ImportError without matplotlib."""
     if plot is None:
         return
@@ -130,7 +146,7 @@ def _plan(
     decode_tokens: int,
     full: bool,
     effort: object,
-) -> "Plan":
+) -> "BenchPlan":
     from deltamem_mlx.bench import FULL, PARTS, QUICK
 
     parts = _chosen("--only", only, PARTS) or PARTS
@@ -141,7 +157,7 @@ def _plan(
 
 def _real(
     model: str | None, adapter: str | None, strategies: list[str], seed: int, trust: bool
-) -> tuple["Pair", dict[str, object]]:
+) -> tuple["Pair", dict[str, Any]]:
     """The models of `--model` and `--adapter`, and what the report says of them."""
     from deltamem_mlx.bench import with_plain_twin, with_random_adapters
     from deltamem_mlx.model.patch import attachment
@@ -162,7 +178,7 @@ def _random(
     dtype: b.DType | None,
     strategies: list[str],
     seed: int,
-) -> tuple["Pair", dict[str, object]]:
+) -> tuple["Pair", dict[str, Any]]:
     """Models of random weights, and what the report says of them."""
     import mlx.core as mx
 

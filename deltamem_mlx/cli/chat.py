@@ -2,10 +2,11 @@
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +20,10 @@ from deltamem_mlx.cli.frame.session import (
     ReadOnly,
     check_kv_options,
     check_memory_path,
+    generation_of,
     open_session,
+    seed_with,
+    session_settings,
     template_kwargs,
     without_memory,
 )
@@ -29,7 +33,8 @@ if TYPE_CHECKING:
     from mlx_lm.generate import GenerationResponse
 
     from deltamem_mlx.cli.frame.ui import ChatUI
-    from deltamem_mlx.session.session import MemorySession
+    from deltamem_mlx.session.generation import Generation
+    from deltamem_mlx.session.session import LayerNumbers, MemorySession
 
 MaxContext = Annotated[
     int | None,
@@ -43,32 +48,37 @@ MaxContext = Annotated[
 SHOWN_LAYERS = 12
 
 
+@dataclass(frozen=True)
+class ChatOptions:
+    """What `chat` was asked for."""
+
+    model: o.Model = None
+    adapter: o.Adapter = None
+    system_prompt: o.SystemPrompt = None
+    chat_template_config: ChatTemplateConfig = None
+    max_tokens: o.MaxTokens = 256
+    memory: Memory = None
+    read_only: ReadOnly = False
+    temp: o.Temp = 0.0
+    top_p: o.TopP = 1.0
+    top_k: o.TopK = 0
+    min_p: o.MinP = 0.0
+    seed: o.Seed = None
+    max_context: MaxContext = None
+    kv_bits: o.KvBits = None
+    kv_group_size: o.KvGroupSize = 64
+    quantized_kv_start: QuantizedKvStart = 5000
+    max_kv_size: o.MaxKvSize = None
+    prefill_step_size: o.PrefillStepSize = 2048
+    trust_remote_code: o.TrustRemoteCode = False
+
+
 @command(
     "deltamem-mlx chat",
     "deltamem-mlx chat --model MODEL --adapter ADAPTER --memory me.safetensors",
     "deltamem-mlx chat --model MODEL --adapter ADAPTER --max-context 2048",
 )
-def chat(
-    model: o.Model = None,
-    adapter: o.Adapter = None,
-    system_prompt: o.SystemPrompt = None,
-    chat_template_config: ChatTemplateConfig = None,
-    max_tokens: o.MaxTokens = 256,
-    memory: Memory = None,
-    read_only: ReadOnly = False,
-    temp: o.Temp = 0.0,
-    top_p: o.TopP = 1.0,
-    top_k: o.TopK = 0,
-    min_p: o.MinP = 0.0,
-    seed: o.Seed = None,
-    max_context: MaxContext = None,
-    kv_bits: o.KvBits = None,
-    kv_group_size: o.KvGroupSize = 64,
-    quantized_kv_start: QuantizedKvStart = 5000,
-    max_kv_size: o.MaxKvSize = None,
-    prefill_step_size: o.PrefillStepSize = 2048,
-    trust_remote_code: o.TrustRemoteCode = False,
-) -> None:
+def chat(options: ChatOptions) -> None:
     """Chat with a model that remembers.
 
     The keys are those of mlx_lm.chat: q leaves, r begins anew, h lists what else there is.
@@ -77,42 +87,33 @@ def chat(
     With --memory, the memory is loaded from the file and saved to it after each answer. Without
     --model and --adapter, the built-in demo pair answers.
     """
-    if not has_memory(model, adapter):
+    if not has_memory(options.model, options.adapter):
         raise errors.UsageError(
             "A chat needs a model with a memory: give --adapter, or use mlx_lm.chat."
         )
-    config = template_kwargs(chat_template_config)
-    check_kv_options(kv_bits, max_kv_size)
-    check_memory_path(memory)
-
-    import mlx.core as mx
-    from mlx_lm.sample_utils import make_sampler
+    template_kwargs(options.chat_template_config)
+    check_kv_options(options.kv_bits, options.max_kv_size)
+    check_memory_path(options.memory)
 
     from deltamem_mlx.cli.frame.ui import ChatUI
 
-    loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
-    if seed is not None:
-        mx.random.seed(seed)
-    settings = {
-        "system_prompt": system_prompt,
-        "template_kwargs": config,
-        "max_kv_size": max_kv_size,
-        "max_context": max_context,
-    }
-    generation = {
-        "max_tokens": max_tokens,
-        "sampler": make_sampler(temp, top_p, min_p, top_k=top_k),
-        "prefill_step_size": prefill_step_size,
-        "kv_bits": kv_bits,
-        "kv_group_size": kv_group_size,
-        "quantized_kv_start": quantized_kv_start,
-    }
-    session = open_session(memory, loaded, tokenizer, settings)
+    model, tokenizer = load_pair(
+        options.model, options.adapter, trust_remote_code=options.trust_remote_code
+    )
+    seed_with(options.seed)
+    settings = session_settings(options) | {"max_context": options.max_context}
+    session = open_session(options.memory, model, tokenizer, settings)
     ui = ChatUI(quiet=output.settings.quiet)
-    rows = {"model": model or "the built-in pair", "adapter": adapter, "system": system_prompt}
-    rows |= {"memory": _memory_row(session, memory), "max tokens": f"{max_tokens:,}"}
+    rows = {
+        "model": options.model or "the built-in pair",
+        "adapter": options.adapter,
+        "system": options.system_prompt,
+        "memory": _memory_row(session, options.memory),
+        "max tokens": f"{options.max_tokens:,}",
+    }
     ui.header({name: value for name, value in rows.items() if value})
-    Chat(session, ui, settings, generation, memory, read_only).run()
+    generation = generation_of(options)
+    Chat(session, ui, settings, generation, options.memory, options.read_only).run()
 
 
 def _memory_row(session: "MemorySession", path: Path | None) -> str | None:
@@ -135,8 +136,8 @@ class Chat:
         self,
         session: "MemorySession",
         ui: "ChatUI",
-        settings: dict[str, object],
-        generation: dict[str, object],
+        settings: dict[str, Any],
+        generation: "Generation",
         memory: Path | None = None,
         read_only: bool = False,
     ):
@@ -197,7 +198,7 @@ class Chat:
             self.show(self.session.stream(question, **self.generation))
         self.keep()
 
-    def show(self, responses: Iterator["GenerationResponse"]) -> None:
+    def show(self, responses: Generator["GenerationResponse", None, None]) -> None:
         last = None
         with closing(responses):
             try:
@@ -317,7 +318,7 @@ def _path(argument: str, usage: str) -> Path:
     return Path(words[0]).expanduser()
 
 
-def _spread(layers: dict[int, dict]) -> list[tuple[int, dict]]:
+def _spread(layers: dict[int, "LayerNumbers"]) -> list[tuple[int, "LayerNumbers"]]:
     """At most SHOWN_LAYERS layers, evenly spread."""
     items = list(layers.items())
     if len(items) <= SHOWN_LAYERS:

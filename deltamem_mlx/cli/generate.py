@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,7 +21,10 @@ from deltamem_mlx.cli.frame.session import (
     ReadOnly,
     check_kv_options,
     check_memory_path,
+    generation_of,
     open_session,
+    seed_with,
+    session_settings,
     template_kwargs,
     without_memory,
 )
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     from deltamem_mlx.session.session import MemorySession
+    from deltamem_mlx.text.messages import Message
 
 Remember = Annotated[
     list[Path] | None,
@@ -63,7 +67,7 @@ Compare = Annotated[
 
 
 @dataclass
-class Answer:
+class GeneratedAnswer:
     """What one prompt gave; times in seconds, `peak_memory` in GB."""
 
     text: str
@@ -76,6 +80,38 @@ class Answer:
     peak_memory: float
 
 
+Notes = list[tuple[Path, list["Message"]]]
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What `generate` was asked for."""
+
+    model: o.Model = None
+    adapter: o.Adapter = None
+    prompt: o.Prompt = None
+    system_prompt: o.SystemPrompt = None
+    chat_template_config: ChatTemplateConfig = None
+    max_tokens: o.MaxTokens = 256
+    remember: Remember = None
+    keep_context: KeepContext = False
+    memory: Memory = None
+    read_only: ReadOnly = False
+    compare: Compare = False
+    temp: o.Temp = 0.0
+    top_p: o.TopP = 1.0
+    top_k: o.TopK = 0
+    min_p: o.MinP = 0.0
+    seed: o.Seed = None
+    kv_bits: o.KvBits = None
+    kv_group_size: o.KvGroupSize = 64
+    quantized_kv_start: QuantizedKvStart = 5000
+    max_kv_size: o.MaxKvSize = None
+    prefill_step_size: o.PrefillStepSize = 2048
+    trust_remote_code: o.TrustRemoteCode = False
+    json: o.Json = False
+
+
 @command(
     "deltamem-mlx generate --prompt 'where does anna live ?' --remember facts.txt",
     "deltamem-mlx generate --model MODEL --adapter ADAPTER --memory me.safetensors "
@@ -84,31 +120,7 @@ class Answer:
     "--prompt 'What did I note?'",
     "echo Hello | deltamem-mlx generate --model MODEL --prompt -",
 )
-def generate(
-    model: o.Model = None,
-    adapter: o.Adapter = None,
-    prompt: o.Prompt = None,
-    system_prompt: o.SystemPrompt = None,
-    chat_template_config: ChatTemplateConfig = None,
-    max_tokens: o.MaxTokens = 256,
-    remember: Remember = None,
-    keep_context: KeepContext = False,
-    memory: Memory = None,
-    read_only: ReadOnly = False,
-    compare: Compare = False,
-    temp: o.Temp = 0.0,
-    top_p: o.TopP = 1.0,
-    top_k: o.TopK = 0,
-    min_p: o.MinP = 0.0,
-    seed: o.Seed = None,
-    kv_bits: o.KvBits = None,
-    kv_group_size: o.KvGroupSize = 64,
-    quantized_kv_start: QuantizedKvStart = 5000,
-    max_kv_size: o.MaxKvSize = None,
-    prefill_step_size: o.PrefillStepSize = 2048,
-    trust_remote_code: o.TrustRemoteCode = False,
-    json: o.Json = False,
-) -> None:
+def generate(options: GenerateOptions) -> None:
     """Answer one prompt.
 
     What --remember names is written into the memory, and its text is then dropped from the
@@ -117,64 +129,72 @@ def generate(
     With --memory, the memory goes on from one command to the next. Without --model and --adapter,
     the built-in demo pair answers.
     """
-    text = _prompt(prompt)
-    template_config = template_kwargs(chat_template_config)
-    check_kv_options(kv_bits, max_kv_size)
-    if not has_memory(model, adapter):
-        flags = {"--remember": remember, "--keep-context": keep_context, "--memory": memory}
-        refuse_without_memory(flags | {"--read-only": read_only, "--compare": compare})
-    notes = _notes(remember or [])
-    check_memory_path(memory)
-
-    import mlx.core as mx
-    from mlx_lm.sample_utils import make_sampler
-
-    loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
-    if model is None and adapter is None:
+    text = _prompt(options.prompt)
+    notes = _checked(options)
+    model, tokenizer = load_pair(
+        options.model, options.adapter, trust_remote_code=options.trust_remote_code
+    )
+    if options.model is None and options.adapter is None:
         output.note("The built-in pair answers. A real model: --model MODEL --adapter ADAPTER")
-    if seed is not None:
-        mx.random.seed(seed)
-    generation = {
-        "max_tokens": max_tokens,
-        "sampler": make_sampler(temp, top_p, min_p, top_k=top_k),
-        "prefill_step_size": prefill_step_size,
-        "kv_bits": kv_bits,
-        "kv_group_size": kv_group_size,
-        "quantized_kv_start": quantized_kv_start,
-    }
-    settings = {
-        "system_prompt": system_prompt,
-        "template_kwargs": template_config,
-        "max_kv_size": max_kv_size,
-    }
-    if not has_memory(model, adapter):
-        answer = _show(_plain(loaded, tokenizer, text, settings, generation), quiet=json)
-        _report(answer, json, {})
-        return
+    seed_with(options.seed)
+    if has_memory(options.model, options.adapter):
+        answer, more = _from_memory(options, model, tokenizer, text, notes)
+    else:
+        answer, more = _show(_plain(model, tokenizer, text, options), quiet=options.json), {}
+    _report(answer, options.json, more)
 
-    session = open_session(memory, loaded, tokenizer, settings)
-    remembered = _remember(session, notes, keep_context, prefill_step_size)
-    if compare and not json:
+
+def _checked(options: GenerateOptions) -> Notes:
+    """What is to be remembered; raises UsageError for flags that do not go together."""
+    template_kwargs(options.chat_template_config)
+    check_kv_options(options.kv_bits, options.max_kv_size)
+    if not has_memory(options.model, options.adapter):
+        refuse_without_memory(
+            {
+                "--remember": options.remember,
+                "--keep-context": options.keep_context,
+                "--memory": options.memory,
+                "--read-only": options.read_only,
+                "--compare": options.compare,
+            }
+        )
+    notes = _notes(options.remember or [])
+    check_memory_path(options.memory)
+    return notes
+
+
+def _from_memory(
+    options: GenerateOptions,
+    model: "nn.Module",
+    tokenizer: "TokenizerWrapper",
+    text: str,
+    notes: Notes,
+) -> tuple[GeneratedAnswer, dict[str, Any]]:
+    """The answer, and what else is to be said of it. The memory is saved."""
+    settings, generation = session_settings(options), generation_of(options)
+    session = open_session(options.memory, model, tokenizer, settings)
+    step_size = options.prefill_step_size
+    remembered = _remember(session, notes, options.keep_context, step_size)
+    if options.compare and not options.json:
         output.result("With memory:")
-    with session.read_only() if read_only else nullcontext():
-        answer = _show(session.stream(text, **generation), quiet=json)
+    with session.read_only() if options.read_only else nullcontext():
+        answer = _show(session.stream(text, **generation), quiet=options.json)
     stats = session.stats()
-    if memory is not None and not read_only:
-        session.save(memory)
-        output.note(f"Saved the memory to {memory}.")
-    more = {
+    if options.memory is not None and not options.read_only:
+        session.save(options.memory)
+        output.note(f"Saved the memory to {options.memory}.")
+    more: dict[str, Any] = {
         "remembered_tokens": remembered,
         "tokens_written": stats["tokens_written"],
         "memory_bytes": stats["memory_bytes"],
     }
-    if compare:
-        if not json:
+    if options.compare:
+        if not options.json:
             output.result("\nWithout memory:")
-        if seed is not None:
-            mx.random.seed(seed)
-        without = without_memory(loaded, tokenizer, text, settings, generation)
-        more["without_memory"] = _show(without, quiet=json).text
-    _report(answer, json, more)
+        seed_with(options.seed)
+        without = without_memory(model, tokenizer, text, settings, generation)
+        more["without_memory"] = _show(without, quiet=options.json).text
+    return answer, more
 
 
 def _prompt(prompt: str | None) -> str:
@@ -187,7 +207,7 @@ def _prompt(prompt: str | None) -> str:
     return text
 
 
-def _notes(paths: list[Path]) -> list[tuple[Path, list]]:
+def _notes(paths: list[Path]) -> Notes:
     from deltamem_mlx.text.files import read_messages
 
     for path in paths:
@@ -199,9 +219,7 @@ def _notes(paths: list[Path]) -> list[tuple[Path, list]]:
     return [(path, read_messages(path)) for path in paths]
 
 
-def _remember(
-    session: "MemorySession", notes: list[tuple[Path, list]], keep_context: bool, step_size: int
-) -> int:
+def _remember(session: "MemorySession", notes: Notes, keep_context: bool, step_size: int) -> int:
     total = 0
     for path, messages in notes:
         tokens = session.remember(messages, prefill_step_size=step_size)
@@ -216,28 +234,28 @@ def _plain(
     model: "nn.Module",
     tokenizer: "TokenizerWrapper",
     text: str,
-    settings: dict,
-    generation: dict[str, object],
+    options: GenerateOptions,
 ) -> Iterator["GenerationResponse"]:
     """mlx-lm's own answer, for a model without an adapter."""
     from mlx_lm import stream_generate
 
     prompt: str | list[int] = text
     if tokenizer.has_chat_template:
-        system = settings["system_prompt"]
+        system = options.system_prompt
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages.append({"role": "user", "content": text})
         prompt = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, **settings["template_kwargs"]
+            messages, add_generation_prompt=True, **template_kwargs(options.chat_template_config)
         )
-    options = generation | {"max_kv_size": settings["max_kv_size"]}
-    yield from stream_generate(model, tokenizer, prompt, **options)
+    generation = generation_of(options)
+    size = options.max_kv_size
+    yield from stream_generate(model, tokenizer, prompt, **generation, max_kv_size=size)
 
 
-def _show(responses: Iterator["GenerationResponse"], *, quiet: bool) -> Answer:
+def _show(responses: Iterator["GenerationResponse"], *, quiet: bool) -> GeneratedAnswer:
     """Writes the pieces as they come, unless `quiet`, and returns the whole."""
     began, first = time.perf_counter(), 0.0
-    pieces = []
+    pieces, response = [], None
     for response in responses:
         first = first or time.perf_counter() - began
         pieces.append(response.text)
@@ -245,7 +263,9 @@ def _show(responses: Iterator["GenerationResponse"], *, quiet: bool) -> Answer:
             output.result(response.text, end="")
     if not quiet:
         output.result()
-    return Answer(
+    if response is None:
+        raise RuntimeError("The model gave no answer.")
+    return GeneratedAnswer(
         text="".join(pieces),
         finish_reason=response.finish_reason,
         prompt_tokens=response.prompt_tokens,
@@ -257,7 +277,7 @@ def _show(responses: Iterator["GenerationResponse"], *, quiet: bool) -> Answer:
     )
 
 
-def _report(answer: Answer, json: bool, more: dict[str, object]) -> None:
+def _report(answer: GeneratedAnswer, json: bool, more: dict[str, Any]) -> None:
     if json:
         output.result_json(asdict(answer) | more)
     output.note(

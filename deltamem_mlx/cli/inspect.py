@@ -1,7 +1,7 @@
 """`deltamem-mlx inspect`: what an adapter or a memory holds, and what a text does to a memory."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
@@ -76,10 +76,12 @@ def inspect(
     pair = (model, adapter, trust_remote_code)
     if probe is not None:
         asked = _phrasings(probe, phrasing or [], rephrase)
-        options = {"answers": answer or [], "system_prompt": system_prompt}
+        options: dict[str, Any] = {"answers": answer or [], "system_prompt": system_prompt}
         options |= {"template_kwargs": settings, "max_tokens": max_tokens}
+        if memory is None:
+            raise UsageError("--probe: name the memory to ask.")
         _show_probe(memory, pair, asked, options, plot, json)
-    else:
+    elif trace is not None:
         _show_trace(trace, memory, pair, by is i.By.TOKEN, settings, max_kv_size, plot, json)
 
 
@@ -146,6 +148,7 @@ def _show_contents(targets: list[str], conversation: int, plot: Path | None, as_
     from deltamem_mlx.inspection.memory_contents import compare
     from deltamem_mlx.views import inspection_report
 
+    found: Any
     if len(targets) == 2:
         found = compare(*(_memory(name, conversation) for name in targets))
         if not found.same_adapter:
@@ -185,7 +188,7 @@ def _show_probe(
     memory: "MemoryContents",
     pair: tuple[str | None, str | None, bool],
     phrasings: list[str],
-    options: dict[str, object],
+    options: dict[str, Any],
     plot: Path | None,
     as_json: bool,
 ) -> None:
@@ -211,7 +214,7 @@ def _show_trace(
     memory: "MemoryContents | None",
     pair: tuple[str | None, str | None, bool],
     by_token: bool,
-    settings: dict[str, object],
+    settings: dict[str, Any],
     max_kv_size: int | None,
     plot: Path | None,
     as_json: bool,

@@ -5,8 +5,9 @@ so that `--help` answers at once.
 """
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -32,11 +33,19 @@ COMMANDS: dict[str, str] = {
 class CommandGroup(TyperGroup):
     """A group whose errors are sentences: see `frame.errors` for the texts and exit codes."""
 
-    def main(self, *args: object, standalone_mode: bool = True, **kwargs: object) -> int:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> int:
         """Runs the command line; leaves the process with its exit code if `standalone_mode`."""
         output.reset()
         try:
-            code = super().main(*args, standalone_mode=False, **kwargs)
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except Exception as error:
             code = errors.report(error)
         code = code if isinstance(code, int) else 0

@@ -51,17 +51,17 @@ def paired_bootstrap(
     Raises:
         ValueError: If there are no scores, or the conditions differ in number, or the weights do.
     """
-    weights = np.ones(len(first)) if weights is None else np.asarray(weights, np.float64)
-    if not len(first) == len(second) == len(weights) or not len(first):
+    weighted = np.ones(len(first)) if weights is None else np.asarray(weights, np.float64)
+    if not len(first) == len(second) == len(weighted) or not len(first):
         raise ValueError(
             f"{len(first)} and {len(second)} scores; expected one of each for every question."
         )
     differences = np.subtract(first, second, dtype=np.float64)
     # How often each value is drawn is all that a mean needs, and there are few values.
-    pairs, counts = np.unique([differences * weights, weights], axis=1, return_counts=True)
+    pairs, counts = np.unique([differences * weighted, weighted], axis=1, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(
         len(differences), counts / len(differences), samples
     )
     sums, totals = drawn @ pairs[0], drawn @ pairs[1]
     low, high = np.quantile(sums / totals, (0.025, 0.975))
-    return Interval(float(np.average(differences, weights=weights)), float(low), float(high))
+    return Interval(float(np.average(differences, weights=weighted)), float(low), float(high))

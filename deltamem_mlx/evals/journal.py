@@ -8,12 +8,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..files import checked_file, json_lines, read_json, write_text
 
 RUN, QUESTIONS, RESULT = "run.json", "questions.jsonl", "result.json"
 
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 class Journal:
@@ -21,7 +22,7 @@ class Journal:
 
     Args:
         folder (Path): Made if it is missing.
-        settings (Mapping[str, object]): JSON values that decide the answers.
+        settings (Mapping[str, Any]): JSON values that decide the answers.
 
     Attributes:
         rows (dict[int | str, Row]): ``id`` of an answer → its row, what was there before included.
@@ -30,7 +31,7 @@ class Journal:
         ValueError: If the folder holds a run with other settings; all differences are listed.
     """
 
-    def __init__(self, folder: Path | None, settings: Mapping[str, object]):
+    def __init__(self, folder: Path | None, settings: Mapping[str, Any]):
         self.folder = folder
         self.rows: dict[int | str, Row] = {}
         if folder is None:
@@ -53,18 +54,18 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def finish(self, result: Mapping[str, object]) -> None:
+    def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result beside the answers."""
         if self.folder is not None:
             write_result(self.folder, result)
 
 
-def write_result(folder: Path, result: Mapping[str, object]) -> None:
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     """Write a result as a folder's ``result.json``."""
     write_text(folder / RESULT, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
-def _check_same(folder: Path, before: Mapping[str, object], now: Mapping[str, object]) -> None:
+def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     now = json.loads(json.dumps(now))
     different = [
         f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -148,7 +149,7 @@ class LmSettings:
     max_tokens: int | None
     batch_size: int
     seed: int
-    template_kwargs: Mapping[str, object]
+    template_kwargs: Mapping[str, Any]
 
 
 def task_manager(settings: LmSettings) -> TaskManager:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
@@ -18,6 +18,8 @@ EXPECTED = (
     "Expected a .txt or .md file, a folder of them, or a .jsonl file of conversations: "
     '{"messages": [...]} on each line.'
 )
+
+T = TypeVar("T")
 
 
 class Text(NamedTuple):
@@ -77,7 +79,7 @@ def passages(
     limit: int | None = None,
     seed: int = 0,
     sentences: bool = False,
-    template_kwargs: Mapping[str, object] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Passage]:
     """The passages of a source.
 
@@ -96,13 +98,22 @@ def passages(
         ValueError: If there is no passage of two tokens, or the chat template refuses a
           conversation.
     """
-    if isinstance(source[0], Text):
-        found = [p for text in source for p in _windows(text, tokenizer, max_length or WINDOW)]
+    texts = [text for text in source if isinstance(text, Text)]
+    if texts:
+        found = [p for text in texts for p in _windows(text, tokenizer, max_length or WINDOW)]
         found = _drawn(found, limit, seed)
     else:
-        kwargs = {"sentences": sentences, "template_kwargs": template_kwargs or {}}
-        drawn = _drawn(source, limit, seed)
-        found = [_conversation(row, tokenizer, max_length, **kwargs) for row in drawn]
+        rows = _drawn([row for row in source if not isinstance(row, Text)], limit, seed)
+        found = [
+            _conversation(
+                row,
+                tokenizer,
+                max_length,
+                sentences=sentences,
+                template_kwargs=template_kwargs or {},
+            )
+            for row in rows
+        ]
         found = [passage for passage in found if len(passage.spans.token_ids) > 1]
     if not found:
         raise ValueError(
@@ -130,17 +141,19 @@ def _conversation(
     length: int | None,
     *,
     sentences: bool,
-    template_kwargs: Mapping[str, object],
+    template_kwargs: Mapping[str, Any],
 ) -> Passage:
     kwargs = dict(template_kwargs) | ({"tools": row.tools} if row.tools else {})
     try:
         found = message_spans(tokenizer, row.messages, sentences=sentences, template_kwargs=kwargs)
     except ValueError as error:
         raise ValueError(f"{row.where}: {error}") from error
-    return Passage(row.where, Spans(*(None if ids is None else ids[:length] for ids in found)))
+    sentence_ids = None if found.sentence_ids is None else found.sentence_ids[:length]
+    cut = Spans(found.token_ids[:length], found.message_ids[:length], sentence_ids)
+    return Passage(row.where, cut)
 
 
-def _drawn(items: Sequence, limit: int | None, seed: int) -> list:
+def _drawn(items: Sequence[T], limit: int | None, seed: int) -> list[T]:
     if limit is None:
         return list(items)
     order = random.Random(seed).sample(range(len(items)), len(items))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -151,7 +152,7 @@ def _row(name: str, passage: Passage, nats: float, condition: str) -> Row:
     return base | {"nats": nats, "tokens": tokens}
 
 
-def summary(rows: Iterable[Row], *, seed: int = 0) -> dict[str, object]:
+def summary(rows: Iterable[Row], *, seed: int = 0) -> dict[str, Any]:
     """Perplexities, and how they compare on the same passages.
 
     Args:

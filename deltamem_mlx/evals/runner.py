@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -43,7 +44,7 @@ class Runner:
     batch_size: int = 32
     max_tokens: int = 32
     write_questions: bool = False
-    template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._granularity = config_of(self.model).memory_write_granularity

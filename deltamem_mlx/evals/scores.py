@@ -1,6 +1,7 @@
 """From rows of scored answers to a table: means by group, and differences with intervals."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ BASE = "none"
 
 def group_scores(
     rows: Sequence[Row], *, last: Sequence[str] = (), seed: int = 0
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """A table's lines, one for each metric and group of questions.
 
     Args:
@@ -49,8 +50,8 @@ def group_scores(
     return lines
 
 
-def _line(values: Mapping[str, Sequence[float]], seed: int) -> dict[str, object]:
-    line = {
+def _line(values: Mapping[str, Sequence[float]], seed: int) -> dict[str, Any]:
+    line: dict[str, Any] = {
         "questions": len(next(iter(values.values()))),
         "scores": {name: float(np.mean(own)) for name, own in values.items()},
         "differences": {},

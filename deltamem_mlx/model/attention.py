@@ -16,7 +16,7 @@ from ..config import HEADS, DeltaMemConfig
 from ..ops import ScanSpec, Step, step_for
 from ..ops.seams import split
 from .cache import MemoryCache
-from .fingerprint import Mark, is_off
+from .fingerprint import AdapterMark, is_off
 from .layer import Memory, read_and_write
 from .layer_cache import LayerCache
 from .parameters import PARAMETERS, adapter_shapes, flat_arrays
@@ -99,7 +99,7 @@ class DeltaMemAttention(nn.Module):
     x_name: str
 
     def add_memory(
-        self, layer: int, projections: Projections, config: DeltaMemConfig, mark: Mark
+        self, layer: int, projections: Projections, config: DeltaMemConfig, mark: AdapterMark
     ) -> None:
         """Create the adapter's parameters; only those that act are trainable."""
         self._memory_layer = layer

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..compat import BaseCache, make_savable
-from .fingerprint import Mark
+from .fingerprint import AdapterMark
 from .ingest import Ingest
 from .trail import Step, Trail
 
@@ -28,8 +28,8 @@ class MemoryCache(BaseCache):
         heads (int): State heads H.
         rank (int): Side r of a state.
         granularity (str): ``memory_write_granularity`` of the adapter.
-        mark (Mark): Which adapter writes it; the fingerprint alone, where it comes from a file;
-          empty: not known.
+        mark (AdapterMark): Which adapter writes it; the fingerprint alone, where it comes from
+          a file; empty: not known.
 
     Attributes:
         matrix (mx.array): float32 [B, H, r, r], or ``None`` while nothing has been written.
@@ -49,7 +49,7 @@ class MemoryCache(BaseCache):
         heads: int,
         rank: int,
         granularity: str = "token",
-        mark: Mark | str = "",
+        mark: AdapterMark | str = "",
     ):
         self.layer, self.heads, self.rank = layer, heads, rank
         self.granularity, self.mark = granularity, mark
@@ -71,7 +71,7 @@ class MemoryCache(BaseCache):
         """Of the adapter that writes it; empty: not known."""
         return self.mark if isinstance(self.mark, str) else self.mark.fingerprint
 
-    def belong_to(self, mark: Mark) -> None:
+    def belong_to(self, mark: AdapterMark) -> None:
         """Go on under a model's adapter.
 
         Raises:

@@ -36,7 +36,7 @@ def fingerprint_of(config: DeltaMemConfig, tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-class Mark:
+class AdapterMark:
     """The fingerprint of the adapter that a model has now.
 
     All memories of the model's prompt caches share one. It is made anew when a parameter was
@@ -67,5 +67,5 @@ class Mark:
         tensors = self._tensors()
         self._tensors = lambda: tensors
 
-    def __deepcopy__(self, memo: dict[int, object]) -> "Mark":
+    def __deepcopy__(self, memo: dict[int, object]) -> "AdapterMark":
         return self  # a copy of a prompt cache belongs to the same adapter

@@ -3,6 +3,7 @@
 from typing import cast
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
 from ..config import HEADS, DeltaMemConfig
@@ -39,3 +40,18 @@ def flat_arrays(tree: object) -> list[tuple[str, mx.array]]:
     """Names and arrays of a module or another tree: ``tree_flatten``, whose stub says less."""
     found = cast(list[tuple[str, object]], tree_flatten(tree))
     return [(name, value) for name, value in found if isinstance(value, mx.array)]
+
+
+def named_arrays(tree: object) -> dict[str, mx.array]:
+    """The same as a dict, in the tree's order."""
+    return dict(flat_arrays(tree))
+
+
+def numbers(x: mx.array) -> list[float]:
+    """The values of an array [N]; the stub of ``tolist`` says less."""
+    return [float(value) for value in np.array(x.astype(mx.float32))]
+
+
+def scalar(x: mx.array) -> float:
+    """The value of an array of one; the stub of ``item`` allows for complex numbers."""
+    return float(np.array(x.astype(mx.float32)))

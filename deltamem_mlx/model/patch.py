@@ -18,7 +18,7 @@ from .. import builtin
 from ..compat import BaseCache, trains_layers, wanted_max_kv_size, writes_model
 from ..config import DeltaMemConfig
 from .attention import DeltaMemAttention, memory_class
-from .fingerprint import Mark
+from .fingerprint import AdapterMark
 from .layer_cache import DeltaMemCache
 from .parameters import PARAMETERS, flat_arrays
 from .sites import CachePath, Site, choose
@@ -34,13 +34,13 @@ class Attached:
         paths (dict[CachePath, tuple[DeltaMemAttention, ...]]): For each part of the prompt cache
           that has memories, the attentions that use it: several where layers share keys.
         frozen (list): The modules from before, and the names of their frozen parameters.
-        mark (Mark): Which adapter it is.
+        mark (AdapterMark): Which adapter it is.
         base_model (str): Which model this is.
     """
 
     paths: dict[CachePath, tuple[DeltaMemAttention, ...]]
     frozen: list[tuple[ref[nn.Module], frozenset[str]]]
-    mark: Mark
+    mark: AdapterMark
     base_model: str | None = None
 
 
@@ -165,7 +165,7 @@ def patch(model: nn.Module, config: DeltaMemConfig, sites: Sequence[Site]) -> No
     before = _frozen(model)
     model.freeze()
     paths: dict[CachePath, tuple[DeltaMemAttention, ...]] = {}
-    mark = Mark(config, lambda: tensors_of(model))
+    mark = AdapterMark(config, lambda: tensors_of(model))
     for site in sorted(sites, key=lambda site: (site.cache_path, site.layer)):
         attention = _patched(site.attention)
         attention.add_memory(site.layer, site.projections, config, mark)

@@ -17,7 +17,7 @@ from .projections import Projections, view_of
 
 
 @dataclass
-class Seen:
+class WhatRan:
     """What one attention was seen to do with one token.
 
     Args:
@@ -63,7 +63,7 @@ class Probe:
           one with fewer entries than it has layers and hands further ones on to the layers, a
           ``NoKeys`` stands at each of those.
         entries (int): Those that the plain model's prompt cache has.
-        seen (dict[int, Seen]): By the attention's ``id``.
+        seen (dict[int, WhatRan]): By the attention's ``id``.
 
     Raises:
         ValueError: If the token could not be run through the model.
@@ -75,7 +75,7 @@ class Probe:
         plain = make_prompt_cache(model)
         padded = [*plain, *(NoKeys() for _ in range(len(model.layers) - len(plain)))]
         self.entries = len(plain)
-        self.seen: dict[int, Seen] = {}
+        self.seen: dict[int, WhatRan] = {}
         self.caches: list[object] = []
         # A model may go by its prompt cache's last entry, and none of its own may be added then.
         for self.caches in (padded, plain) if len(padded) > len(plain) else (plain,):
@@ -117,7 +117,7 @@ class Probe:
             signature = inspect.signature(base.__call__)
             first = list(signature.parameters)[1]
             given = signature.bind(attention, *args, **kwargs).arguments
-            seen = self.seen.setdefault(id(attention), Seen())
+            seen = self.seen.setdefault(id(attention), WhatRan())
             cache = given.get("cache")
             seen.width = given[first].shape[-1]
             if isinstance(cache, NoKeys):

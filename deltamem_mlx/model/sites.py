@@ -9,7 +9,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache, CacheList
 
 from ..config import DeltaMemConfig
-from .probe import Probe, Seen
+from .probe import Probe, WhatRan
 from .projections import OUTPUT, PACKED, Projections, candidates
 
 CachePath = tuple[int, ...]
@@ -201,7 +201,7 @@ def find_sites(model: nn.Module) -> Found:
     paths = {id(c): path for path, c in _walk(probe.caches)}
     found = Found([], {}, probe.entries)
     for block, name, attention, projections in named:
-        seen = probe.seen.get(id(attention), Seen())
+        seen = probe.seen.get(id(attention), WhatRan())
         if any(isinstance(c, ArraysCache) for c in seen.caches):
             continue  # not a softmax attention: a recurrent layer keeps its own state
         places = {paths.get(id(cache)) for cache in seen.caches}
@@ -215,7 +215,7 @@ def find_sites(model: nn.Module) -> Found:
     return found
 
 
-def _reason(seen: Seen, projections: Projections, places: set[CachePath | None]) -> str:
+def _reason(seen: WhatRan, projections: Projections, places: set[CachePath | None]) -> str:
     """Why an attention cannot keep a memory, said of several layers; empty: it can."""
     if not seen.called:
         return "have their projections called past the attention"

@@ -16,7 +16,7 @@ from ..session.conversation import Conversation
 from .errors import ApiError
 from .folder import MemoryFolder
 from .job import TurnOutcome
-from .memory import Memory, MemoryContents
+from .memory import HeldMemory, Memory
 
 
 class Memories:
@@ -95,7 +95,7 @@ class Memories:
             )
         self._keep(memory, outcome.saved, outcome.talk)
 
-    def look(self, key: str) -> MemoryContents:
+    def look(self, key: str) -> HeldMemory:
         """A memory as it was after its last turn, without waiting for the present one.
 
         Raises:
@@ -103,7 +103,7 @@ class Memories:
         """
         return self._found(key)[0]
 
-    def _found(self, key: str) -> tuple[MemoryContents, MemoryFile]:
+    def _found(self, key: str) -> tuple[HeldMemory, MemoryFile]:
         with self._mutex:
             memory = self._all.get(_id(key))
         found = None if memory is None else memory.contents
@@ -153,7 +153,7 @@ class Memories:
             memory.take(None)
             return on_disk or removed
 
-    def fork(self, key: str, to: str) -> MemoryContents:
+    def fork(self, key: str, to: str) -> HeldMemory:
         """Copy a memory to a key that has none; its context stays behind.
 
         Raises:
@@ -173,7 +173,7 @@ class Memories:
         """
         return self.folder.packed(self._found(key)[1])
 
-    def put(self, key: str, file: bytes) -> tuple[MemoryContents, bool]:
+    def put(self, key: str, file: bytes) -> tuple[HeldMemory, bool]:
         """Replace a memory by the one in a file; also returns whether there was none before.
 
         Raises:
@@ -196,7 +196,7 @@ class Memories:
 
     def _keep(
         self, memory: Memory, saved: MemoryFile, talk: Conversation | None = None
-    ) -> MemoryContents:
+    ) -> HeldMemory:
         self.folder.write(memory.id, saved)
         memory.take(saved, talk)
         kept = memory.contents

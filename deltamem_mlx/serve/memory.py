@@ -11,7 +11,7 @@ _FINGERPRINT_BYTES = 80  # of a text of 16 characters in a tuple
 
 
 @dataclass(frozen=True)
-class MemoryContents:
+class HeldMemory:
     """What a memory holds after a turn; what comes after is another one of these.
 
     Attributes:
@@ -33,14 +33,14 @@ class MemoryContents:
     context_bytes: int = 0
     note_bytes: int = 0
 
-    def after(self, saved: MemoryFile | None, talk: Conversation | None) -> "MemoryContents":
+    def after(self, saved: MemoryFile | None, talk: Conversation | None) -> "HeldMemory":
         """What it holds once it is as ``saved`` says; None: nothing."""
         if saved is None:
-            return MemoryContents(self.id, self.key)
+            return HeldMemory(self.id, self.key)
         history = History.from_note(saved.note)
         fingerprints = len(history.system) + len(history.messages)
         said = sum(len(str(m.get("content"))) for m in talk.said.visible) if talk else 0
-        return MemoryContents(
+        return HeldMemory(
             self.id,
             self.key,
             saved,
@@ -80,13 +80,13 @@ class Memory:
         key (str): The key; None where only the file is known.
 
     Attributes:
-        contents (MemoryContents): As after the last turn.
+        contents (HeldMemory): As after the last turn.
         users (int): Requests that have it in hand, or wait for it.
     """
 
     def __init__(self, id: str, key: str | None):
         self.lock = threading.Lock()
-        self.contents = MemoryContents(id, key)
+        self.contents = HeldMemory(id, key)
         self.users = 0
 
     @property
@@ -108,7 +108,7 @@ class Memory:
         """Become what ``saved`` is."""
         self.contents = self.contents.after(saved, talk)
 
-    def recall(self, before: MemoryContents) -> None:
+    def recall(self, before: HeldMemory) -> None:
         """Know what was fed before another program went on, if that kept no note of it."""
         now, then = self.contents, before.saved
         if now.saved is None or then is None or now.history.turns:

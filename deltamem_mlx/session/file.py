@@ -113,9 +113,8 @@ def save_folder(folder: Path, saved: SavedSession, witness: Witness, note: str =
     _check_savable(folder, saved, text)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     witness.check(folder / SESSION)
-    context, past = (
-        folder / f"{kind}-{os.urandom(8).hex()}{SUFFIX}" for kind in ("context", "past")
-    )
+    stamp = os.urandom(8).hex()
+    context, past = (folder / f"{kind}-{stamp}{SUFFIX}" for kind in ("context", "past"))
     files = [context]
     write_atomically(context, lambda p: save_prompt_cache(str(p), saved.cache), mode=0o600)
     values: dict[str, object] = {
@@ -215,8 +214,7 @@ def read_folder(folder: Path, adapter: str, fresh: PromptCache) -> SavedSession:
             "it was saved with."
         )
     said = Said(*(values[name] for name in Said._fields))
-    context = object()
-    past = []
+    context, past = object(), []
     if "past" in values:
         file = verified(folder, values["past"])
         shapes = {i: (1, m.heads, m.rank, m.rank) for i, m in memories(fresh).items()}

@@ -22,7 +22,7 @@ class TurnLock:
         self._owner: int | None = None
         self._turn: object = None
 
-    def run(self, answer: Generator[T, None, None]) -> Iterator[T]:
+    def run(self, answer: Generator[T, None, None]) -> Generator[T, None, None]:
         """Yield from ``answer``, holding the lock from the first piece to the last."""
         self._acquire(answer)
         try:

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypedDict, Unpack
 
 import mlx.nn as nn
 from mlx_lm.generate import GenerationResponse
@@ -31,6 +31,25 @@ from .generation import Generation
 from .lock import TurnLock
 from .past import Before
 from .talk import Talk
+
+
+class LayerNumbers(TypedDict):
+    """Of one layer's states: Frobenius norm, and how many directions they use."""
+
+    norm: float
+    effective_rank: float
+
+
+class Stats(TypedDict):
+    """Numbers about a conversation: see ``MemorySession.stats``."""
+
+    turns: int
+    undo_turns: int
+    messages: int
+    context_tokens: int
+    tokens_written: int
+    memory_bytes: int
+    layers: dict[int, LayerNumbers]
 
 
 class MemorySession(Talk):
@@ -163,7 +182,7 @@ class MemorySession(Talk):
             new._talk = self._talk.fork()
             return new
 
-    def stats(self) -> dict[str, object]:
+    def stats(self) -> Stats:
         """Numbers about the conversation and its memory.
 
         Returns:

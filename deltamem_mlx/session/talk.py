@@ -98,7 +98,7 @@ class Talk:
 
     def stream(
         self, text: str | Message | Sequence[Message], **generation: Unpack[Generation]
-    ) -> Iterator[GenerationResponse]:
+    ) -> Generator[GenerationResponse, None, None]:
         """Answer, piece by piece.
 
         Closing the iterator early, or leaving the loop over it, ends the answer there: what was

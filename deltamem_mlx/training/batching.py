@@ -22,7 +22,7 @@ WINDOW = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class EpisodeBatch:
     """B episodes padded to a rectangle, on the right. Padding is never read, written or learned.
 
     Attributes:
@@ -57,7 +57,7 @@ class Batch:
         return int((self.read_labels[:, 1:] != UNSUPERVISED).sum())
 
 
-def pad_batch(views: Sequence[View], *, pad_id: int = 0, multiple: int = 1) -> Batch:
+def pad_batch(views: Sequence[View], *, pad_id: int = 0, multiple: int = 1) -> EpisodeBatch:
     """Views as one batch.
 
     Args:
@@ -76,7 +76,7 @@ def pad_batch(views: Sequence[View], *, pad_id: int = 0, multiple: int = 1) -> B
             target[: len(row)] = row
         return padded
 
-    return Batch(
+    return EpisodeBatch(
         read_tokens=pad([read.tokens for read in reads], pad_id),
         read_labels=pad([read.labels for read in reads], UNSUPERVISED),
         read_lengths=np.array([len(read.tokens) for read in reads], np.int32),
@@ -154,7 +154,7 @@ def batches(
     multiple: int = 1,
     rank: int = 0,
     world_size: int = 1,
-) -> Iterator[Batch]:
+) -> Iterator[EpisodeBatch]:
     """An endless row of training batches of episodes of like length, from ``start_step`` on.
 
     Args:
@@ -170,24 +170,13 @@ def batches(
     Raises:
         ValueError: Values out of range (all are listed), or an empty dataset.
     """
-    wrong = {
-        "the dataset is empty": len(dataset) == 0,
-        f"batch_size is {batch_size}; expected at least 1": batch_size < 1,
-        f"batch_size {batch_size} is not a multiple of the {world_size} processes": world_size < 1
-        or batch_size % world_size != 0,
-        f"rank is {rank}; expected 0 to {world_size - 1}": not 0 <= rank < world_size,
-        f"seed is {seed}; expected 0 or more": seed < 0,
-        f"start_step is {start_step}; expected 0 or more": start_step < 0,
-        f"state_only_prob {state_only_prob} and no_memory_prob {no_memory_prob}: expected "
-        "probabilities with a sum of at most 1": min(state_only_prob, no_memory_prob) < 0
-        or state_only_prob + no_memory_prob > 1,
-    }
-    if any(wrong.values()):
-        raise ValueError("Batches: " + "; ".join(what for what, is_so in wrong.items() if is_so))
+    _check(
+        dataset, batch_size, seed, start_step, (state_only_prob, no_memory_prob), rank, world_size
+    )
     share = batch_size // world_size
     mine = slice(rank * share, (rank + 1) * share)
 
-    def endless() -> Iterator[Batch]:
+    def endless() -> Iterator[EpisodeBatch]:
         groups: list[list[int]] = []
         for step in count(start_step):
             window, place = divmod(step, window_size(len(dataset), batch_size))
@@ -208,6 +197,30 @@ def batches(
     return endless()
 
 
+def _check(
+    dataset: Sequence[Episode],
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    dropout: tuple[float, float],
+    rank: int,
+    world_size: int,
+) -> None:
+    wrong = {
+        "the dataset is empty": len(dataset) == 0,
+        f"batch_size is {batch_size}; expected at least 1": batch_size < 1,
+        f"batch_size {batch_size} is not a multiple of the {world_size} processes": world_size < 1
+        or batch_size % world_size != 0,
+        f"rank is {rank}; expected 0 to {world_size - 1}": not 0 <= rank < world_size,
+        f"seed is {seed}; expected 0 or more": seed < 0,
+        f"start_step is {start_step}; expected 0 or more": start_step < 0,
+        f"state_only_prob {dropout[0]} and no_memory_prob {dropout[1]}: expected probabilities "
+        "with a sum of at most 1": min(dropout) < 0 or sum(dropout) > 1,
+    }
+    if any(wrong.values()):
+        raise ValueError("Batches: " + "; ".join(what for what, is_so in wrong.items() if is_so))
+
+
 def evaluation_batches(
     dataset: Sequence[Episode],
     batch_size: int,
@@ -217,7 +230,7 @@ def evaluation_batches(
     multiple: int = 1,
     rank: int = 0,
     world_size: int = 1,
-) -> Iterator[Batch]:
+) -> Iterator[EpisodeBatch]:
     """Every episode once, in order; the last batch may be smaller.
 
     Each process gets every world_size-th episode. Arguments as in `batches`; ``mode`` as in

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -28,7 +29,7 @@ STATE_FILE = Path("training") / "state.safetensors"
 # What may differ when a run goes on: the result does not depend on it.
 FREE = {"steps_per_report", "steps_per_eval", "save_every", "val_batches", "clear_cache_threshold"}
 
-Identity = dict[str, object]
+Identity = dict[str, Any]
 
 _LOSS = Field(lambda v: isinstance(v, int | float) and not isinstance(v, bool), "a number")
 _PROGRESS = {
@@ -180,6 +181,13 @@ def unusable(path: Path, reason: str) -> str:
     return (
         f"{path} cannot be read: {reason}. Start anew from one of the numbered adapters: "
         "--resume-adapter-file, and another --adapter-path."
+    )
+
+
+def _read_state(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    # The stub of mx.load has one type for all of its forms.
+    return cast(
+        tuple[dict[str, mx.array], dict[str, str]], mx.load(str(path), return_metadata=True)
     )
 
 

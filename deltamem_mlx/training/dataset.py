@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Any, overload
 
 from ..problems import raise_problems
 from ..text.messages import Message
@@ -27,7 +28,7 @@ class EpisodeDataset(Sequence[Episode]):
         tokenizer: Tokenizer,
         settings: EpisodeSettings | None = None,
         *,
-        template_kwargs: Mapping[str, object] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings = settings or EpisodeSettings()
         self._conversations = list(conversations)
@@ -41,7 +42,15 @@ class EpisodeDataset(Sequence[Episode]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, index: int) -> Episode:
+    @overload
+    def __getitem__(self, index: int) -> Episode: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Episode]: ...
+
+    def __getitem__(self, index: int | slice) -> Episode | Sequence[Episode]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(f"Episode {index}; there are {len(self)}.")
         row = bisect_right(self._ends, index)

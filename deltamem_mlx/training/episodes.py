@@ -6,6 +6,7 @@ context; its read part is what the model sees when it has to produce the target 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -159,7 +160,7 @@ def labelled_sequence(
     *,
     max_length: int,
     assistant_loss_mode: str = "final_assistant_only",
-    template_kwargs: Mapping[str, object] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> ReadPart:
     """A conversation as tokens and labels, without a memory.
 
@@ -185,7 +186,7 @@ def build_episodes(
     messages: Sequence[Message],
     settings: EpisodeSettings,
     *,
-    template_kwargs: Mapping[str, object] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Episode]:
     """The episodes of a conversation, one for each target, in order.
 
@@ -246,7 +247,7 @@ def _write_parts(
     opening: int,
     ends: set[int],
     settings: EpisodeSettings,
-    template_kwargs: Mapping[str, object] | None,
+    template_kwargs: Mapping[str, Any] | None,
 ) -> dict[int, WritePart]:
     """The write part ``messages[:end]`` for every end, from one pass over the conversation."""
     parts = {opening: NO_WRITE}

@@ -4,9 +4,10 @@ mlx-lm's own takes what is inside a cache for a constant, which cuts the gradien
 pass and a read pass without a word. Here the states are inputs and outputs of the layer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,6 +15,8 @@ from mlx.utils import tree_map
 
 from ..compat import BaseCache
 from .passes import Carried, fork_cache, pass_caches
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -26,7 +29,7 @@ def checkpointed(model: nn.Module) -> Iterator[nn.Module]:
     Args:
         model (nn.Module): A model of mlx-lm, with an adapter.
     """
-    classes = [type(layer) for layer in model.layers]
+    classes: list[type[nn.Module]] = [type(layer) for layer in model.layers]
     try:
         for layer, base in zip(model.layers, classes, strict=True):
             layer.__class__ = _checkpointed_class(base)
@@ -44,7 +47,9 @@ def _checkpointed_class(base: type[nn.Module]) -> type[nn.Module]:
     return type(f"Checkpointed{base.__name__}", (base,), {"__call__": call})
 
 
-def _call(layer: nn.Module, base: type[nn.Module], args: tuple, kwargs: dict) -> object:
+def _call(
+    layer: nn.Module, base: type[nn.Module], args: tuple[object, ...], kwargs: dict[str, Any]
+) -> object:
     """Run a layer so that its backward pass runs it again.
 
     All that a gradient may flow through is an argument of ``run``: parameters, states, and the
@@ -72,5 +77,6 @@ def _call(layer: nn.Module, base: type[nn.Module], args: tuple, kwargs: dict) ->
     return y
 
 
-def _swap(values: object, forks: dict[int, object]) -> object:
-    return tree_map(lambda value: forks.get(id(value), value), values)
+def _swap(values: T, forks: Mapping[int, object]) -> T:
+    swapped: T = tree_map(lambda value: forks.get(id(value), value), values)
+    return swapped

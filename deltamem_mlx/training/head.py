@@ -21,6 +21,10 @@ class GatheredHead(nn.Module):
         used (list[str]): Grows when the module was used as a head.
     """
 
+    module: nn.Module
+    rows: mx.array
+    used: list[str]
+
     def __init__(self, module: nn.Module, rows: mx.array, used: list[str]):
         super().__init__()
         # Not as items, which would be parameters.

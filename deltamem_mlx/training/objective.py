@@ -10,7 +10,7 @@ import numpy as np
 
 from ..model.ingest import Ingest, span_ids
 from ..model.patch import config_of
-from .batching import Batch
+from .batching import EpisodeBatch
 from .episodes import UNSUPERVISED
 from .head import find_heads, labelled_logits
 from .passes import Passes
@@ -75,11 +75,11 @@ class Objective:
         self.heads = find_heads(model)
         self.granularity = config_of(model).memory_write_granularity
 
-    def inputs(self, batch: Batch, multiple: int = 8) -> Inputs:
+    def inputs(self, batch: EpisodeBatch, multiple: int = 8) -> Inputs:
         """The arrays that `terms` works on.
 
         Args:
-            batch (Batch): Padded episodes.
+            batch (EpisodeBatch): Padded episodes.
             multiple (int): The number of labels and of spans is rounded up to a multiple of this.
         """
         row, column = np.nonzero(batch.read_labels[:, 1:] != UNSUPERVISED)
@@ -107,11 +107,11 @@ class Objective:
         """
         written = None
         if "write_tokens" in inputs:
-            names = ("write_tokens", "write_mask", "span_ids", "span_counts")
-            written = self.passes.write(*(inputs.get(name) for name in names))
+            spans = inputs.get("span_ids"), inputs.get("span_counts")
+            written = self.passes.write(inputs["write_tokens"], inputs["write_mask"], *spans)
         if written and foreign:
             for memory in written.values():
-                memory.state = mx.roll(memory.state, 1, axis=0)
+                memory.state = None if memory.state is None else mx.roll(memory.state, 1, 0)
         memories = self.passes.reading(inputs["read_mask"], written, writes=self.write_visible)
         before = {i: memory.state for i, memory in memories.items()}
         caches = self.passes.caches(memories)
@@ -121,19 +121,20 @@ class Objective:
         ce = nn.losses.cross_entropy(logits.astype(mx.float32), inputs["targets"])
         layers = sorted(memories)
         none = mx.zeros((len(layers),))
-        wrote = written and inputs["write_mask"].any(axis=1)
         return Terms(
             ce_sum=(ce * inputs["weights"]).sum(),
             labelled=inputs["weights"].sum(),
             tokens=inputs["read_mask"].sum().astype(mx.float32),
             written=inputs["write_mask"].sum().astype(mx.float32) if written else mx.array(0.0),
-            read_beta=mx.stack([memories[i].beta for i in layers]),
-            write_beta=mx.stack([written[i].beta for i in layers]) if written else none,
-            state_norm=_norms([before[i] for i in layers], wrote) if written else none,
+            read_beta=mx.stack([memories[i].mean_gate for i in layers]),
+            write_beta=mx.stack([written[i].mean_gate for i in layers]) if written else none,
+            state_norm=_norms([before[i] for i in layers], inputs["write_mask"].any(axis=1))
+            if written
+            else none,
         )
 
 
-def spans_of(batch: Batch, granularity: str, multiple: int = 1) -> Mapping[str, np.ndarray]:
+def spans_of(batch: EpisodeBatch, granularity: str, multiple: int = 1) -> Mapping[str, np.ndarray]:
     """Which span each write token belongs to, and the sizes of the spans, counted from 0.
 
     Nothing where every token is written by itself: with token writes, and where no token of the
@@ -151,7 +152,11 @@ def spans_of(batch: Batch, granularity: str, multiple: int = 1) -> Mapping[str, 
     }
 
 
-def _norms(states: list[mx.array], wrote: mx.array) -> mx.array:
+def _norms(states: list[mx.array | None], wrote: mx.array) -> mx.array:
     """Frobenius norms [layers], the mean over the conversations that wrote."""
-    norms = mx.sqrt(mx.square(mx.stop_gradient(mx.stack(states))).sum(axis=(2, 3, 4)))
+    norms = mx.sqrt(
+        mx.square(mx.stop_gradient(mx.stack([s for s in states if s is not None]))).sum(
+            axis=(2, 3, 4)
+        )
+    )
     return (norms * wrote).sum(axis=1) / mx.maximum(wrote.sum(), 1)

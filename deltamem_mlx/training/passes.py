@@ -41,6 +41,13 @@ class PassMemory:
     span_counts: mx.array | None = None
     beta: mx.array | None = None
 
+    @property
+    def mean_gate(self) -> mx.array:
+        """Mean write gate of the last call."""
+        if self.beta is None:
+            raise ValueError("The pass has not run yet.")
+        return self.beta
+
     def fork(self, state: mx.array | None) -> "PassMemory":
         """The same pass from another state."""
         return replace(self, state=state, beta=None)
@@ -63,11 +70,13 @@ class PassMemory:
 
     def _write_spans(self, projected: mx.array, spec: ScanSpec) -> None:
         """One write per span: projections are linear, so their mean is that of the mean token."""
+        if self.span_ids is None or self.span_counts is None:
+            raise ValueError("There are no spans to write.")
         spans = mx.arange(self.span_counts.shape[1])
-        member = (self.span_ids[:, None] == spans[None, :, None]).astype(mx.float32)
+        member = mx.equal(self.span_ids[:, None], spans[None, :, None]).astype(mx.float32)
         means = (member @ projected) / mx.maximum(self.span_counts, 1)[..., None]
         before = self._state(projected.shape[0], spec)
-        written, there = activate(means, spec), self.span_counts > 0
+        written, there = activate(means, spec), mx.greater(self.span_counts, 0)
         self.state = delta_scan(before, *written, mask=there)[1]
         self.beta = _mean_of(written.write, there)
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.utils import get_total_parameters
 
+from ..model.parameters import named_arrays
 from ..model.patch import memory_layers
 from .dataset import DatasetReport
 from .settings import TrainSettings
@@ -14,7 +14,7 @@ from .update import adapter_params
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A run in numbers.
 
     Attributes:
@@ -36,11 +36,11 @@ class Plan:
 
 def plan_of(
     model: nn.Module, report: DatasetReport, settings: TrainSettings, world_size: int = 1
-) -> Plan:
+) -> TrainingPlan:
     """The plan of a run of ``model`` over the dataset that was reported on."""
-    trained = sum(array.size for _, array in tree_flatten(adapter_params(model)))
+    trained = sum(array.size for array in named_arrays(adapter_params(model)).values())
     iterations = settings.updates * settings.grad_accumulation_steps
-    return Plan(
+    return TrainingPlan(
         trained=trained,
         total=get_total_parameters(model),
         patched=len(memory_layers(model)),
@@ -58,7 +58,7 @@ def _memory(
 
     Counted for plain attention with a dense feed-forward part; good to a factor of two.
     """
-    weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    weights = sum(array.nbytes for array in named_arrays(model.parameters()).values())
     attention = next(iter(memory_layers(model).values()))
     rows = max(1, settings.batch_size // world_size)
     write = min(report.longest_write, report.settings.max_write_length)
@@ -86,9 +86,9 @@ def _memory(
 
 def _widths(module: nn.Module) -> list[int]:
     """Output widths of the matrices in a module."""
-    return [array.shape[0] for name, array in tree_flatten(module.parameters()) if array.ndim == 2]
+    return [a.shape[0] for a in named_arrays(module.parameters()).values() if a.ndim == 2]
 
 
 def _dtype(model: nn.Module) -> mx.Dtype:
-    arrays = [array for _, array in tree_flatten(model.parameters())]
-    return next(a.dtype for a in arrays if mx.issubdtype(a.dtype, mx.floating))
+    arrays = named_arrays(model.parameters())
+    return next(a.dtype for a in arrays.values() if mx.issubdtype(a.dtype, mx.floating))

@@ -63,8 +63,8 @@ class TrainSettings:
             raise ValueError("Training settings: " + "; ".join(wrong) + ".")
 
     def _problems(self) -> list[str]:
-        whole = ("iters", "batch_size", "grad_accumulation_steps", "pad_multiple")
-        whole += ("steps_per_report", "steps_per_eval", "save_every")
+        whole = ["iters", "batch_size", "grad_accumulation_steps", "pad_multiple"]
+        whole += ["steps_per_report", "steps_per_eval", "save_every"]
         wrong = [
             f"{name} is {getattr(self, name)}; expected at least 1"
             for name in whole

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import mlx.nn as nn
 
@@ -25,7 +26,7 @@ def adapter_from(
     model: nn.Module,
     source: str | Path,
     *,
-    given: Mapping[str, object] | None = None,
+    given: Mapping[str, Any] | None = None,
     base_model: str | None = None,
 ) -> nn.Module:
     """Attach an adapter to train further.
@@ -34,7 +35,7 @@ def adapter_from(
         model (nn.Module): A model without an adapter.
         source (str): A ``.safetensors`` file beside its ``adapter_config.json``, such as a numbered
           copy of a run; or a folder or Hub repository of an adapter in any form.
-        given (Mapping[str, object]): Settings that the adapter must have.
+        given (Mapping[str, Any]): Settings that the adapter must have.
         base_model (str): The model's name.
 
     Raises:

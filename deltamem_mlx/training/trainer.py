@@ -16,7 +16,7 @@ from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from ..files import Witness, expanded
-from .batching import Batch, batches
+from .batching import batches
 from .checkpoint import STATE_FILE, identity_of, save_checkpoint
 from .episodes import Episode
 from .folder import begin_run, clear_leftovers, has_checkpoint, one_run, refuse_to_replace
@@ -117,7 +117,7 @@ class Trainer:
         """Batches in the whole run: as many as make whole updates."""
         return self.settings.updates * self.settings.grad_accumulation_steps
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[EpisodeBatch]:
         s = self.settings
         return batches(
             self.train,

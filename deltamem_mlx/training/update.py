@@ -8,10 +8,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_map, tree_unflatten
 
+from ..model.parameters import named_arrays, numbers, scalar
 from ..model.patch import memory_layers
-from .batching import Batch
+from .batching import EpisodeBatch
 from .grad_checkpoint import checkpointed
 from .objective import Inputs, Objective, Sparsity, Terms
 from .settings import TrainSettings
@@ -74,11 +75,12 @@ class Updater:
         self.optimizer.init(self.params)
         self._gradients = mx.value_and_grad(self._loss)
 
-    def update(self, batches: Sequence[Batch], number: int) -> Figures:
+    def update(self, batches: Sequence[EpisodeBatch], number: int) -> Figures:
         """One update from some batches; ``number`` counts updates from 0."""
         mx.random.seed(self.settings.seed + number)
         gradients, figures = self.gradients(batches)
-        norm = mx.sqrt(sum(mx.square(g).sum() for _, g in tree_flatten(gradients)))
+        squares = [mx.square(g).sum() for g in named_arrays(gradients).values()]
+        norm = mx.sqrt(mx.stack(squares).sum())
         if self.settings.max_grad_norm:
             scale = mx.minimum(self.settings.max_grad_norm / (norm + 1e-6), 1.0)
             gradients = tree_map(lambda g: g * scale, gradients)
@@ -88,19 +90,20 @@ class Updater:
         mx.eval(params, self.optimizer.state, norm)
         self.params = params
         set_adapter_params(self.model, params)
-        return figures._replace(grad_norm=norm.item(), learning_rate=rate)
+        return figures._replace(grad_norm=scalar(norm), learning_rate=rate)
 
-    def gradients(self, batches: Sequence[Batch]) -> tuple[Params, Figures]:
+    def gradients(self, batches: Sequence[EpisodeBatch]) -> tuple[Params, Figures]:
         """Gradients of the objective over some batches of all processes, and its figures."""
         labelled = self._sum(mx.array(float(sum(batch.supervised for batch in batches))))
         labelled = mx.maximum(labelled, 1)
         mx.eval(labelled)  # processes have to exchange in the same order
-        gradients, seen = None, []
+        gradients: Params = {}
+        seen: list[Terms] = []
         with self._training():
             for batch in batches:
                 inputs = self.objective.inputs(batch)
                 (_, terms), new = self._gradients(self.params, inputs, labelled, len(batches))
-                gradients = new if gradients is None else tree_map(mx.add, gradients, new)
+                gradients = tree_map(mx.add, gradients, new) if gradients else new
                 seen.append(terms)
                 mx.eval(gradients, seen)
         set_adapter_params(self.model, self.params)
@@ -145,13 +148,13 @@ class Updater:
             for t in terms
         ]
         total = self._sum(sum(rows, mx.zeros((6 + len(self.params),))))
-        ce, labelled, tokens, written, write, norm = total[:6].tolist()
+        ce, labelled, tokens, written, write, norm = numbers(total[:6])
         read = total[6:] / max(tokens, 1)
         ce /= max(labelled, 1)
         return Figures(
-            loss=ce + self.sparsity(read).item(),
+            loss=ce + scalar(self.sparsity(read)),
             ce=ce,
-            read_beta=read.mean().item(),
+            read_beta=scalar(read.mean()),
             write_beta=write / max(written, 1),
             state_norm=norm / max(written, 1),
             tokens=int(tokens + written),
@@ -162,7 +165,7 @@ class Updater:
         """Whether it is so in any process."""
         if self.group.size() == 1:
             return flag
-        return self._sum(mx.array(float(flag))).item() > 0
+        return scalar(self._sum(mx.array(float(flag)))) > 0
 
     def first(self, text: str) -> str:
         """The text of the first process."""
@@ -170,7 +173,7 @@ class Updater:
             return text
         mine = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
         mine = mine if self.group.rank() == 0 else mine[:0]
-        size = int(self._sum(mx.array(float(mine.size))).item())
+        size = int(scalar(self._sum(mx.array(float(mine.size)))))
         padded = mx.array(np.pad(mine, (0, size - mine.size)))
         return np.array(self._sum(padded)).astype(np.uint8).tobytes().decode()
 
@@ -183,7 +186,8 @@ class Updater:
         """Sums over processes, in one message."""
         if self.group.size() == 1:
             return tree
-        names, arrays = zip(*tree_flatten(tree), strict=True)
+        found = named_arrays(tree)
+        names, arrays = list(found), list(found.values())
         flat = self._sum(mx.concatenate([a.astype(mx.float32).flatten() for a in arrays]))
         cuts = [sum(a.size for a in arrays[: i + 1]) for i in range(len(arrays) - 1)]
         parts = [p.reshape(a.shape) for p, a in zip(mx.split(flat, cuts), arrays, strict=True)]
@@ -191,7 +195,7 @@ class Updater:
 
     def state(self) -> dict[str, mx.array]:
         """All that the next update depends on: weights and optimizer, by name."""
-        return dict(tree_flatten({"adapter": self.params, "optimizer": self.optimizer.state}))
+        return named_arrays({"adapter": self.params, "optimizer": self.optimizer.state})
 
     def set_state(self, state: dict[str, mx.array]) -> None:
         """Go on from the `state` that the first process has."""

@@ -4,7 +4,7 @@ import functools
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ from ..files import write_atomically
 
 BLUE, ORANGE, GREEN, GREY = "#2166ac", "#d95f02", "#1b9e77", "#666666"
 
-_STYLE: dict[str, object] = {
+_STYLE: dict[str, Any] = {
     "font.size": 10,
     "font.family": "DejaVu Sans",  # comes with matplotlib, so the picture is the same everywhere
     "text.parse_math": False,  # a text may hold dollars

@@ -1,6 +1,7 @@
 """What was found, in words and tables for people."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -241,7 +242,7 @@ def _strongest(trace: Trace) -> str:
     )
 
 
-def _base_model(values: dict[str, object]) -> str:
+def _base_model(values: dict[str, Any]) -> str:
     known = [str(values["name"])] if values.get("name") else []
     known += [str(values["model_type"])] if values.get("model_type") else []
     names = {"num_layers": "{} layers", "hidden_size": "hidden size {}"}

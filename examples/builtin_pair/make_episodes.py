@@ -12,10 +12,10 @@ from pathlib import Path
 
 from language import PEOPLE, RELATIONS, Fact, Generator, evaluation
 
-from deltamem_mlx.evals.recall.episodes import Episode, write_episodes
+from deltamem_mlx.evals.recall.episodes import RecallEpisode, write_episodes
 
 BUILTIN = Path(__file__).parents[2] / "deltamem_mlx" / "builtin"
-FIELDS = Episode.__dataclass_fields__
+FIELDS = RecallEpisode.__dataclass_fields__
 
 
 def story(seed: int) -> dict[str, object]:
@@ -40,7 +40,9 @@ def main() -> None:
     args = parser.parse_args()
     rows = evaluation(args.seed, args.each)
     episodes = ({name: row[name] for name in FIELDS if name in row} for row in rows)
-    write_episodes(args.out / "episodes.jsonl.gz", (Episode(**episode) for episode in episodes))
+    write_episodes(
+        args.out / "episodes.jsonl.gz", (RecallEpisode(**episode) for episode in episodes)
+    )
     (args.out / "story.json").write_text(json.dumps(story(args.story_seed), indent=1) + "\n")
 
 

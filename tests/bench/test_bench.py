@@ -15,8 +15,8 @@ import deltamem_mlx as dm
 from deltamem_mlx.bench import (
     SHAPES,
     STRATEGIES,
+    BenchPlan,
     Effort,
-    Plan,
     random_model,
     shape_config,
     with_plain_twin,
@@ -228,7 +228,7 @@ def test_the_clock_is_read_right_before_and_after_the_work(monkeypatch: pytest.M
 
 
 def test_large_batches_are_prefilled_with_short_prompts_only() -> None:
-    plan = Plan(prompt_lengths=(128, 512, 2048), batch_sizes=(1, 8))
+    plan = BenchPlan(prompt_lengths=(128, 512, 2048), batch_sizes=(1, 8))
     assert plan.prefills() == [(1, 128), (1, 512), (1, 2048), (8, 128)]
 
 

@@ -14,7 +14,7 @@ from deltamem_mlx.cli import demo as command
 from deltamem_mlx.cli.main import app
 from deltamem_mlx.evals.recall.builtin_data import EPISODES, STORY
 from deltamem_mlx.evals.recall.demo import CELLS, CONDITIONS
-from deltamem_mlx.evals.recall.episodes import Cell, Episode, write_episodes
+from deltamem_mlx.evals.recall.episodes import Cell, RecallEpisode, write_episodes
 
 
 def exchange(text: str) -> list[dict[str, str]]:
@@ -30,7 +30,7 @@ TOLD = {
     ],
 }
 EPISODES_ASKED = [
-    Episode(
+    RecallEpisode(
         tell=({"role": "user", "content": f"Al {i}."},),
         question="Al?",
         answer="3",

@@ -20,7 +20,7 @@ from deltamem_mlx.evals.recall.correct import contains, says_unknown, words
 from deltamem_mlx.evals.recall.episodes import (
     KINDS,
     Cell,
-    Episode,
+    RecallEpisode,
     digest,
     in_cells,
     read_episodes,
@@ -83,7 +83,7 @@ def test_fields_that_may_be_left_out(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("\n" + json.dumps(EPISODE | {"reply": "ignored"}) + "\n\n")
     (episode,) = read_episodes(path)
-    assert episode == Episode((user("Al is in Rome."),), "Where is Al?", "Rome", 1)
+    assert episode == RecallEpisode((user("Al is in Rome."),), "Where is Al?", "Rome", 1)
     assert (episode.kind, episode.distractors, episode.old) == ("told", 0, None)
 
 
@@ -133,8 +133,10 @@ def test_all_bad_lines_are_listed_and_files_without_episodes_refused(tmp_path: P
 
 
 def test_cells_are_in_order_and_limited() -> None:
-    made = [Episode((user("a"),), "b", str(i), facts=4 - i % 2, kind="told") for i in range(6)]
-    made.insert(0, Episode((user("a"),), "b", "c", facts=1, kind="never"))
+    made = [
+        RecallEpisode((user("a"),), "b", str(i), facts=4 - i % 2, kind="told") for i in range(6)
+    ]
+    made.insert(0, RecallEpisode((user("a"),), "b", "c", facts=1, kind="never"))
     cells = in_cells(made, limit=2)
     assert list(cells) == [Cell("told", 3, 0), Cell("told", 4, 0), Cell("never", 1, 0)]
     assert [[e.answer for e in found] for found in cells.values()] == [
@@ -226,15 +228,15 @@ def test_answer_contains_the_value_as_words(text: str, value: str, expected: boo
 
 
 def test_what_counts_as_correct() -> None:
-    changed = Episode((user("a"),), "b", "Oslo", 1, kind="updated", old="Rome")
+    changed = RecallEpisode((user("a"),), "b", "Oslo", 1, kind="updated", old="Rome")
     assert is_correct(changed, "Oslo.")
     assert not is_correct(changed, "Rome or Oslo.")
     assert not is_correct(changed, "Rome.")
-    never = Episode((user("a"),), "b", UNKNOWN, 1, kind="never")
+    never = RecallEpisode((user("a"),), "b", UNKNOWN, 1, kind="never")
     for text in ("anna lives in ... i do not know .", "Sorry, I don’t know that.", "I'm not sure."):
         assert is_correct(never, text) and says_unknown(text)
     assert not is_correct(never, "Oslo.")
-    assert not is_correct(Episode((user("a"),), "b", "Oslo", 1), "I do not know.")
+    assert not is_correct(RecallEpisode((user("a"),), "b", "Oslo", 1), "I do not know.")
 
 
 # --- statistics
@@ -352,9 +354,9 @@ class Parrot:
         return [state or text for state, text in zip(states, told, strict=True)]
 
 
-def episodes_of(count: int, kind: str = "told", facts: int = 1, **more: str) -> list[Episode]:
+def episodes_of(count: int, kind: str = "told", facts: int = 1, **more: str) -> list[RecallEpisode]:
     return [
-        Episode((user(f"Al is in x{i}."),), "Where is Al?", f"x{i}", facts, kind, **more)
+        RecallEpisode((user(f"Al is in x{i}."),), "Where is Al?", f"x{i}", facts, kind, **more)
         for i in range(count)
     ]
 
@@ -395,7 +397,7 @@ def test_foreign_is_never_the_same_conversation() -> None:
 
 def test_newest_of_changed_facts_is_counted_apart() -> None:
     changed = [
-        Episode((user(said),), "Where?", "Oslo", 1, "updated", old="Rome")
+        RecallEpisode((user(said),), "Where?", "Oslo", 1, "updated", old="Rome")
         for said in ("Oslo", "Rome", "Rome, then Oslo", "Bonn")
     ]
     (line,) = scores(recall(Parrot(), in_cells(changed), conditions=["memory"]))

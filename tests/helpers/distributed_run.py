@@ -15,7 +15,7 @@ from tiny import TOKENIZER, tiny_model
 
 import deltamem_mlx as dm
 from deltamem_mlx.text.rows import ConversationRow
-from deltamem_mlx.training.batching import Batch, batches
+from deltamem_mlx.training.batching import EpisodeBatch, batches
 from deltamem_mlx.training.dataset import EpisodeDataset
 from deltamem_mlx.training.episodes import EpisodeSettings
 from deltamem_mlx.training.objective import Objective
@@ -50,7 +50,7 @@ def episodes() -> EpisodeDataset:
     return EpisodeDataset(rows, load(TOKENIZER), EpisodeSettings())
 
 
-def updater(group: mx.distributed.Group) -> tuple[Updater, Batch]:
+def updater(group: mx.distributed.Group) -> tuple[Updater, EpisodeBatch]:
     """Of a tiny model, with this process's part of the first batch."""
     stream = batches(episodes(), 4, seed=1, rank=group.rank(), world_size=group.size())
     return Updater(Objective(attached()), SETTINGS, group), next(stream)
@@ -62,7 +62,7 @@ def train(folder: Path, *, stop_at: int | None = None, **options: object) -> Out
     trainer = Trainer(attached(seed), data, data, SETTINGS, folder, **options)
     real = trainer.updater.update
 
-    def update(parts: list[Batch], number: int) -> Figures:
+    def update(parts: list[EpisodeBatch], number: int) -> Figures:
         if number == stop_at:
             trainer._interrupt()
         return real(parts, number)

@@ -22,7 +22,7 @@ from deltamem_mlx.text import datasets
 from deltamem_mlx.text.datasets import load_conversations
 from deltamem_mlx.text.rows import ConversationRow
 from deltamem_mlx.training.batching import (
-    Batch,
+    EpisodeBatch,
     batch_indices,
     batch_modes,
     batches,
@@ -86,7 +86,7 @@ def dataset_of(tokenizer: TokenizerWrapper, turns: list[int], **settings: object
     return EpisodeDataset(rows, tokenizer, EpisodeSettings(**settings))
 
 
-def same(left: Batch, right: Batch) -> bool:
+def same(left: EpisodeBatch, right: EpisodeBatch) -> bool:
     return all(
         np.array_equal(getattr(left, name), getattr(right, name)) for name in FIELDS.values()
     )

@@ -16,7 +16,7 @@ from tiny import TOKENIZER, tiny_model
 
 import deltamem_mlx as dm
 from deltamem_mlx.model.patch import config_of, memory_layers
-from deltamem_mlx.training.batching import Batch, pad_batch
+from deltamem_mlx.training.batching import EpisodeBatch, pad_batch
 from deltamem_mlx.training.episodes import (
     NO_WRITE,
     Episode,
@@ -39,7 +39,7 @@ def golden_modes() -> list[tuple[str, str, str]]:
     ]
 
 
-def golden_batch(arrays: dict[str, np.ndarray], mode: str) -> Batch:
+def golden_batch(arrays: dict[str, np.ndarray], mode: str) -> EpisodeBatch:
     prefix = "batch.state_only_" if mode == "state_only" else "batch."
     reads = arrays[prefix + "input_ids"]
     nothing = np.zeros((len(reads), 0), np.int32)
@@ -50,7 +50,7 @@ def golden_batch(arrays: dict[str, np.ndarray], mode: str) -> Batch:
         for kind in ("message", "sentence")
     }
     lengths = writes.get(prefix + "write_attention_mask", nothing).sum(axis=1, dtype=np.int32)
-    return Batch(
+    return EpisodeBatch(
         read_tokens=reads,
         read_labels=arrays[prefix + "labels"],
         read_lengths=arrays[prefix + "attention_mask"].sum(axis=1, dtype=np.int32),
@@ -61,13 +61,13 @@ def golden_batch(arrays: dict[str, np.ndarray], mode: str) -> Batch:
 
 
 def gradients_of(
-    model: nn.Module, batch: Batch, sparsity: Callable[[mx.array], mx.array] | None = None
+    model: nn.Module, batch: EpisodeBatch, sparsity: Callable[[mx.array], mx.array] | None = None
 ) -> tuple[float, Terms, Gradients]:
     """The loss, its terms, and the gradient of every adapter parameter by its name in files."""
     objective = Objective(model)
     sparsity = sparsity or Sparsity()
 
-    def loss(batch: Batch) -> tuple[mx.array, Terms]:
+    def loss(batch: EpisodeBatch) -> tuple[mx.array, Terms]:
         terms = objective.terms(objective.inputs(batch))
         return terms.ce + sparsity(terms.read_beta), terms
 
@@ -161,11 +161,11 @@ GRANULARITIES = ("token", "message_mean", "sentence_mean")
 def test_a_batch_is_the_sum_of_its_rows(granularity: str) -> None:
     model = attached(granularity)
 
-    def ce(batch: Batch) -> tuple[float, Gradients]:
+    def ce(batch: EpisodeBatch) -> tuple[float, Gradients]:
         objective = Objective(model)
         model.train()
 
-        def loss(batch: Batch) -> mx.array:
+        def loss(batch: EpisodeBatch) -> mx.array:
             return objective.terms(objective.inputs(batch)).ce_sum
 
         value, gradients = nn.value_and_grad(model, loss)(batch)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.errors import UsageError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BUILTIN = "builtin"
 
-Result = dict[str, object]
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def places(
         from deltamem_mlx import builtin
 
         model, adapter = str(builtin.base_folder()), str(builtin.adapter_folder())
-    models = [model, *also]
+    models = [str(model), *also]
     twice = {name for name in models if models.count(name) > 1}
     if twice:
         raise UsageError(f"--also-model: {', '.join(map(str, sorted(twice)))} is given twice.")

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -91,7 +91,7 @@ def perplexity(
     began = time.perf_counter()
     from deltamem_mlx.evals.passages import read_source
 
-    choices = _Choices(
+    choices = _PerplexityChoices(
         data=data,
         max_length=max_length,
         limit=limit,
@@ -116,7 +116,7 @@ def perplexity(
 
 
 @dataclass(frozen=True)
-class _Choices:
+class _PerplexityChoices:
     """The options that decide the losses, the models apart."""
 
     data: str
@@ -124,11 +124,11 @@ class _Choices:
     limit: int | None
     batch_size: int
     seed: int
-    template_kwargs: Mapping[str, object]
+    template_kwargs: Mapping[str, Any]
     trust_remote_code: bool
 
 
-def _measure(place: Place, source: "Source", choices: _Choices) -> Result:
+def _measure(place: Place, source: "Source", choices: _PerplexityChoices) -> Result:
     from deltamem_mlx.adapters.loading import fingerprint
     from deltamem_mlx.evals.journal import Journal
     from deltamem_mlx.evals.passages import passages

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,7 @@ from deltamem_mlx.cli.options import shared as o
 from deltamem_mlx.cli.options.eval import AlsoModel, Out
 
 if TYPE_CHECKING:
-    from deltamem_mlx.evals.recall.episodes import Episode
+    from deltamem_mlx.evals.recall.episodes import RecallEpisode
 
 FACTS = "facts"
 
@@ -105,7 +105,7 @@ def recall(
     from deltamem_mlx.evals.recall.recall import CONDITIONS
 
     conditions = chosen_of("--condition", condition, CONDITIONS)
-    choices = _Choices(
+    choices = _RecallChoices(
         data=data,
         kinds=chosen_of("--kind", kind, KINDS),
         facts=facts or [],
@@ -130,7 +130,7 @@ def recall(
 
 
 @dataclass(frozen=True)
-class _Choices:
+class _RecallChoices:
     """The options that decide the answers, the models apart."""
 
     data: str | None
@@ -145,7 +145,7 @@ class _Choices:
     trust_remote_code: bool
 
 
-def _measure(place: Place, choices: _Choices) -> Result:
+def _measure(place: Place, choices: _RecallChoices) -> Result:
     from deltamem_mlx.adapters.loading import base_model_of, fingerprint
     from deltamem_mlx.evals.journal import Journal
     from deltamem_mlx.evals.recall.episodes import digest, in_cells
@@ -188,7 +188,7 @@ def _measure(place: Place, choices: _Choices) -> Result:
     return result
 
 
-def _episodes(data: str, choices: _Choices) -> list["Episode"]:
+def _episodes(data: str, choices: _RecallChoices) -> list["RecallEpisode"]:
     from deltamem_mlx.evals.recall.builtin_data import builtin_episodes
     from deltamem_mlx.evals.recall.episodes import read_episodes
     from deltamem_mlx.evals.recall.facts import CELLS, fact_episodes
@@ -205,7 +205,7 @@ def _episodes(data: str, choices: _Choices) -> list["Episode"]:
     return found
 
 
-def _show(result: dict[str, object], conditions: Sequence[str], *, as_json: bool) -> None:
+def _show(result: dict[str, Any], conditions: Sequence[str], *, as_json: bool) -> None:
     if as_json:
         output.result_json(result)
         return

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deltamem_mlx.cli.eval.models import Place, Result, measured, places
 from deltamem_mlx.cli.frame import output
@@ -38,7 +38,7 @@ class Choices:
     json: bool
 
     @classmethod
-    def of(cls, options: Mapping[str, object]) -> "Choices":
+    def of(cls, options: Mapping[str, Any]) -> "Choices":
         """Those among the options of a command, by name."""
         return cls(**{field.name: options[field.name] for field in fields(cls)})
 
@@ -51,13 +51,13 @@ class Data:
         name (str): As given.
         materials (Sequence[Material]): With the questions to ask.
         strangers (Mapping[str, Material]): Whose memory is put in the place of whose.
-        options (Mapping[str, object]): Of the task, for the settings of the run.
+        options (Mapping[str, Any]): Of the task, for the settings of the run.
     """
 
     name: str
     materials: Sequence["Material"]
     strangers: Mapping[str, "Material"]
-    options: Mapping[str, object]
+    options: Mapping[str, Any]
 
 
 def run_benchmark(
@@ -67,7 +67,7 @@ def run_benchmark(
     choices: Choices,
     *,
     among: Sequence["Material"] | None = None,
-    options: Mapping[str, object] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Ask, keep, print.
 
@@ -77,7 +77,7 @@ def run_benchmark(
         everything (Sequence[Material]): All there is.
         choices (Choices): The options that every benchmark takes.
         among (Sequence[Material]): Of which to ask. Default: of all.
-        options (Mapping[str, object]): Of the task, for the settings of the run.
+        options (Mapping[str, Any]): Of the task, for the settings of the run.
     """
     from deltamem_mlx.evals.benchmarks.asking import strangers_of
     from deltamem_mlx.evals.benchmarks.task import limited

@@ -3,6 +3,8 @@
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
 
 from rich.markup import escape
 
@@ -15,7 +17,8 @@ COMMON = {"config": (Config, None), "quiet": (Quiet, False), "debug": (Debug, Fa
 def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Adds `--config`, `--quiet`, `--debug`, and examples at the end of the help text.
 
-    The function does not see the added flags: `output` acts on quiet and debug.
+    The function does not see the added flags: `output` acts on quiet and debug. It takes its
+    options one by one, or all as one dataclass, whose fields then are the options.
 
     Args:
         examples (str): Command lines as one would type them.
@@ -23,22 +26,50 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(function, eval_str=True)
-        flags = {name: _flag(parameter) for name, parameter in signature.parameters.items()}
+        kinds = [parameter.annotation for parameter in signature.parameters.values()]
+        grouped = _grouped(kinds)
+        parameters = list(signature.parameters.values()) if grouped is None else _fields(grouped)
+        flags = {parameter.name: _flag(parameter) for parameter in parameters}
 
         @functools.wraps(function)
         def run(**options: object) -> None:
             check_texts(options, flags)
-            function(**{name: value for name, value in options.items() if name not in COMMON})
+            own = {name: value for name, value in options.items() if name not in COMMON}
+            if grouped is None:
+                function(**own)
+            else:
+                function(grouped(**own))
 
         added = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind)
             for name, (kind, value) in COMMON.items()
         ]
-        run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])
+        shown = signature.replace(parameters=[*parameters, *added])
+        vars(run)["__signature__"] = shown
         run.__doc__ = help_text(function, *examples)
         return run
 
     return decorate
+
+
+def _grouped(kinds: list[Any]) -> type | None:
+    """The dataclass that holds all options, if the function takes one."""
+    one = len(kinds) == 1 and isinstance(kinds[0], type) and is_dataclass(kinds[0])
+    return kinds[0] if one else None
+
+
+def _fields(grouped: type) -> list[inspect.Parameter]:
+    """The fields of a dataclass as the parameters of a command."""
+    kinds = get_type_hints(grouped, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=kinds[field.name],
+        )
+        for field in fields(grouped)
+    ]
 
 
 def _flag(parameter: inspect.Parameter) -> str:

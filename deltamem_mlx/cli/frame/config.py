@@ -6,6 +6,7 @@ type after the flag; a list where a flag may be repeated; true or false for a sw
 
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, cast
 
 import typer
 
@@ -31,7 +32,7 @@ def use_config(ctx: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-def _read(path: Path) -> dict[str, object]:
+def _read(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
@@ -57,7 +58,7 @@ def _key(flag: str) -> str:
 def _params_by_key(ctx: typer.Context) -> dict[str, typer.CallbackParam]:
     """Every long flag of the command, as a key, with the parameter it sets."""
     return {
-        _key(flag): param
+        _key(flag): cast(typer.CallbackParam, param)  # Typer makes all of its own
         for param in ctx.command.params
         for flag in param.opts
         if flag.startswith("--") and _key(flag) not in COMMAND_LINE_ONLY
@@ -65,7 +66,7 @@ def _params_by_key(ctx: typer.Context) -> dict[str, typer.CallbackParam]:
 
 
 def _refuse_unknown(
-    values: dict[str, object],
+    values: dict[str, Any],
     params: dict[str, typer.CallbackParam],
     path: Path,
     ctx: typer.Context,
@@ -83,10 +84,10 @@ def _refuse_unknown(
 
 
 def _defaults(
-    values: dict[str, object], params: dict[str, typer.CallbackParam], path: Path
-) -> dict[str, object]:
+    values: dict[str, Any], params: dict[str, typer.CallbackParam], path: Path
+) -> dict[str, Any]:
     """Values under the names that the parser looks defaults up by; null counts as not given."""
-    defaults: dict[str, object] = {}
+    defaults: dict[str, Any] = {}
     for key, value in values.items():
         param = params[_key(key)]
         if param.name in defaults:

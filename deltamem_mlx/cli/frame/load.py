@@ -1,7 +1,7 @@
 """The model that a command works on, from `--model` and `--adapter`."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deltamem_mlx.cli.frame.errors import UsageError
 
@@ -37,7 +37,7 @@ def has_memory(model: str | None, adapter: str | None) -> bool:
     return adapter is not None or model is None
 
 
-def refuse_without_memory(flags: Mapping[str, object]) -> None:
+def refuse_without_memory(flags: Mapping[str, Any]) -> None:
     """Raises UsageError if one of these flags was given: the model has no memory."""
     given = [flag for flag, value in flags.items() if value]
     if given:

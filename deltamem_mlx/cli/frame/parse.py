@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.files import decoded, parse_json
@@ -11,7 +12,7 @@ from deltamem_mlx.problems import not_unicode
 STANDARD_INPUT = "standard input"
 
 
-def json_object(flag: str, text: str | None) -> dict[str, object]:
+def json_object(flag: str, text: str | None) -> dict[str, Any]:
     """The JSON object that was given; empty if nothing was.
 
     Raises:
@@ -40,7 +41,7 @@ def chosen_of(flag: str, given: Sequence[str] | None, allowed: Collection[str]) 
     return [name for name in allowed if not given or name in given]
 
 
-def check_texts(options: Mapping[str, object], flags: Mapping[str, str]) -> None:
+def check_texts(options: Mapping[str, Any], flags: Mapping[str, str]) -> None:
     """Refuses texts that no tokenizer takes; names of files may hold bytes that are not UTF-8.
 
     Raises:

@@ -1,8 +1,8 @@
 """What commands that hold a conversation share: their options, and the session to begin with."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlx_lm.generate import GenerationResponse
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+    from deltamem_mlx.session.generation import Generation
     from deltamem_mlx.session.session import MemorySession
 
 Memory = Annotated[
@@ -54,7 +55,7 @@ ChatTemplateConfig = Annotated[
 ]
 
 
-def template_kwargs(config: str | None) -> dict[str, object]:
+def template_kwargs(config: str | None) -> dict[str, Any]:
     """The JSON object of `--chat-template-config`; raises UsageError for anything else."""
     return json_object("--chat-template-config", config)
 
@@ -78,11 +79,76 @@ def check_kv_options(kv_bits: int | None, max_kv_size: int | None) -> None:
         )
 
 
+class Decoding(Protocol):
+    """The options of a command that decides how answers are generated."""
+
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def temp(self) -> float: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def min_p(self) -> float: ...
+    @property
+    def kv_bits(self) -> int | None: ...
+    @property
+    def kv_group_size(self) -> int: ...
+    @property
+    def quantized_kv_start(self) -> int: ...
+    @property
+    def prefill_step_size(self) -> int: ...
+
+
+class Talking(Protocol):
+    """The options of a command that decides what a session begins with."""
+
+    @property
+    def system_prompt(self) -> str | None: ...
+    @property
+    def chat_template_config(self) -> str | None: ...
+    @property
+    def max_kv_size(self) -> int | None: ...
+
+
+def generation_of(options: Decoding) -> "Generation":
+    """The options as arguments of a session's turns."""
+    from mlx_lm.sample_utils import make_sampler
+
+    return {
+        "max_tokens": options.max_tokens,
+        "sampler": make_sampler(options.temp, options.top_p, options.min_p, top_k=options.top_k),
+        "prefill_step_size": options.prefill_step_size,
+        "kv_bits": options.kv_bits,
+        "kv_group_size": options.kv_group_size,
+        "quantized_kv_start": options.quantized_kv_start,
+    }
+
+
+def session_settings(options: Talking) -> dict[str, Any]:
+    """The options as arguments of ``MemorySession``."""
+    return {
+        "system_prompt": options.system_prompt,
+        "template_kwargs": template_kwargs(options.chat_template_config),
+        "max_kv_size": options.max_kv_size,
+    }
+
+
+def seed_with(seed: int | None) -> None:
+    """Begin MLX's random numbers at `--seed`, if it was given."""
+    import mlx.core as mx
+
+    if seed is not None:
+        mx.random.seed(seed)
+
+
 def open_session(
     memory: Path | None,
     model: "nn.Module",
     tokenizer: "TokenizerWrapper",
-    settings: dict[str, object],
+    settings: dict[str, Any],
 ) -> "MemorySession":
     """A session with the memory of a file, if there is one."""
     from deltamem_mlx.session.session import MemorySession
@@ -98,9 +164,9 @@ def without_memory(
     model: "nn.Module",
     tokenizer: "TokenizerWrapper",
     text: str,
-    settings: dict[str, object],
-    generation: dict[str, object],
-) -> Iterator["GenerationResponse"]:
+    settings: dict[str, Any],
+    generation: "Generation",
+) -> Generator["GenerationResponse", None, None]:
     """The answer of the model alone: nothing was remembered, and nothing is while answering."""
     from deltamem_mlx.session.session import MemorySession
 

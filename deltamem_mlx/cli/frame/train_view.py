@@ -2,16 +2,18 @@
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.train_setup import Setup
+from deltamem_mlx.cli.options.train import TrainOptions
 
 if TYPE_CHECKING:
     from mlx_lm.tuner.callbacks import TrainingCallback
@@ -20,17 +22,17 @@ if TYPE_CHECKING:
     from deltamem_mlx.training.trainer import Outcome, Trainer
 
 
-def listeners(options: Mapping[str, object]) -> list["TrainingCallback"]:
+def listeners(options: TrainOptions) -> list["TrainingCallback"]:
     """mlx-lm's callbacks for `--report-to`."""
     from mlx_lm.tuner.callbacks import get_reporting_callbacks
 
-    plain = {name: str(v) if isinstance(v, Path) else v for name, v in options.items()}
-    folder = str(options["adapter_path"])
-    found = get_reporting_callbacks(options["report_to"], options["project_name"], folder, plain)
+    plain: Any = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()}
+    folder = str(options.adapter_path)
+    found = get_reporting_callbacks(options.report_to, options.project_name, folder, plain)
     return [] if found is None else [found]
 
 
-def show_plan(options: Mapping[str, object], setup: Setup, trainer: "Trainer") -> None:
+def show_plan(options: TrainOptions, setup: Setup, trainer: "Trainer") -> None:
     """A table of what will be trained, on stderr."""
     if output.settings.quiet:
         return
@@ -40,15 +42,13 @@ def show_plan(options: Mapping[str, object], setup: Setup, trainer: "Trainer") -
     output.stderr.print(table, highlight=False)
 
 
-def _rows(
-    options: Mapping[str, object], setup: Setup, trainer: "Trainer"
-) -> Iterator[tuple[str, str]]:
+def _rows(options: TrainOptions, setup: Setup, trainer: "Trainer") -> Iterator[tuple[str, str]]:
     from deltamem_mlx.model.patch import config_of
     from deltamem_mlx.training.plan import plan_of
 
     plan = plan_of(setup.model, setup.report, setup.settings, trainer.group.size())
     config, s, report = config_of(setup.model), setup.settings, setup.report
-    yield "model", f"{options['model']}, {plan.total / 1e6:,.1f} M parameters"
+    yield "model", f"{options.model}, {plan.total / 1e6:,.1f} M parameters"
     yield (
         "adapter",
         f"{plan.trained:,} parameters ({plan.trained / plan.total:.2%} of the model), all that is "
@@ -74,14 +74,14 @@ def _rows(
     )
     yield "memory", f"about {plan.memory / 1e9:.1f} GB" + _advice(plan.memory, s.grad_checkpoint)
     where = f", from iteration {trainer.iteration}" if trainer.resumed else ""
-    yield "output", f"{options['adapter_path']}{where}"
+    yield "output", f"{options.adapter_path}{where}"
 
 
 def _advice(memory: int, checkpointed: bool) -> str:
     import mlx.core as mx
 
     most = mx.device_info().get("memory_size")
-    if most is None or memory < most or checkpointed:
+    if not isinstance(most, int) or memory < most or checkpointed:
         return ""
     return f" of {most / 1e9:.0f} GB: --grad-checkpoint or a smaller --batch-size takes less"
 
@@ -148,16 +148,16 @@ def _figures(info: "Info") -> str:
     )
 
 
-def finish(options: Mapping[str, object], outcome: "Outcome", test_loss: float | None) -> None:
+def finish(options: TrainOptions, outcome: "Outcome", test_loss: float | None) -> None:
     """Where the adapter is and how to use it; after Ctrl-C, how to go on."""
-    folder = str(options["adapter_path"])
+    folder = str(options.adapter_path)
     if not outcome.finished:
         output.note(f"Stopped at iteration {outcome.iteration}; everything is saved in {folder}.")
         output.note(f"Go on with: {_resume_command()}")
         return
     if warning := _nothing_remembered(outcome):
         output.warn(warning)
-    if options["json"]:
+    if options.json:
         output.result_json(outcome._asdict() | {"adapter_path": folder, "test_loss": test_loss})
         return
     if outcome.trained:
@@ -168,7 +168,7 @@ def finish(options: Mapping[str, object], outcome: "Outcome", test_loss: float |
             f"Train further with --resume-adapter-file {shlex.quote(folder)} and another "
             "--adapter-path."
         )
-    words = ["deltamem-mlx", "generate", "--model", str(options["model"]), "--adapter", folder]
+    words = ["deltamem-mlx", "generate", "--model", str(options.model), "--adapter", folder]
     output.result(f"The adapter is in {folder}. Use it:")
     output.result("  " + shlex.join([*words, "--remember", "notes.txt", "--prompt", "..."]))
 

@@ -4,6 +4,7 @@ A command takes what it needs: `def generate(model: Model = None, temp: Temp = 0
 every command has (`--config`, `--quiet`, `--debug`) are added by `frame.command`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ MODEL, MEMORY, SAMPLING, CONTEXT, GENERAL = (
 )
 
 
-def _one_of(*allowed: int):
+def _one_of(*allowed: int) -> Callable[[int | None], int | None]:
     """A callback that lets only these numbers through."""
 
     def check(value: int | None) -> int | None:

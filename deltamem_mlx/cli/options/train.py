@@ -1,10 +1,15 @@
 """The options of `train`: mlx_lm.lora's where they mean the same, then those of a δ-mem."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+
+from deltamem_mlx.cli.frame.session import ChatTemplateConfig
+from deltamem_mlx.cli.options import shared as o
+from deltamem_mlx.training.settings import TrainSettings
 
 DATA, RUN, MEMORY, EPISODES, OUTPUT = (
     "Data and output",
@@ -15,7 +20,7 @@ DATA, RUN, MEMORY, EPISODES, OUTPUT = (
 )
 
 
-def _option(*flags: str, panel: str, help: str, **settings: object) -> object:
+def _option(*flags: str, panel: str, help: str, **settings: Any) -> Any:
     return typer.Option(*flags, help=escape(help), rich_help_panel=panel, **settings)
 
 
@@ -255,3 +260,56 @@ ReportTo = Annotated[
 ProjectName = Annotated[
     str | None, _option("--project-name", panel=OUTPUT, help="The project's name there.")
 ]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `train` was asked for. Defaults of the run are those of ``TrainSettings``."""
+
+    model: o.Model = None
+    data: Data = None
+    adapter_path: Out = Path("adapters")
+    resume: Resume = False
+    overwrite: Overwrite = False
+    resume_adapter_file: ResumeFile = None
+    iters: Iters = None
+    epochs: Epochs = None
+    batch_size: BatchSize = TrainSettings.batch_size
+    learning_rate: LearningRate = TrainSettings.learning_rate
+    lr_schedule: LrSchedule = TrainSettings.lr_schedule
+    warmup: Warmup = TrainSettings.warmup
+    grad_accumulation_steps: Accumulation = TrainSettings.grad_accumulation_steps
+    max_grad_norm: MaxGradNorm = TrainSettings.max_grad_norm
+    grad_checkpoint: GradCheckpoint = TrainSettings.grad_checkpoint
+    seed: Seed = TrainSettings.seed
+    clear_cache_threshold: ClearCache = TrainSettings.clear_cache_threshold
+    rank: Rank = None
+    alpha: Alpha = None
+    delta_heads: Heads = None
+    num_state_heads: StateHeads = None
+    write_granularity: Granularity = None
+    output_init: OutputInit = None
+    beta_bias_init: BetaBias = None
+    online_gain: OnlineGain = None
+    target_layers: TargetLayers = None
+    adapter_settings: AdapterSettings = None
+    max_seq_length: MaxLength = 512
+    max_write_length: MaxWriteLength = 8192
+    episode_recent_messages: Recent = 1
+    assistant_loss_mode: LossMode = "final_assistant_only"
+    state_only_prob: StateOnly = TrainSettings.state_only_prob
+    no_memory_prob: NoMemory = TrainSettings.no_memory_prob
+    write_visible: WriteVisible = TrainSettings.write_visible
+    write_sparsity: Sparsity = TrainSettings.write_sparsity
+    write_target: WriteTarget = TrainSettings.write_target
+    chat_template_config: ChatTemplateConfig = None
+    steps_per_report: ReportEvery = TrainSettings.steps_per_report
+    steps_per_eval: EvalEvery = TrainSettings.steps_per_eval
+    val_batches: ValBatches = TrainSettings.val_batches
+    save_every: SaveEvery = TrainSettings.save_every
+    test: Test = False
+    test_batches: TestBatches = 500
+    report_to: ReportTo = None
+    project_name: ProjectName = None
+    trust_remote_code: o.TrustRemoteCode = False
+    json: o.Json = False

@@ -147,11 +147,13 @@ class Examination:
     def _load(self, name: str) -> bool:
         if self.folder is None or not self._file(name).is_file():
             return False
-        self._states[name] = {int(i): x for i, x in mx.load(str(self._file(name))).items()}
+        self._states[name] = {int(i): x for i, x in _arrays(self._file(name)).items()}
         return True
 
     def _file(self, name: str) -> Path:
         number = [m.name for m in (*self.materials, *self.strangers.values())].index(name)
+        if self.folder is None:
+            raise ValueError("There is no folder to keep memories in.")
         return self.folder / MEMORIES / f"{number}.safetensors"
 
     def _prompts_of(self, material: Material) -> Prompts:
@@ -202,3 +204,10 @@ def digest(materials: Sequence[Material]) -> str:
         questions = [[q.id, q.text, q.answers, q.max_tokens, q.kind] for q in m.questions]
         found.update(json.dumps([m.name, m.units, questions], ensure_ascii=False).encode())
     return found.hexdigest()
+
+
+def _arrays(path: Path) -> dict[str, mx.array]:
+    found = mx.load(str(path))
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no arrays by name.")
+    return found

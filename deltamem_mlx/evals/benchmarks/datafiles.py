@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...files import json_lines, parse_json, read_text
 from ...hub import resolve
 from ...problems import first_few
 
-Rows = list[Mapping[str, object]]
+Rows = list[Mapping[str, Any]]
 
 
 def data_files(name: str, patterns: Sequence[str]) -> list[Path]:

@@ -4,6 +4,7 @@ Data: ``hotpotqa/hotpot_qa`` on the Hub, or ``hotpot_dev_distractor_v1.json``. C
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ...text.messages import Message
 from .datafiles import data_files, raise_schema, read_rows
@@ -29,8 +30,8 @@ class HotpotQA:
 
     name = "hotpotqa"
     one_line = True
-    last_groups = ("all",)
-    differences = (
+    last_groups: tuple[str, ...] = ("all",)
+    differences: tuple[str, ...] = (
         "Greedy decoding; the prompts are worded by us, and questions and answers never write.",
     )
 
@@ -88,7 +89,7 @@ def _material(row: Mapping) -> Material:
     return Material(name, units, (question,), {})
 
 
-def _paragraphs(context: object) -> list[tuple[str, list[str]]]:
+def _paragraphs(context: Any) -> list[tuple[str, list[str]]]:
     if isinstance(context, Mapping):
         return list(zip(context["title"], context["sentences"], strict=True))
     return [(title, sentences) for title, sentences in context]

@@ -50,8 +50,8 @@ class LoCoMo:
 
     name = "locomo"
     one_line = True
-    last_groups = ("1 to 4", "1 to 5")
-    differences = (
+    last_groups: tuple[str, ...] = ("1 to 4", "1 to 5")
+    differences: tuple[str, ...] = (
         "Decoding is greedy; the authors sample (temperature 0.4, top-k 10, top-p 0.9).",
         "The prompts ask the same in our words, and questions and answers never write.",
         "All questions of a conversation see the same turns: those that fit beside the longest.",
@@ -104,7 +104,9 @@ def says_unanswered(said: str, options: Sequence[str]) -> bool:
         return True
     # A letter alone, or one that is marked as such: "a dog" begins with an article.
     letter = re.match(r"(?:\(([ab])\)|([ab])\)|([ab])[.:]?$)", plain)
-    return bool(letter) and options["ab".index("".join(filter(None, letter.groups())))] == NO_ANSWER
+    if letter is None:
+        return False
+    return options["ab".index("".join(filter(None, letter.groups())))] == NO_ANSWER
 
 
 def load_locomo(name: str) -> list[Material]:

@@ -6,6 +6,7 @@ Data: ``ai-hyz/MemoryAgentBench`` on the Hub, four parquet files, one for each c
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...files import read_json
 from ...text.messages import Message
@@ -38,8 +39,8 @@ class MemoryAgentBench:
 
     name = "memoryagentbench"
     one_line = False
-    last_groups = ("all",)
-    differences = (
+    last_groups: tuple[str, ...] = ("all",)
+    differences: tuple[str, ...] = (
         "Greedy decoding; the prompts are worded by us, and questions and answers never write.",
         "longmemeval counts substring matches (the authors have a model judge), infbench_sum "
         "ROUGE-L.",
@@ -94,7 +95,8 @@ def load_memoryagentbench(name: str = HUB, sources: Sequence[str] = ()) -> list[
 
 def _turns(units: Sequence[Unit], count: Count) -> list[Message]:
     """Chunks of whole sentences, each told and acknowledged."""
-    chunks, size = [], CHUNK
+    chunks: list[list[str]] = []
+    size = CHUNK
     for unit in units:
         tokens = count(unit.text)
         if size + tokens > CHUNK:
@@ -115,7 +117,7 @@ def _message(role: str, text: str) -> Message:
 def _material(name: str, row: Mapping, movies: Mapping[str, str]) -> Material | None:
     source = row["metadata"]["source"]
     kind = _kind(source)
-    if kind == "recsys_redial" and not movies:
+    if kind is None or (kind == "recsys_redial" and not movies):
         return None
     competence, tokens = KINDS[kind]
     label = source.rpartition("_")[0] if kind == "factconsolidation" else kind
@@ -145,7 +147,7 @@ def _before(metadata: Mapping, index: int) -> str:
     return "".join(parts)
 
 
-def _at(values: object, index: int) -> object:
+def _at(values: object, index: int) -> Any:
     return values[index] if isinstance(values, list) and index < len(values) else None
 
 

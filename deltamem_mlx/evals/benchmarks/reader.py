@@ -12,6 +12,7 @@ from mlx_lm.generate import (
     StopSequences,
     generation_stream,
 )
+from mlx_lm.sample_utils import greedy_sampler
 
 from ...memory.actions import memory_state, read_only
 from ...session.context import Context
@@ -104,7 +105,7 @@ class Reader(Runner):
                 self.model,
                 list(range(len(asked))),
                 [a.cache for a in asked],
-                samplers=[None] * len(asked),
+                samplers=[greedy_sampler] * len(asked),
                 logits_processors=[[]] * len(asked),
                 stop_sequences=[stop] * len(asked),
                 max_tokens=[a.max_tokens for a in asked],

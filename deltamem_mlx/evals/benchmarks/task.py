@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ...text.messages import Message
 
@@ -40,7 +40,7 @@ class Question:
 
     id: str
     text: str
-    answers: object
+    answers: Any
     groups: tuple[str, ...]
     max_tokens: int
     kind: str = ""

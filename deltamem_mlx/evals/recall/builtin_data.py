@@ -1,7 +1,7 @@
 """The built-in pair and what it is asked: evaluation episodes, the story of its demonstration."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -10,7 +10,7 @@ from ... import builtin
 from ...adapters.loading import load
 from ...files import read_json
 from ...text.messages import Message
-from .episodes import Episode, read_episodes
+from .episodes import RecallEpisode, read_episodes
 
 EPISODES, STORY = "episodes.jsonl.gz", "story.json"
 
@@ -40,7 +40,7 @@ def load_builtin(
     return load(str(base or builtin.base_folder()), adapter or builtin.adapter_folder())
 
 
-def builtin_episodes() -> list[Episode]:
+def builtin_episodes() -> list[RecallEpisode]:
     """The episodes of the built-in pair.
 
     Raises:
@@ -55,7 +55,7 @@ def builtin_story() -> Story:
     Raises:
         FileNotFoundError: If this copy of the package was made without it.
     """
-    values = read_json(_file(STORY))
+    values: dict[str, Any] = read_json(_file(STORY))
     pairs = [(row["question"], row["answer"]) for row in values["questions"]]
     return Story(values["tell"], values["other"], pairs)
 

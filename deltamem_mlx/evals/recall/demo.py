@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ..runner import Runner
 from .builtin_data import Story
 from .correct import contains
-from .episodes import Cell, Episode
+from .episodes import Cell, RecallEpisode
 from .recall import recall
 from .scores import Scores, scores
 
@@ -18,7 +18,7 @@ CELLS = (
 )
 
 
-class Answer(NamedTuple):
+class DemoAnswer(NamedTuple):
     """What was answered to a question of the story, by condition.
 
     Attributes:
@@ -38,11 +38,11 @@ class Told(NamedTuple):
     """The story's answers, and the size of the memory that they came from.
 
     Attributes:
-        answers (list[Answer]): In the order of the questions.
+        answers (list[DemoAnswer]): In the order of the questions.
         memory_bytes (int): Size of the memory of one conversation.
     """
 
-    answers: list[Answer]
+    answers: list[DemoAnswer]
     memory_bytes: int
 
 
@@ -56,13 +56,13 @@ def tell_story(runner: Runner, story: Story) -> Told:
     for i, (question, answer) in enumerate(story.questions):
         texts = {name: said[name][i] for name in CONDITIONS}
         correct = {name: contains(text, answer) for name, text in texts.items()}
-        answers.append(Answer(question, answer, texts, correct))
+        answers.append(DemoAnswer(question, answer, texts, correct))
     return Told(answers, sum(state.nbytes for state in own.values()))
 
 
 def short_scores(
     runner: Runner,
-    episodes: Sequence[Episode],
+    episodes: Sequence[RecallEpisode],
     each: int,
     on_answers: Callable[[int], None] | None = None,
 ) -> list[Scores]:

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...files import json_lines, write_atomically
 from ...problems import kind_of, raise_problems
@@ -37,7 +37,7 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Episode:
+class RecallEpisode:
     """What is told, and one question about it.
 
     Args:
@@ -64,27 +64,27 @@ class Episode:
         return Cell(self.kind, self.facts, self.distractors)
 
 
-def read_episodes(path: str | Path) -> list[Episode]:
+def read_episodes(path: str | Path) -> list[RecallEpisode]:
     """The episodes in a .jsonl or .jsonl.gz file.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds none, or lines that are none: named by file, line and field.
     """
-    episodes: list[Episode] = []
+    episodes: list[RecallEpisode] = []
     problems: list[str] = []
     for number, row, not_json in json_lines(path):
         values, wrong = ({}, [not_json]) if not_json else _parsed(row)
         problems += [f"{path}:{number}: {problem}" for problem in wrong]
         if not wrong:
-            episodes.append(Episode(**values))
+            episodes.append(RecallEpisode(**values))
     raise_problems(problems, "Episodes that cannot be used", EXPECTED)
     if not episodes:
         raise ValueError(f"{path} holds no episodes. {EXPECTED}")
     return episodes
 
 
-def write_episodes(path: str | Path, episodes: Iterable[Episode]) -> None:
+def write_episodes(path: str | Path, episodes: Iterable[RecallEpisode]) -> None:
     """Write a file that ``read_episodes`` reads; the same episodes give the same bytes."""
     text = "".join(_as_json(episode) + "\n" for episode in episodes)
     data = text.encode()
@@ -93,17 +93,17 @@ def write_episodes(path: str | Path, episodes: Iterable[Episode]) -> None:
     write_atomically(path, lambda p: p.write_bytes(data))
 
 
-def in_cells(episodes: Sequence[Episode], limit: int = 0) -> dict[Cell, list[Episode]]:
+def in_cells(episodes: Sequence[RecallEpisode], limit: int = 0) -> dict[Cell, list[RecallEpisode]]:
     """Episodes by cell, cells in order, the first ``limit`` of each; 0: all."""
     order = sorted({e.cell for e in episodes}, key=lambda c: (KINDS.index(c.kind), c[1:]))
-    cells: dict[Cell, list[Episode]] = {cell: [] for cell in order}
+    cells: dict[Cell, list[RecallEpisode]] = {cell: [] for cell in order}
     for episode in episodes:
         if not limit or len(cells[episode.cell]) < limit:
             cells[episode.cell].append(episode)
     return cells
 
 
-def digest(episodes: Iterable[Episode]) -> str:
+def digest(episodes: Iterable[RecallEpisode]) -> str:
     """SHA-256 of episodes, in hex: what tells one set from another."""
     found = hashlib.sha256()
     for episode in episodes:
@@ -111,23 +111,23 @@ def digest(episodes: Iterable[Episode]) -> str:
     return found.hexdigest()
 
 
-def _as_json(episode: Episode) -> str:
+def _as_json(episode: RecallEpisode) -> str:
     values = {name: value for name, value in asdict(episode).items() if value is not None}
     return json.dumps(values, ensure_ascii=False)
 
 
-def _parsed(row: object) -> tuple[dict[str, object], list[str]]:
+def _parsed(row: object) -> tuple[dict[str, Any], list[str]]:
     """The fields of an episode, and what is wrong with them."""
     if not isinstance(row, Mapping):
         return {}, [f"{kind_of(row)} (expected an object)"]
-    values = {"kind": "told", "distractors": 0, "old": None} | {
-        name: row[name] for name in Episode.__dataclass_fields__ if name in row
+    values: dict[str, Any] = {"kind": "told", "distractors": 0, "old": None} | {
+        name: row[name] for name in RecallEpisode.__dataclass_fields__ if name in row
     }
     problems = list(_problems(values))
     return values | {"tell": () if problems else tuple(values["tell"])}, problems
 
 
-def _problems(values: Mapping[str, object]) -> Iterator[str]:
+def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     for problem in message_problems(values.get("tell")):
         yield f"{problem.field.replace('messages', 'tell', 1)}: {problem.what}"
     needs_old = values["kind"] == "updated" or values["old"] is not None
@@ -142,7 +142,7 @@ def _problems(values: Mapping[str, object]) -> Iterator[str]:
             yield f"{name}: {_shown(values, name)} (expected a whole number, 0 or more)"
 
 
-def _shown(values: Mapping[str, object], name: str) -> str:
+def _shown(values: Mapping[str, Any], name: str) -> str:
     if name not in values:
         return "missing"
     value = values[name]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ...text.messages import Message
-from .episodes import Cell, Episode
+from .episodes import Cell, RecallEpisode
 from .wordings import ACKNOWLEDGEMENTS, CHATS, PEOPLE, RELATIONS, Relation
 
 UNKNOWN = "I do not know"
@@ -28,7 +28,9 @@ class Fact(NamedTuple):
     value: str
 
 
-def fact_episodes(each: int, *, seed: int = 0, cells: Sequence[Cell] = CELLS) -> Iterator[Episode]:
+def fact_episodes(
+    each: int, *, seed: int = 0, cells: Sequence[Cell] = CELLS
+) -> Iterator[RecallEpisode]:
     """``each`` episodes of every cell (of kinds told, updated and never).
 
     An episode depends on the seed, its cell and its place in it alone: more episodes or other
@@ -39,7 +41,7 @@ def fact_episodes(each: int, *, seed: int = 0, cells: Sequence[Cell] = CELLS) ->
             yield _episode(cell, random.Random(f"{seed} {cell} {i}"))
 
 
-def _episode(cell: Cell, rng: random.Random) -> Episode:
+def _episode(cell: Cell, rng: random.Random) -> RecallEpisode:
     *facts, stranger = _facts(cell.facts + 1, rng)
     turns = [_turn(_said(fact, fact.relation.tells, rng), rng) for fact in facts]
     asked, old = rng.choice(facts), None
@@ -53,7 +55,7 @@ def _episode(cell: Cell, rng: random.Random) -> Episode:
         turns.insert(rng.randint(place + 1, len(turns)), change)
     asked = stranger if cell.kind == "never" else asked
     turns += [_chat(rng.choice(CHATS)) for _ in range(cell.distractors)]
-    return Episode(
+    return RecallEpisode(
         tell=tuple(message for turn in turns for message in turn),
         question=_said(asked, asked.relation.asks, rng),
         answer=UNKNOWN if cell.kind == "never" else asked.value,

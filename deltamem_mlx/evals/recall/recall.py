@@ -15,7 +15,7 @@ from ...memory.file import load_memory, save_memory
 from ..journal import Journal, Row
 from ..runner import Runner, State
 from .correct import contains, says_unknown
-from .episodes import Cell, Episode
+from .episodes import Cell, RecallEpisode
 
 CONDITIONS: dict[str, str] = {
     "memory": "what was told went through the memory, its context was dropped",
@@ -26,24 +26,24 @@ CONDITIONS: dict[str, str] = {
 }
 
 
-class Batch(NamedTuple):
+class RecallBatch(NamedTuple):
     """Questions that are answered together; all are of one cell.
 
     Attributes:
         first (int): Number of the first question.
-        episodes (list[Episode]): The questions.
-        strangers (list[Episode]): For each, another conversation of its cell; empty if there is
-          none.
+        episodes (list[RecallEpisode]): The questions.
+        strangers (list[RecallEpisode]): For each, another conversation of its cell; empty if
+          there is none.
     """
 
     first: int
-    episodes: list[Episode]
-    strangers: list[Episode]
+    episodes: list[RecallEpisode]
+    strangers: list[RecallEpisode]
 
 
 def recall(
     runner: Runner,
-    cells: Mapping[Cell, Sequence[Episode]],
+    cells: Mapping[Cell, Sequence[RecallEpisode]],
     *,
     conditions: Sequence[str] = tuple(CONDITIONS),
     journal: Journal | None = None,
@@ -56,7 +56,7 @@ def recall(
 
     Args:
         runner (Runner): Model and adapter.
-        cells (Mapping[Cell, Sequence[Episode]]): The episodes, as ``in_cells`` gives them.
+        cells (Mapping[Cell, Sequence[RecallEpisode]]): The episodes, as ``in_cells`` gives them.
         conditions (Sequence[str]): Names in ``CONDITIONS``.
         journal (Journal): Where answers are kept. Default: nowhere.
         on_answers (Callable[[int], None]): Told how many more answers there are; in all, a question
@@ -76,7 +76,7 @@ def recall(
         )
     journal = Journal(None, {}) if journal is None else journal
     tell = on_answers or (lambda answers: None)
-    numbers = []
+    numbers: list[int] = []
     for batch in _batches(cells, runner.batch_size):
         ids = range(batch.first, batch.first + len(batch.episodes))
         if any(i not in journal.rows for i in ids):
@@ -87,26 +87,26 @@ def recall(
     return [journal.rows[i] for i in numbers]
 
 
-def _batches(cells: Mapping[Cell, Sequence[Episode]], size: int) -> list[Batch]:
+def _batches(cells: Mapping[Cell, Sequence[RecallEpisode]], size: int) -> list[RecallBatch]:
     batches, first = [], 0
     for episodes in cells.values():
         for start in range(0, len(episodes), size):
             chosen = list(episodes[start : start + size])
             strangers = [_stranger(episodes, start + i) for i in range(len(chosen))]
-            known = [] if None in strangers else strangers
-            batches.append(Batch(first + start, chosen, known))
+            known = [] if None in strangers else [e for e in strangers if e is not None]
+            batches.append(RecallBatch(first + start, chosen, known))
         first += len(episodes)
     return batches
 
 
-def _stranger(episodes: Sequence[Episode], index: int) -> Episode | None:
+def _stranger(episodes: Sequence[RecallEpisode], index: int) -> RecallEpisode | None:
     """The next episode in which something else was told."""
     others = (episodes[(index + i) % len(episodes)] for i in range(1, len(episodes)))
     return next((e for e in others if e.tell != episodes[index].tell), None)
 
 
 def _answer(
-    runner: Runner, batch: Batch, conditions: Sequence[str], tell: Callable[[int], None]
+    runner: Runner, batch: RecallBatch, conditions: Sequence[str], tell: Callable[[int], None]
 ) -> list[Row]:
     questions = [[{"role": "user", "content": e.question}] for e in batch.episodes]
     states = _states(runner, batch, conditions)
@@ -126,7 +126,7 @@ def _answer(
 
 
 def _states(
-    runner: Runner, batch: Batch, conditions: Sequence[str]
+    runner: Runner, batch: RecallBatch, conditions: Sequence[str]
 ) -> dict[str, list[State | None]]:
     """By condition, the memory under which each question of a batch is asked."""
     states: dict[str, list[State | None]] = {"none": [None] * len(batch.episodes)}
@@ -139,7 +139,9 @@ def _states(
         if "foreign" in conditions and batch.strangers:
             states["foreign"] = [written[id(episode)] for episode in batch.strangers]
         if "reloaded" in conditions:
-            states["reloaded"] = [_reloaded(runner, state) for state in states["memory"]]
+            states["reloaded"] = [
+                None if state is None else _reloaded(runner, state) for state in states["memory"]
+            ]
     return states
 
 
@@ -150,7 +152,7 @@ def _reloaded(runner: Runner, state: State) -> State:
         return memory_state(load_memory(path, runner.model))
 
 
-def _row(number: int, episode: Episode, said: Mapping[str, str]) -> Row:
+def _row(number: int, episode: RecallEpisode, said: Mapping[str, str]) -> Row:
     old = episode.old
     return {
         "id": number,
@@ -164,7 +166,7 @@ def _row(number: int, episode: Episode, said: Mapping[str, str]) -> Row:
     }
 
 
-def is_correct(episode: Episode, said: str) -> bool:
+def is_correct(episode: RecallEpisode, said: str) -> bool:
     """Whether an answer holds the value: the newest and not the old one of a changed fact.
 
     Where nothing was told, saying so is correct.

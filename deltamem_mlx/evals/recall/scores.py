@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import Any
 
 from ..intervals import paired_bootstrap, wilson
 from ..journal import Row
 from .episodes import Cell
 
-Scores = dict[str, object]
+Scores = dict[str, Any]
 
 
 def scores(rows: Sequence[Row], *, seed: int = 0) -> list[Scores]:
