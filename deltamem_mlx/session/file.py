@@ -164,10 +164,10 @@ def _own_folder(folder: Path) -> set[str]:
             raise ValueError(f"{folder} holds other files ({named}). {hint}")
         return {name for name in names if _OURS.fullmatch(name)}
     try:
-        values = read_json(folder / SESSION)
+        ours = read_json(folder / SESSION).get("format") == FORMAT
     except (ValueError, OSError):
-        values = {}
-    if values.get("format") != FORMAT:
+        ours = False
+    if not ours:
         raise ValueError(f"{folder} holds a {SESSION} that is not of this package. {hint}")
     return {p.name for p in folder.iterdir() if _OURS.fullmatch(p.name)}
 
@@ -279,8 +279,7 @@ def _past_problems(values: Mapping[str, Any]) -> list[str]:
         return []
     if not _FILE.fits(values["past"]):
         return [f"past: expected {_FILE.expected}"]
-    said = [*values["messages"], *values["pending"]]
-    return turn_problems(values["past"].get("turns"), said)
+    return turn_problems(values["past"].get("turns"), [*values["messages"], *values["pending"]])
 
 
 def verified(folder: Path, part: Mapping[str, Any]) -> Path:

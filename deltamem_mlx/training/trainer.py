@@ -16,7 +16,7 @@ from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from ..files import Witness, expanded
-from .batching import batches
+from .batching import EpisodeBatch, batches
 from .checkpoint import STATE_FILE, identity_of, save_checkpoint
 from .episodes import Episode
 from .folder import begin_run, clear_leftovers, has_checkpoint, one_run, refuse_to_replace
