@@ -26,7 +26,7 @@ from deltamem_mlx.files import FolderInUse
 from deltamem_mlx.memory.file import read_memory, write_memory
 from deltamem_mlx.serve.errors import ApiError
 from deltamem_mlx.serve.job import TurnOutcome
-from deltamem_mlx.serve.memory import MemoryContents
+from deltamem_mlx.serve.memory import HeldMemory
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
@@ -160,7 +160,7 @@ def test_what_another_program_wrote_during_a_turn_is_not_lost(pair: Pair, tmp_pa
         assert "doctor" in asked.text
 
 
-def outcome_of(contents: MemoryContents) -> TurnOutcome:
+def outcome_of(contents: HeldMemory) -> TurnOutcome:
     """A turn that came to what there was before it."""
     return TurnOutcome(contents.talk, contents.saved, contents.history, 0, 0, False)
 
