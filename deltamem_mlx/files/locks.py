@@ -40,7 +40,8 @@ def locked_folder(folder: str | Path, purpose: str) -> Iterator[Path]:
             "or give another folder."
         ) from None
     try:
-        (folder / LOCK).write_text(str(os.getpid()))
+        with suppress(OSError):  # a full disk: others then read no number of this process
+            (folder / LOCK).write_text(str(os.getpid()))
         yield folder
     finally:
         lock.release()

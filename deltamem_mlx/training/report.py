@@ -1,13 +1,13 @@
 """What a run tells: to listeners, to metrics.jsonl, and as a curve in loss.png."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 from mlx_lm.tuner.callbacks import TrainingCallback
 
-from ..files import json_lines, write_atomically, write_text
+from ..files import WriteError, json_lines, write_atomically, write_text
 from .update import Figures
 
 Info = dict[str, float | int | None]
@@ -60,8 +60,11 @@ class Metrics(Listener):
         self._append(val_info)
 
     def _append(self, info: Info) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(info))
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(info))
+        except OSError as error:
+            raise WriteError(f"{self.path} could not be written: {error.strerror}.") from error
 
 
 def train_info(window: Sequence[Figures], iterations: int, seconds: float) -> Info:
@@ -91,7 +94,13 @@ def read_metrics(folder: Path) -> list[Info]:
     if not path.is_file():
         return []
     found = (line.value for line in json_lines(path))
-    return [row for row in found if isinstance(row, dict) and "iteration" in row]
+    return [row for row in found if isinstance(row, dict) and _is_report(row)]
+
+
+def _is_report(row: Mapping[str, object]) -> bool:
+    """Whether a line says numbers of an iteration, as those of a run do."""
+    numbers = (v is None or (isinstance(v, int | float) and abs(v) < 1e300) for v in row.values())
+    return isinstance(row.get("iteration"), int) and all(numbers)
 
 
 def draw_curve(folder: Path) -> bool:

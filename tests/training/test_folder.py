@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,9 +19,11 @@ from deltamem_mlx.text.rows import ConversationRow
 from deltamem_mlx.training.checkpoint import STATE_FILE, read_checkpoint
 from deltamem_mlx.training.dataset import EpisodeDataset
 from deltamem_mlx.training.folder import BEGUN, one_run
+from deltamem_mlx.training.report import read_metrics
 from deltamem_mlx.training.settings import TrainSettings
 from deltamem_mlx.training.trainer import Trainer
 
+FOODS = ("tea", "rice", "milk")
 RUN = TrainSettings(iters=2, batch_size=2, save_every=1, steps_per_report=1)
 
 
@@ -31,7 +35,7 @@ def conversation(food: str, reply: str | None = None) -> ConversationRow:
 
 @pytest.fixture(scope="module")
 def episodes() -> EpisodeDataset:
-    rows = [conversation(food) for food in ("tea", "rice", "milk")]
+    rows = [conversation(food) for food in FOODS]
     return EpisodeDataset(rows, load_tokenizer(TOKENIZER))
 
 
@@ -239,6 +243,64 @@ def test_what_is_no_state_is_one_sentence(
     with pytest.raises(ValueError, match=r"state\.safetensors cannot be read") as error:
         trainer(episodes, tmp_path, resume=True)
     assert len(str(error.value)) < 600
+
+
+LINES = (
+    '{"iteration": "x"}',
+    '{"iteration": null}',
+    '{"iteration": 1, "val_loss": "x"}',
+    '{"iteration": 1, "train_loss": [1]}',
+    "[]",
+    "[" * 100_000,
+    f'{{"iteration": {"9" * 5000}}}',
+)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_lines_of_metrics_that_no_run_wrote_are_passed_over(
+    episodes: EpisodeDataset, finished: Path, tmp_path: Path, line: str
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    before = read_metrics(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    assert trainer(episodes, tmp_path, resume=True).run().finished
+    assert read_metrics(tmp_path) == before
+
+
+@pytest.mark.parametrize("room", [0, 1, 300, 2000, 6000, 20_000])
+def test_a_disk_that_is_full_ends_a_run_with_the_files_name_and_it_goes_on(
+    episodes: EpisodeDataset, finished: Path, tmp_path: Path, room: int
+) -> None:
+    """The system refuses files of more bytes, as a full disk does, wherever the writer is."""
+    code = (
+        "import resource, signal, sys; sys.path[:0] = sys.argv[3:]\n"
+        "import test_folder as t; from pathlib import Path\n"
+        "t.mx.random.seed(0); e = t.EpisodeDataset([t.conversation(f) for f in t.FOODS],"
+        " t.load_tokenizer(t.TOKENIZER))\n"
+        "run = t.trainer(e, Path(sys.argv[1]))\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
+        "try: run.run(); print('done')\n"
+        "except OSError as error: print(type(error).__name__, error)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path), str(room), *sys.path]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(("WriteError", "done")), done.stdout
+    if done.stdout.startswith("WriteError"):
+        assert str(tmp_path) in done.stdout
+        assert "could not be written" in done.stdout
+    assert trainer(episodes, tmp_path, resume=True).run().finished
+    assert same_weights(tmp_path, finished)
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = (mx.load(str(folder / "adapters.safetensors")) for folder in (a, b))
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    return first.keys() == second.keys() and all(
+        np.array_equal(np.array(first[name]), np.array(second[name])) for name in first
+    )
 
 
 def resume_forged(episodes: EpisodeDataset, finished: Path, folder: Path, change: object) -> None:
