@@ -22,6 +22,8 @@ from ..forms import (
     form_in,
     settings_of,
 )
+from ..hub import looks_like_path
+from ..model.patch import BUILTIN
 from ..problems import first_few, misfits, optional, shortened, text_field, whole_number
 from .weights import Seal, Tensors, read_weights, sealed, write_npz, write_safetensors
 
@@ -192,7 +194,7 @@ def write_adapter(adapter: AdapterFiles, folder: str | Path, form: str = "mlx-lm
     values = _values(adapter, files)
     config = folder / files.config
     before = hashlib.sha256(config.read_bytes()).hexdigest() if config.is_file() else ""
-    seal = sealed(adapter.tensors, json.dumps(values), before)
+    seal = sealed(adapter.tensors, _in_seal(values, adapter.base_name), before)
     _write_weights(folder / files.weights, adapter.tensors, seal)
     if files is MLX_LM:
         values |= {WEIGHTS_KEY: seal.sha256}
@@ -205,13 +207,30 @@ def write_adapter(adapter: AdapterFiles, folder: str | Path, form: str = "mlx-lm
 
 def write_copy(adapter: AdapterFiles, weights: Path) -> None:
     """Write a numbered copy of an adapter's weights, to be used with its settings at any time."""
-    seal = sealed(adapter.tensors, json.dumps(_values(adapter, MLX_LM)), NUMBERED)
+    settings = _in_seal(_values(adapter, MLX_LM), adapter.base_name)
+    seal = sealed(adapter.tensors, settings, NUMBERED)
     _write_weights(weights, adapter.tensors, seal)
 
 
 def _write_weights(path: Path, tensors: Tensors, seal: Seal) -> None:
     write = write_npz if path.suffix.lower() == ".npz" else write_safetensors
     write_atomically(path, partial(write, tensors=tensors, seal=seal))
+
+
+def public_name(base: str | None) -> str | None:
+    """A base model's name without the folders of this machine."""
+    if base is None or base == BUILTIN:
+        return base
+    local = looks_like_path(base) or expanded(base).is_dir()
+    return expanded(base).resolve().name if local else base
+
+
+def _in_seal(values: Mapping[str, object], base: str | None) -> str:
+    """What a seal says of the settings: weights go to others as they are."""
+    known = values.get("base_model")
+    if isinstance(known, dict):
+        values = {**values, "base_model": known | {"name": public_name(base)}}
+    return json.dumps(values)
 
 
 def _values(adapter: AdapterFiles, form: AdapterForm) -> dict[str, object]:

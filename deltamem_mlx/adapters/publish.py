@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 from .._version import __version__
 from ..files import read_json
 from ..forms import ADAPTER_NAMES, MLX_LM, form_in
-from ..hub import REPO_ID, endpoint, looks_like_path
-from ..model.patch import BUILTIN
+from ..hub import REPO_ID, endpoint
 from .card import model_card
 from .check import check_tensors
-from .files import AdapterFiles, read_adapter
+from .files import AdapterFiles, public_name, read_adapter
 from .publish_errors import said
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ def prepare(
     adapter = read_adapter(folder)
     check_tensors(adapter)
     given = adapter.base_name
-    name = base_model or _public(given)
+    name = base_model or public_name(given)
     adapter = replace(adapter, base_model=adapter.base_model | ({"name": name} if name else {}))
     files: dict[str, Path | bytes] = {file: folder / file for file in form_in(folder).files}
     if MLX_LM.config in files and name != given:
@@ -201,14 +200,6 @@ def _send(api: "HfApi", upload: Upload) -> Sent:
     )
     page = f"{endpoint()}/{repo}"
     return Sent(page if branch == MAIN else f"{page}/tree/{branch}", commit.oid, kept)
-
-
-def _public(name: str | None) -> str | None:
-    """A base model's name without the folders of this machine."""
-    if name is None:
-        return None
-    local = name != BUILTIN and (looks_like_path(name) or Path(name).expanduser().is_dir())
-    return Path(name).expanduser().resolve().name if local else name
 
 
 def _config_with(adapter: AdapterFiles) -> bytes:

@@ -16,6 +16,7 @@ import deltamem_mlx as dm
 from deltamem_mlx.adapters.files import read_adapter, write_copy
 from deltamem_mlx.adapters.publish import prepare
 from deltamem_mlx.forms import ADAPTER_NAMES, MLX_LM, PUBLISHED, files_there, is_delta_mem
+from deltamem_mlx.model.patch import set_base_model
 
 FORMS = {"mlx-lm": MLX_LM, "published": PUBLISHED}
 Adapters = Callable[..., Path]
@@ -299,3 +300,15 @@ def test_a_path_with_a_tilde_is_expanded(
     dm.convert_adapter(source, "~/converted")
     dm.save_adapter(dm.load_adapter(tiny_model(), "~/converted"), "~/saved")
     assert whole(tmp_path / "home" / "saved") == whole(source)
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_weights_do_not_name_the_folders_of_this_machine(tmp_path: Path, copy: bool) -> None:
+    model = dm.attach(tiny_model(), dm.DeltaMemConfig())
+    (tmp_path / "secret" / "base").mkdir(parents=True)
+    set_base_model(model, str(tmp_path / "secret" / "base"))
+    dm.save_adapter(model, tmp_path)
+    write_copy(read_adapter(tmp_path), tmp_path / "0000001_adapters.safetensors")
+    file = tmp_path / ("0000001_adapters.safetensors" if copy else MLX_LM.weights)
+    assert b"secret" not in file.read_bytes()
+    assert read_adapter(tmp_path).base_name == str(tmp_path / "secret" / "base")
