@@ -37,7 +37,7 @@ class BenchOptions:
     seconds: b.Seconds = None
     rounds: b.Rounds = None
     clock: b.ClockChoice = b.Clock.WALL
-    seed: o.Seed = None
+    seed: b.Seed = None
     trust_remote_code: o.TrustRemoteCode = False
     plot: b.Plot = None
     json: o.Json = False

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import checked_file, json_lines, read_json, write_text
+from ..files import WriteError, checked_file, json_lines, read_json, write_text
+from ..problems import shortened
 
 RUN, QUESTIONS, RESULT = "run.json", "questions.jsonl", "result.json"
+MEMORIES = "memories"  # a folder
 
 Row = dict[str, Any]
 
@@ -39,20 +41,22 @@ class Journal:
         if (folder / RUN).exists():
             _check_same(folder, read_json(folder / RUN), settings)
             self.rows = _read_rows(folder / QUESTIONS)
-        elif (folder / QUESTIONS).exists():
-            raise ValueError(f"{folder} holds {QUESTIONS} but no {RUN}: give another folder.")
+        elif there := [name for name in (QUESTIONS, RESULT, MEMORIES) if (folder / name).exists()]:
+            raise ValueError(f"{folder} holds {there[0]} but no {RUN}: give another folder.")
         else:
             write_text(folder / RUN, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Keep rows, each with its ``id``; those that are there already stay as they are."""
+        """Keep rows, each with its ``id``; those that are there already stay as they are.
+
+        Raises:
+            WriteError: If they cannot be written: a full disk, a protected file.
+        """
         new = [row for row in rows if row["id"] not in self.rows]
-        self.rows |= {row["id"]: row for row in new}
         if self.folder is not None and new:
-            with (self.folder / QUESTIONS).open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new))
-                file.flush()
-                os.fsync(file.fileno())
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
+            _append(self.folder / QUESTIONS, text)
+        self.rows |= {row["id"]: row for row in new}
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result beside the answers."""
@@ -65,10 +69,23 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     write_text(folder / RESULT, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
+def _append(path: Path, text: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise WriteError(
+            f"{path} could not be written: {error.strerror or error}. The answers before stay; the "
+            "same command goes on with them."
+        ) from error
+
+
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     now = json.loads(json.dumps(now))
     different = [
-        f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
+        f"{name}: {shortened(before.get(name), 200)} there, {shortened(now.get(name), 200)} now"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -83,7 +84,7 @@ def group_tables(
                     if (line["metric"], line["group"]) == (metric, group):
                         made.add_row(
                             *_names(result, named),
-                            group,
+                            escape(group),
                             str(line["questions"]),
                             *(_mean(line["scores"][name], name) for name in conditions),
                             *(_difference(line["differences"][name], 1) for name in others),
@@ -113,7 +114,7 @@ def groups_text(
 
 
 def _names(result: Mapping, named: Sequence[str]) -> list[str]:
-    return [Path(result["model"]).name] if named else []
+    return [escape(Path(result["model"]).name)] if named else []
 
 
 def _cell(cell: Mapping) -> tuple[str, ...]:

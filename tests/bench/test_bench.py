@@ -353,6 +353,7 @@ def test_options_from_a_file(tmp_path: Path) -> None:
         (("--shape", "tiny", "--layers", "5"), "--layers: 5 asked for, but tiny has 4."),
         (("--bits", "7"), "7 is not one of 2, 3, 4, 5, 6, 8."),
         (("--rounds", "0"), "'--rounds'"),
+        (("--seed", "-1"), "'--seed'"),
         (("--rounds", "4", "--seconds", "9"), "--seconds, --rounds: give one of the two."),
         (("--model", "m", "--shape", "tiny"), "only without --model and --adapter."),
         (("--model", "m", "--bits", "4"), "only without --model and --adapter."),

@@ -196,6 +196,8 @@ def test_built_in_pair_reads_what_it_has_no_words_for(
         (("locomo", "none.json"), 1, "No file 'none.json'. Check the path."),
         (("locomo", "{locomo}", "--condition", "reloaded"), 2, "expected one of memory, none, shu"),
         (("locomo", "{locomo}", "--limit", "0"), 2, "--limit"),
+        (("locomo", "{locomo}", "--seed", "-1"), 2, "--seed"),
+        (("locomo", "{locomo}", "--seed", "4294967296"), 2, "--seed"),
         (("locomo", "{locomo}", "--max-context", "100"), 1, "Raise --max-context"),
         (("locomo", "{locomo}", "--also-model", "{model}"), 2, "is given twice"),
         (("hotpotqa", "{locomo}"), 1, "has another schema"),

@@ -158,6 +158,7 @@ def test_built_in_pair_is_the_default(
         (("--facts", "3"), "--kind and --facts leave none of the episodes of 'facts'."),
         (("--limit", "0"), "--limit"),
         (("--batch-size", "0"), "--batch-size"),
+        (("--seed", "-1"), "--seed"),
     ],
 )
 def test_wrong_use(pair: tuple[str, ...], args: tuple[str, ...], said: str) -> None:

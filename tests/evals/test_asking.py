@@ -261,3 +261,12 @@ def test_strangers(talks: list[Material]) -> None:
     assert strangers_of([second], talks) == {"talk-2": first}
     assert strangers_of([first], [first]) == {}
     assert digest(talks) != digest(short(talks, 4))
+
+
+def test_materials_or_questions_of_one_name_are_refused(
+    reader: Reader, talks: list[Material]
+) -> None:
+    with pytest.raises(ValueError, match="'talk-1'"):
+        examination(reader, [talks[0], replace(talks[1], name="talk-1")], None)
+    with pytest.raises(ValueError, match="'talk-1/0'"):
+        examination(reader, [talks[0], replace(talks[1], questions=talks[0].questions)], None)

@@ -299,3 +299,35 @@ def test_cut_parquet(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1 and no more")
     with pytest.raises(ValueError, match=r"cut.parquet cannot be read as parquet"):
         load_hotpotqa(str(path))
+
+
+# --- ids that are there twice
+
+
+def test_an_id_that_is_there_twice_is_refused_with_file_and_rows(tmp_path: Path) -> None:
+    rows = [HOTPOTQA[0], HOTPOTQA[1], HOTPOTQA[1] | {"id": "q1"}]
+    with pytest.raises(ValueError, match=r"x.json: row 2: id 'q1' is also that of .*x.json: row 0"):
+        load_hotpotqa(str(written(tmp_path / "x.json", rows)))
+    talks = [LOCOMO[0], LOCOMO[1] | {"sample_id": "talk-1"}]
+    with pytest.raises(ValueError, match=r"y.json: row 1: id 'talk-1' is also that of .*row 0"):
+        load_locomo(str(written(tmp_path / "y.json", talks)))
+    unnamed = {name: value for name, value in LOCOMO[1].items() if name != "sample_id"}
+    with pytest.raises(ValueError, match="row 1: id '1' is also that of"):
+        load_locomo(str(written(tmp_path / "z.json", [LOCOMO[0] | {"sample_id": "1"}, unnamed])))
+
+
+def test_files_of_one_competence_are_counted_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [written(tmp_path / f"SF-0000{i}-of-00002.json", [AGENT[i]]) for i in (0, 1)]
+    monkeypatch.setattr(
+        "deltamem_mlx.evals.benchmarks.memoryagentbench.data_files", lambda name, patterns: files
+    )
+    assert [m.name for m in load_memoryagentbench("somewhere")] == ["SF/0", "SF/1"]
+
+
+@pytest.mark.parametrize("sentences", [5, "Elm rises."])
+def test_sentences_that_are_no_list_are_refused(tmp_path: Path, sentences: object) -> None:
+    row = HOTPOTQA[0] | {"context": [["Elm", sentences]]}
+    with pytest.raises(ValueError, match="row 0: context has no titles with sentences"):
+        load_hotpotqa(str(written(tmp_path / "x.json", [row])))

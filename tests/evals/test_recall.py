@@ -31,6 +31,9 @@ from deltamem_mlx.evals.recall.recall import CONDITIONS, is_correct, recall
 from deltamem_mlx.evals.recall.scores import scores
 from deltamem_mlx.evals.recall.wordings import RELATIONS
 from deltamem_mlx.evals.runner import Runner, State
+from deltamem_mlx.evals.scores import group_scores
+from deltamem_mlx.files import WriteError
+from deltamem_mlx.views.scores import groups_text
 
 GRANULARITIES = ("token", "message_mean", "sentence_mean")
 
@@ -482,3 +485,39 @@ def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").unlink()
     with pytest.raises(ValueError, match=r"no run\.json"):
         Journal(tmp_path, {"seed": 1, "model": "a"})
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085", "\x0b", "\r"])
+def test_text_with_other_line_ends_is_read_back(tmp_path: Path, separator: str) -> None:
+    row = {"id": f"a{separator}b", "said": f"c{separator}d"}
+    Journal(tmp_path, {}).add([row, {"id": 2}])
+    assert Journal(tmp_path, {}).rows == {row["id"]: row, 2: {"id": 2}}
+
+
+@pytest.mark.parametrize("name", ["result.json", "questions.jsonl", "memories"])
+def test_a_folder_with_files_of_others_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=name):
+        Journal(tmp_path, {})
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_answers_that_cannot_be_written_are_named_and_not_kept(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {})
+    (tmp_path / QUESTIONS).mkdir()
+    with pytest.raises(WriteError, match=r"questions\.jsonl could not be written"):
+        journal.add([{"id": 1}])
+    assert journal.rows == {}
+
+
+def test_names_with_brackets_stand_in_the_table_as_they_are() -> None:
+    lines = group_scores(
+        [
+            {"question_id": i, "condition": "none", "groups": ["level [/b]"], "scores": {"F1": 1.0}}
+            for i in "ab"
+        ]
+    )
+    models = [{"model": name, "groups": lines} for name in ("m[/x]", "[red]m")]
+    text = groups_text({"models": models}, ["none"], {})
+    assert all(name in text for name in ("level [/b]", "x]", "[red]m"))

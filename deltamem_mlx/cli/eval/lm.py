@@ -49,7 +49,9 @@ MaxTokens = Annotated[
     int | None,
     typer.Option("--max-tokens", "-m", min=1, help="Length of an answer.", show_default="task's"),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of lm-eval and of the bootstrap.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of lm-eval and of the bootstrap.")
+]
 
 
 @command(

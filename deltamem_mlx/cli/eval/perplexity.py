@@ -168,6 +168,8 @@ def _measure(place: Place, source: "Source", choices: _PerplexityChoices) -> Res
 
 
 def _show(result: Result) -> None:
+    from rich.markup import escape
+
     from deltamem_mlx.evals.perplexity import ADAPTED, BASE, CONDITIONS
     from deltamem_mlx.views.scores import as_text, table
 
@@ -180,7 +182,7 @@ def _show(result: Result) -> None:
     for own in models:
         for name, score in own["scores"].items():
             made.add_row(
-                *([Path(own["model"]).name] if named else []),
+                *([escape(Path(own["model"]).name)] if named else []),
                 name,
                 f"[bold]{score['perplexity']:.3f}[/]",
                 f"{score['nats_per_token']:.4f}",

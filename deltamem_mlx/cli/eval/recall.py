@@ -62,7 +62,12 @@ WriteQuestions = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Conversations at once.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of made-up episodes and of the bootstrap.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed", min=0, max=2**32 - 1, help="Seed of made-up episodes and of the bootstrap."
+    ),
+]
 
 
 @command(

@@ -172,6 +172,16 @@ ClockChoice = Annotated[
         rich_help_panel=HOW,
     ),
 ]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        min=0,
+        max=2**32 - 1,
+        help="Seed of the random numbers.",
+        rich_help_panel=o.SAMPLING,
+    ),
+]
 Plot = Annotated[
     Path | None,
     typer.Option("--plot", metavar="FILE.png", help="Draw it as well; needs matplotlib."),

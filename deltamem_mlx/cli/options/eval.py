@@ -56,7 +56,9 @@ BatchSize = Annotated[
         help="Questions at once. Each needs room for a context of its own.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of --limit and of the bootstrap.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of --limit and of the bootstrap.")
+]
 Out = Annotated[
     Path | None,
     typer.Option(

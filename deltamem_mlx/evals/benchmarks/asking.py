@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 
 from ...files import write_atomically
-from ..journal import Journal, Row
+from ...problems import raise_problems, shortened
+from ..journal import MEMORIES, Journal, Row
 from ..runner import State
 from .reader import Asked, Reader, memory_of
 from .task import Material, Question, Task
@@ -24,8 +26,6 @@ NO_CONTEXT = {
     "none": "an empty memory: the plain model asked without the material",
     "shuffled": "the memory of another material",
 }
-MEMORIES = "memories"
-
 Tell = Callable[[int], None]
 
 
@@ -53,6 +53,7 @@ class Examination:
         window: int | None,
         folder: Path | None = None,
     ):
+        _check_unique(materials)
         self.reader, self.task, self.materials = reader, task, list(materials)
         self.strangers, self.window, self.folder = strangers, window, folder
         self._states: dict[str, State] = {}
@@ -177,6 +178,14 @@ class Examination:
             "said": said,
             "scores": self.task.score(question, said),
         }
+
+
+def _check_unique(materials: Sequence[Material]) -> None:
+    """Raises ValueError if prompts or answers of two would be kept under one name."""
+    questions = [q.id for m in materials for q in m.questions]
+    for names in ([m.name for m in materials], questions):
+        twice = [shortened(name) for name, n in Counter(names).items() if n > 1]
+        raise_problems(twice, "Ids that are there twice", "Give each an id of its own.")
 
 
 def _row_id(question: Question, condition: str) -> str:

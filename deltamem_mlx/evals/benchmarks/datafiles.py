@@ -6,7 +6,7 @@ from typing import Any
 
 from ...files import json_lines, parse_json, read_text
 from ...hub import resolve
-from ...problems import first_few
+from ...problems import first_few, raise_problems, shortened
 
 Rows = list[Mapping[str, Any]]
 
@@ -85,6 +85,21 @@ def _parquet(path: Path) -> object:
 
 
 READERS = {".json": _json, ".jsonl": _json_lines, ".parquet": _parquet}
+
+
+def raise_duplicates(places: Iterable[tuple[str, str]]) -> None:
+    """Raise one ValueError if an id is there twice: answers would be counted under one of them.
+
+    Args:
+        places (Iterable[tuple[str, str]]): Each id, and the file and row that has it.
+    """
+    first: dict[str, str] = {}
+    problems = []
+    for name, place in places:
+        if name in first:
+            problems.append(f"{place}: id {shortened(name)} is also that of {first[name]}")
+        first.setdefault(name, place)
+    raise_problems(problems, "Ids that are there twice", "Give every row an id of its own.")
 
 
 def raise_schema(path: Path, problems: Iterable[str], expected: str) -> None:

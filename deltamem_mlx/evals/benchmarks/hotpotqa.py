@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...text.messages import Message
-from .datafiles import data_files, raise_schema, read_rows
+from .datafiles import data_files, raise_duplicates, raise_schema, read_rows
 from .task import Count, Material, Question, Unit, first_line, text_of
 from .text_scores import f1, normalised
 
@@ -66,13 +66,16 @@ def load_hotpotqa(name: str = HUB) -> list[Material]:
 
     Raises:
         FileNotFoundError: If there is no such file or dataset.
-        ValueError: If it has another schema; what is wrong is listed.
+        ValueError: If it has another schema, or an id twice; what is wrong is listed.
     """
-    materials = []
+    materials, places = [], []
     for file in data_files(name, FILES):
         rows = read_rows(file)
         raise_schema(file, (p for i, row in enumerate(rows) for p in _problems(i, row)), EXPECTED)
-        materials += [_material(row) for row in rows]
+        made = [_material(row) for row in rows]
+        places += [(m.name, f"{file}: row {i}") for i, m in enumerate(made)]
+        materials += made
+    raise_duplicates(places)
     return materials
 
 
@@ -106,6 +109,9 @@ def _problems(number: int, row: Mapping) -> Iterator[str]:
     except (KeyError, TypeError, ValueError):
         yield f"row {number}: context has no titles with sentences"
         return
-    texts = [text for title, sentences in paragraphs for text in (title, *(sentences or ()))]
+    if not all(isinstance(sentences, list) for _, sentences in paragraphs):
+        yield f"row {number}: context has no titles with sentences"
+        return
+    texts = [text for title, sentences in paragraphs for text in (title, *sentences)]
     if not texts or not all(isinstance(text, str) for text in texts):
         yield f"row {number}: context has no titles with sentences"

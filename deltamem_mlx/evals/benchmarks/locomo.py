@@ -8,8 +8,9 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from ...problems import shortened
 from ...text.messages import Message
-from .datafiles import data_files, raise_schema, read_rows
+from .datafiles import data_files, raise_duplicates, raise_schema, read_rows
 from .task import Count, Material, Question, Unit, first_line, text_of
 from .text_scores import f1, stems
 
@@ -117,7 +118,7 @@ def load_locomo(name: str) -> list[Material]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it has another schema; what is wrong is listed.
+        ValueError: If it has another schema, or an id twice; what is wrong is listed.
     """
     files = data_files(name, ["*.json"])
     if len(files) > 1:
@@ -125,7 +126,9 @@ def load_locomo(name: str) -> list[Material]:
         raise ValueError(f"{name!r} has several files: {listed}. Name the one to read.")
     rows = read_rows(files[0])
     raise_schema(files[0], (p for i, row in enumerate(rows) for p in _problems(i, row)), EXPECTED)
-    return [_material(i, row) for i, row in enumerate(rows)]
+    materials = [_material(i, row) for i, row in enumerate(rows)]
+    raise_duplicates((m.name, f"{files[0]}: row {i}") for i, m in enumerate(materials))
+    return materials
 
 
 def _material(number: int, row: Mapping) -> Material:
@@ -148,7 +151,7 @@ def _units(conversation: Mapping) -> Iterator[Unit]:
 
 def _sessions(conversation: Mapping) -> list[str]:
     """The sessions that were held, in order: some dates have none."""
-    found = [name for name in conversation if re.fullmatch(r"session_\d+", name)]
+    found = [name for name in conversation if re.fullmatch(r"session_[0-9]{1,9}", name)]
     return sorted(found, key=lambda name: int(name.removeprefix("session_")))
 
 
@@ -199,7 +202,7 @@ def _question_problems(where: str, qa: object) -> Iterator[str]:
     if not isinstance(qa, Mapping) or not isinstance(qa.get("question"), str):
         yield f"{where} has no question"
     elif str(qa.get("category")) not in CATEGORIES:
-        yield f"{where}: category {qa.get('category')!r}, expected 1 to 5"
+        yield f"{where}: category {shortened(qa.get('category'))}, expected 1 to 5"
     elif qa.get("answer") is None and qa.get("adversarial_answer") is None:
         yield f"{where} has no answer"
     elif str(qa["category"]) != ADVERSARIAL and qa.get("answer") is None:

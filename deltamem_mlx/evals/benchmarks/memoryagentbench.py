@@ -4,11 +4,13 @@ Data: ``ai-hyz/MemoryAgentBench`` on the Hub, four parquet files, one for each c
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...files import read_json
+from ...problems import shortened
 from ...text.messages import Message
 from ...text.spans import sentence_chunks
 from .agent_scores import KINDS, scores_of
@@ -78,14 +80,17 @@ def load_memoryagentbench(name: str = HUB, sources: Sequence[str] = ()) -> list[
         ValueError: If it has another schema, listing what is wrong, or no such sources.
     """
     files = [file for file in data_files(name, FILES) if file.name != "entity2id.json"]
-    materials = []
+    materials: list[Material] = []
+    read: Counter[str] = Counter()  # rows of a competence, which may lie in several files
     for file in files:
         rows = read_rows(file)
         raise_schema(file, (p for i, row in enumerate(rows) for p in _problems(i, row)), EXPECTED)
         movies = _movies(file)
-        for i, row in enumerate(rows):
-            made = _material(f"{file.stem.partition('-')[0]}/{i}", row, movies)
+        competence = file.stem.partition("-")[0]
+        for i, row in enumerate(rows, start=read[competence]):
+            made = _material(f"{competence}/{i}", row, movies)
             materials += [made] if made is not None else []
+        read[competence] += len(rows)
     found = [m for m in materials if not sources or m.about["source"].startswith(tuple(sources))]
     if not found:
         there = ", ".join(sorted({m.about["source"] for m in materials})) or "none"
@@ -178,7 +183,7 @@ def _problems(number: int, row: Mapping) -> Iterator[str]:
         yield f"row {number}: no context"
     if not isinstance(metadata, Mapping) or _kind(metadata.get("source")) is None:
         source = metadata.get("source") if isinstance(metadata, Mapping) else None
-        yield f"row {number}: source {source!r}"
+        yield f"row {number}: source {shortened(source)}"
     questions, answers = row.get("questions"), row.get("answers")
     if not isinstance(questions, list) or not isinstance(answers, list):
         yield f"row {number}: no questions or no answers"
