@@ -330,24 +330,3 @@ def test_a_file_with_a_value_that_is_no_number(base: list[str], tmp_path: Path, 
     text = refused(2, *base, "--config", file)
     assert "'iters'" in text or "--iters" in text or "train.yaml" in text
     assert len(text) < 600
-
-
-@pytest.mark.slow
-def test_twenty_kills_and_the_weights_of_a_run_that_was_never_stopped(
-    base: list[str], tmp_path: Path
-) -> None:
-    """Killed at any moment, from the start of the process to its last file."""
-    run = [*base, "--iters", "60", "--save-every", "1", "--steps-per-report", "1", "-q"]
-    whole = [word if word != str(tmp_path / "out") else str(tmp_path / "whole") for word in run]
-    began = time.monotonic()
-    assert start(*whole).wait() == 0
-    lasted = time.monotonic() - began
-    for kill in range(20):
-        process = start(*run, "--resume")
-        try:
-            process.wait(timeout=lasted * (0.2 + 0.03 * kill))
-        except subprocess.TimeoutExpired:
-            process.kill()
-        process.communicate()
-    assert call(*run, "--resume").exit_code == 0
-    assert same_weights(tmp_path / "out", tmp_path / "whole")
