@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
 from deltamem_mlx.cli.frame.parse import standard_input
 from deltamem_mlx.cli.frame.session import (
+    REMEMBER_STEP,
     ChatTemplateConfig,
     Memory,
     QuantizedKvStart,
@@ -78,6 +79,22 @@ class GeneratedAnswer:
     generation_tps: float
     time_to_first_token: float
     peak_memory: float
+    lost: OSError | None = field(default=None, repr=False)  # what kept it from being printed
+
+
+class Printed:
+    """Pieces of an answer on stdout; the answer goes on, and is kept, if nobody reads it there."""
+
+    def __init__(self, quiet: bool):
+        self.quiet = quiet
+        self.lost: OSError | None = None
+
+    def add(self, text: str) -> None:
+        if not self.quiet and self.lost is None:
+            try:
+                output.result(text, end="")
+            except OSError as error:
+                self.lost = error
 
 
 Notes = list[tuple[Path, list["Message"]]]
@@ -173,7 +190,7 @@ def _from_memory(
     """The answer, and what else is to be said of it. The memory is saved."""
     settings, generation = session_settings(options), generation_of(options)
     session = open_session(options.memory, model, tokenizer, settings)
-    step_size = options.prefill_step_size
+    step_size = min(options.prefill_step_size, REMEMBER_STEP)
     remembered = _remember(session, notes, options.keep_context, step_size)
     if options.compare and not options.json:
         output.result("With memory:")
@@ -183,6 +200,8 @@ def _from_memory(
     if options.memory is not None and not options.read_only:
         session.save(options.memory)
         output.note(f"Saved the memory to {options.memory}.")
+    if answer.lost is not None:
+        raise answer.lost
     more: dict[str, Any] = {
         "remembered_tokens": remembered,
         "tokens_written": stats["tokens_written"],
@@ -222,7 +241,11 @@ def _notes(paths: list[Path]) -> Notes:
 def _remember(session: "MemorySession", notes: Notes, keep_context: bool, step_size: int) -> int:
     total = 0
     for path, messages in notes:
-        tokens = session.remember(messages, prefill_step_size=step_size)
+        try:
+            tokens = session.remember(messages, prefill_step_size=step_size)
+        except KeyboardInterrupt:
+            output.note(f"{path} was not remembered: the memory is as it was before it.")
+            raise
         output.note(f"Remembered {path}: {tokens} tokens.")
         total += tokens
         if not keep_context:
@@ -256,13 +279,12 @@ def _show(responses: Iterator["GenerationResponse"], *, quiet: bool) -> Generate
     """Writes the pieces as they come, unless `quiet`, and returns the whole."""
     began, first = time.perf_counter(), 0.0
     pieces, response = [], None
+    printed = Printed(quiet)
     for response in responses:
         first = first or time.perf_counter() - began
         pieces.append(response.text)
-        if not quiet:
-            output.result(response.text, end="")
-    if not quiet:
-        output.result()
+        printed.add(response.text)
+    printed.add("\n")
     if response is None:
         raise RuntimeError("The model gave no answer.")
     return GeneratedAnswer(
@@ -274,12 +296,15 @@ def _show(responses: Iterator["GenerationResponse"], *, quiet: bool) -> Generate
         generation_tps=response.generation_tps,
         time_to_first_token=first,
         peak_memory=response.peak_memory,
+        lost=printed.lost,
     )
 
 
 def _report(answer: GeneratedAnswer, json: bool, more: dict[str, Any]) -> None:
     if json:
-        output.result_json(asdict(answer) | more)
+        values = asdict(answer)
+        del values["lost"]
+        output.result_json(values | more)
     output.note(
         f"Prompt: {answer.prompt_tokens} tokens, {answer.prompt_tps:.1f} tokens/s"
         f" · answer: {answer.generation_tokens} tokens, {answer.generation_tps:.1f} tokens/s"

@@ -17,7 +17,7 @@ from mlx_lm.generate import GenerationResponse
 from typer.testing import CliRunner, Result
 
 import deltamem_mlx as dm
-from deltamem_mlx.cli import chat as chat_module
+from deltamem_mlx.cli.frame import chatting as chat_module
 from deltamem_mlx.cli.main import app
 from deltamem_mlx.memory.file import read_memory
 

@@ -447,7 +447,7 @@ def test_single_value_and_empty_file(tmp_path: Path) -> None:
         ("adapter: a\nadapter-path: b", "sets one option twice: --adapter, --adapter-path."),
         ("trust-remote-code: 1", "'trust-remote-code' is a switch; expected true or false."),
         ("model: [a, b]", "'model' takes one value, not a list."),
-        ("model: {a: 1}", "'model' is {'a': 1}; expected text or a number."),
+        ("model: {a: 1}", "'model' is {'a': '1'}; expected text or a number."),
         ("remember: [a, null]", "'remember' is ['a', None]; expected text or a number."),
         ("- model", "holds no options; expected lines 'flag: value'."),
         ("model: [", "is not valid YAML: "),

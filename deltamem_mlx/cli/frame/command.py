@@ -2,14 +2,17 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from rich.markup import escape
 
 from deltamem_mlx.cli.frame.parse import check_texts
 from deltamem_mlx.cli.options.shared import Config, Debug, Quiet
+from deltamem_mlx.files import expanded
 
 COMMON = {"config": (Config, None), "quiet": (Quiet, False), "debug": (Debug, False)}
 
@@ -34,7 +37,7 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
         @functools.wraps(function)
         def run(**options: object) -> None:
             check_texts(options, flags)
-            own = {name: value for name, value in options.items() if name not in COMMON}
+            own = {name: _at_home(v) for name, v in options.items() if name not in COMMON}
             if grouped is None:
                 function(**own)
             else:
@@ -50,6 +53,13 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
         return run
 
     return decorate
+
+
+def _at_home(value: object) -> object:
+    """The value with `~` expanded, if a path: shells do that to some forms of a flag only."""
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    return expanded(value) if isinstance(value, Path) else value
 
 
 def _grouped(kinds: list[Any]) -> type | None:
@@ -91,5 +101,17 @@ def help_text(function: Callable[..., None], *examples: str) -> str:
     paragraphs = escape(inspect.getdoc(function) or "").split("\n\n")
     joined = [text if "\n " in f"\n{text}" else text.replace("\n", " ") for text in paragraphs]
     if examples:
-        joined += ["Examples:", "\n".join(f"  $ {escape(example)}" for example in examples)]
+        joined += ["Examples:", "\n".join(escape(_pasteable(example)) for example in examples)]
     return "\n\n".join(joined)
+
+
+def _pasteable(example: str, width: int = 76) -> str:
+    """A command line in lines that fit a terminal, each but the last ending in a backslash."""
+    words = re.findall(r"""(?:"[^"]*"|'[^']*'|[^\s"'])+""", example)
+    lines = ["  $"]
+    for word in words:
+        if len(lines[-1]) + len(word) + 3 > width and len(lines[-1]) > 6:
+            lines[-1] += " \\"
+            lines.append("     ")
+        lines[-1] += f" {word}"
+    return "\n".join(lines)

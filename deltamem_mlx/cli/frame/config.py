@@ -10,10 +10,13 @@ from typing import Any, cast
 
 import typer
 
+from deltamem_mlx.files import expanded, read_text
 from deltamem_mlx.problems import shortened
 
 # Never from a file: it would read another file, or not run at all.
 COMMAND_LINE_ONLY = {"config", "help", "version"}
+_SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_MOST_BYTES = 16 << 20
 
 
 def use_config(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -25,6 +28,7 @@ def use_config(ctx: typer.Context, path: Path | None) -> Path | None:
           given twice, and for values of the wrong shape.
     """
     if path is not None and not ctx.resilient_parsing:
+        path = expanded(path)
         values = _read(path)
         params = _params_by_key(ctx)
         _refuse_unknown(values, params, path, ctx)
@@ -36,19 +40,40 @@ def _read(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        node = yaml.compose(read_text(path, _MOST_BYTES), Loader=yaml.SafeLoader)
+    except FileNotFoundError as error:
+        why = "No such file or directory"
+        raise typer.BadParameter(f"cannot read {str(path)!r}: {why}.") from error
     except OSError as error:
-        raise typer.BadParameter(f"cannot read {str(path)!r}: {error.strerror}.") from error
+        why = error.strerror or str(error).rstrip(".")
+        raise typer.BadParameter(f"cannot read {str(path)!r}: {why}.") from error
     except RecursionError as error:
         raise typer.BadParameter(f"{str(path)!r} is not usable: too deeply nested.") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a number or a date that is none
         why = " ".join(str(error).split())[:300].partition("; use sys.")[0]
         raise typer.BadParameter(f"{str(path)!r} is not valid YAML: {why}") from error
-    if content is None:
+    if node is None:
         return {}
-    if not isinstance(content, dict):
+    if not isinstance(node, yaml.MappingNode):
         raise typer.BadParameter(f"{str(path)!r} holds no options; expected lines 'flag: value'.")
-    return {str(key): value for key, value in content.items()}
+    values: dict[str, Any] = {}
+    for key, value in node.value:
+        name = str(key.value)
+        if name in values:
+            raise typer.BadParameter(f"{str(path)!r} sets one option twice: {shortened(name)}.")
+        values[name] = _value(value)
+    return values
+
+
+def _value(node: Any) -> object:
+    """A node as it stands in the file: YAML would make a number of 0123 and of 12:30."""
+    import yaml
+
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        return {str(key.value): _value(value) for key, value in node.value}
+    return None if node.tag == "tag:yaml.org,2002:null" else str(node.value)
 
 
 def _key(flag: str) -> str:
@@ -101,18 +126,16 @@ def _defaults(
 def _as_typed(key: str, value: object, param: typer.CallbackParam, path: Path) -> object:
     """The value as it would stand on the command line: text, a switch, or a list of texts."""
     if getattr(param, "is_flag", False):
-        if not isinstance(value, bool):
+        switch = _SWITCHES.get(value.lower()) if isinstance(value, str) else None
+        if switch is None:
             raise typer.BadParameter(f"{str(path)!r}: {key!r} is a switch; expected true or false.")
-        return value
+        return switch
     items = value if isinstance(value, list) else [value]
     if len(items) != 1 and not param.multiple:
         found = "a list" if items else "an empty list"
         raise typer.BadParameter(f"{str(path)!r}: {key!r} takes one value, not {found}.")
-    if any(isinstance(item, bool | dict | list) or item is None for item in items):
+    if any(isinstance(item, dict | list) or item is None for item in items):
         raise typer.BadParameter(
             f"{str(path)!r}: {key!r} is {shortened(value)}; expected text or a number."
         )
-    try:
-        return [str(item) for item in items] if param.multiple else str(items[0])
-    except ValueError as error:  # Python writes no integer of more than 4,300 digits
-        raise typer.BadParameter(f"{str(path)!r}: {key!r} is {shortened(value)}.") from error
+    return [str(item) for item in items] if param.multiple else str(items[0])

@@ -14,6 +14,7 @@ import typer
 from deltamem_mlx.cli.frame import output
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+_LONGEST = 500
 
 # Modules that only some uses need -> the extra of this package that brings them.
 EXTRAS = {
@@ -35,12 +36,22 @@ class UsageError(typer.BadParameter):
 def report(error: Exception) -> int:
     """Says what went wrong, with the traceback if `--debug`, and returns the exit code."""
     if isinstance(error, typer.TyperException) and error.exit_code == MISUSED:
-        output.fail(_usage(error))
+        output.fail(_cut(_usage(error)))
         return MISUSED
     if output.settings.debug:
         traceback.print_exception(error, file=sys.stderr)
-    output.fail(sentence(error))
+    if isinstance(error, BrokenPipeError):
+        return FAILED  # whoever read the results has gone
+    output.fail(_cut(sentence(error)))
     return FAILED
+
+
+def _cut(text: str) -> str:
+    """The text with no line longer than a bad value may make it."""
+    lines = (
+        line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…" for line in text.split("\n")
+    )
+    return "\n".join(lines)
 
 
 def sentence(error: Exception) -> str:

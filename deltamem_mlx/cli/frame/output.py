@@ -4,6 +4,8 @@
 Progress bars of the Hub go the way of the notes.
 """
 
+import errno
+import io
 import json
 import os
 import sys
@@ -29,6 +31,10 @@ settings = Settings()
 def reset() -> None:
     """Back to the defaults; a test runs several commands in one process."""
     settings.quiet = settings.debug = False
+    for stream in (sys.stdout, sys.stderr):
+        # Results of hours are not to die of a letter that the terminal's encoding has not.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = _show_warning
     # transformers advises to install PyTorch; nothing here needs it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -51,6 +57,8 @@ def set_debug(value: bool) -> bool:
 
 def result(text: str = "", *, end: str = "\n") -> None:
     """Writes a result to stdout at once, as it is: pieces of a stream come with `end=""`."""
+    if sys.stdout is None:  # closed before the command began
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
     sys.stdout.write(text + end)
     sys.stdout.flush()
 
@@ -84,6 +92,8 @@ def _labelled(label: str, style: str, text: str) -> None:
 
 def _write(text: str, style: str | None = None, end: str = "\n") -> None:
     """Text as it is: brackets are no markup, :words: no emoji, long lines the terminal's affair."""
+    if sys.stderr is None:
+        return
     stderr.print(
         text, style=style, end=end, markup=False, emoji=False, highlight=False, soft_wrap=True
     )

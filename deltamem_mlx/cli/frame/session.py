@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from deltamem_mlx.session.generation import Generation
     from deltamem_mlx.session.session import MemorySession
 
+# Tokens a step of what is remembered: Ctrl-C is heard between steps, and on a slow machine a long
+# one takes most of a minute.
+REMEMBER_STEP = 256
+
 Memory = Annotated[
     Path | None,
     typer.Option(

@@ -21,7 +21,10 @@ COMMANDS = {
     "/fork": "branch off; /back returns to where you were",
     "/stats": "what the memory holds, in numbers",
     "/probe QUESTION": "ask the memory alone, and the model without; nothing is learnt",
-    "/compare": "the last question without memory",
+    "/compare": "the last question without memory, or /compare QUESTION",
+    "/undo": "take the last turn back, or /undo N",
+    "/retry": "answer the last question anew",
+    "/edit TEXT": "ask this instead of the last question",
     "/reset": "begin anew, as r",
     "/exit": "leave, as q",
 }

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from deltamem_mlx.cli.frame import config, output
+from deltamem_mlx.problems import shortened
 
 MODEL, MEMORY, SAMPLING, CONTEXT, GENERAL = (
     "Model and adapter",
@@ -30,6 +31,13 @@ def _one_of(*allowed: int) -> Callable[[int | None], int | None]:
         return value
 
     return check
+
+
+def check_seed(value: int | None) -> int | None:
+    """Raises BadParameter for what is no seed."""
+    if value is not None and not 0 <= value < 1 << 63:
+        raise typer.BadParameter(f"{shortened(value)} is no seed; expected 0 to 2**63 - 1.")
+    return value
 
 
 Model = Annotated[
@@ -108,7 +116,12 @@ MinP = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", help="Seed of the random numbers.", rich_help_panel=SAMPLING),
+    typer.Option(
+        "--seed",
+        callback=check_seed,
+        help="Seed of the random numbers.",
+        rich_help_panel=SAMPLING,
+    ),
 ]
 KvBits = Annotated[
     int | None,
