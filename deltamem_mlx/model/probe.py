@@ -3,7 +3,8 @@
 import copy
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +50,21 @@ class Noting:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.projection, name)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Within this context the model can be run without being computed.
+
+    Some clip their weights in the forward: what is not computed would stay in their place, and can
+    be computed later by the same thread only.
+    """
+    before = [(module, dict(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, items in before:
+            dict.update(module, items)
 
 
 class Probe:
@@ -98,19 +114,17 @@ class Probe:
         """Run the token; returns what went wrong."""
         self.seen = {}
         classes = [type(attention) for attention, _ in self._attentions]
-        before = [(module, dict(module)) for module in model.modules()]
         try:
             for (attention, projections), base in zip(self._attentions, classes, strict=True):
                 attention.__class__ = self._watching(base, projections)
-            model(mx.array([[0]]), cache=caches)
+            with unchanged(model):
+                model(mx.array([[0]]), cache=caches)
             return None
         except Exception as error:
             return error
         finally:
             for (attention, _), base in zip(self._attentions, classes, strict=True):
                 attention.__class__ = base
-            for module, items in before:  # some models clip their weights in the forward
-                dict.update(module, items)
 
     def _watching(self, base: type[nn.Module], projections: Projections) -> type[nn.Module]:
         def call(attention: nn.Module, *args: object, **kwargs: object) -> object:

@@ -14,6 +14,7 @@ from ..adapters.loading import fingerprint
 from ..memory.actions import memories
 from ..memory.file import described
 from ..model.patch import config_of, pack
+from ..model.probe import unchanged
 from .ending import usual_end
 from .errors import ApiError
 from .settings import ServeSettings
@@ -57,6 +58,8 @@ class ServedPair:
         pack(model)
         granularity = config_of(model).memory_write_granularity
         cache = make_prompt_cache(model)
+        with unchanged(model):
+            vocabulary = model(mx.array([[0]]), cache=cache).shape[-1]  # never computed
         return cls(
             model=model,
             tokenizer=tokenizer,
@@ -64,7 +67,7 @@ class ServedPair:
             described=described(model),
             granularity=granularity,
             end=usual_end(tokenizer, template_kwargs) if granularity == "token" else [],
-            vocabulary=model(mx.array([[0]]), cache=cache).shape[-1],  # never computed
+            vocabulary=vocabulary,
             window=_window(model),
             shapes={i: (1, m.heads, m.rank, m.rank) for i, m in memories(cache).items()},
         )
