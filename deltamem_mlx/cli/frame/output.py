@@ -4,7 +4,6 @@
 Progress bars of the Hub go the way of the notes.
 """
 
-import errno
 import io
 import json
 import os
@@ -31,6 +30,9 @@ settings = Settings()
 def reset() -> None:
     """Back to the defaults; a test runs several commands in one process."""
     settings.quiet = settings.debug = False
+    # Closed before the command began (`>&-`): what is said goes nowhere, what is kept is kept.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # Results of hours are not to die of a letter that the terminal's encoding has not.
         if isinstance(stream, io.TextIOWrapper):
@@ -57,8 +59,6 @@ def set_debug(value: bool) -> bool:
 
 def result(text: str = "", *, end: str = "\n") -> None:
     """Writes a result to stdout at once, as it is: pieces of a stream come with `end=""`."""
-    if sys.stdout is None:  # closed before the command began
-        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
     sys.stdout.write(text + end)
     sys.stdout.flush()
 
@@ -92,8 +92,6 @@ def _labelled(label: str, style: str, text: str) -> None:
 
 def _write(text: str, style: str | None = None, end: str = "\n") -> None:
     """Text as it is: brackets are no markup, :words: no emoji, long lines the terminal's affair."""
-    if sys.stderr is None:
-        return
     stderr.print(
         text, style=style, end=end, markup=False, emoji=False, highlight=False, soft_wrap=True
     )
