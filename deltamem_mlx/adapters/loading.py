@@ -10,12 +10,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from .. import builtin
 from ..files import expanded
 from ..hub import ADAPTER_FILES, MODEL_FILES, resolve
 from ..model import fingerprint as fingerprints
 from ..model.fingerprint import is_off
 from ..model.parameters import adapter_shapes
 from ..model.patch import (
+    BUILTIN,
     attachment,
     base_model_name,
     config_of,
@@ -55,7 +57,7 @@ class LoadOptions(TypedDict, total=False):
 
 @overload
 def load(
-    model: str,
+    model: str = BUILTIN,
     adapter: str | Path | AdapterFiles | None = None,
     *,
     return_config: Literal[False] = False,
@@ -65,7 +67,7 @@ def load(
 
 @overload
 def load(
-    model: str,
+    model: str = BUILTIN,
     adapter: str | Path | AdapterFiles | None = None,
     *,
     return_config: Literal[True],
@@ -74,7 +76,7 @@ def load(
 
 
 def load(
-    model: str,
+    model: str = BUILTIN,
     adapter: str | Path | AdapterFiles | None = None,
     *,
     return_config: bool = False,
@@ -83,9 +85,10 @@ def load(
     """``mlx_lm.load`` plus an adapter.
 
     Args:
-        model (str): A local folder or a Hub repository, ``user/repo`` or ``user/repo@revision``.
+        model (str): A local folder or a Hub repository, ``user/repo`` or ``user/repo@revision``;
+          ``builtin``: the tiny model that the package carries.
         adapter (str): The same for a δ-mem adapter, or one that was read before. Default: the plain
-          model.
+          model; of ``builtin``, its own adapter.
         return_config (bool): Give the model's config as well, as ``mlx_lm.load`` does.
         **mlx_lm_load_kwargs: Passed to ``mlx_lm.load``. A LoRA given as ``adapter_path`` lies below
           the memory.
@@ -100,6 +103,8 @@ def load(
     """
     from mlx_lm import load as mlx_lm_load
 
+    if str(model) == BUILTIN:
+        model, adapter = str(builtin.base_folder()), adapter or builtin.adapter_folder()
     files = adapter if adapter is None or isinstance(adapter, AdapterFiles) else read(adapter)
     folder = resolve(model, allow_patterns=MODEL_FILES)
     # One call gives two or three values, by a flag: its stub says either.

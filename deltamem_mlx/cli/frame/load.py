@@ -34,7 +34,7 @@ def load_pair(
 
 def has_memory(model: str | None, adapter: str | None) -> bool:
     """Whether these flags ask for a model with a memory; told without loading anything."""
-    return adapter is not None or model is None
+    return adapter is not None or model in (None, "builtin")
 
 
 def refuse_without_memory(flags: Mapping[str, Any]) -> None:

@@ -157,11 +157,14 @@ def open_session(
     """A session with the memory of a file, if there is one."""
     from deltamem_mlx.session.session import MemorySession
 
-    if memory is not None and memory.exists():
+    new = MemorySession(model, tokenizer, **settings)
+    if memory is None:
+        return new
+    # Looked for after the session was made: a file that appears later is then another program's.
+    if memory.exists():
         return MemorySession.restore(memory, model, tokenizer, **settings)
-    if memory is not None:
-        output.note(f"No memory file {memory} yet: the memory is empty.")
-    return MemorySession(model, tokenizer, **settings)
+    output.note(f"No memory file {memory} yet: the memory is empty.")
+    return new
 
 
 def without_memory(

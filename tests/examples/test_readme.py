@@ -1,0 +1,44 @@
+"""The README: short, its links lead somewhere, and what it shows without a download runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, RunCli
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_it_is_read_in_a_minute() -> None:
+    assert len(README.encode()) < 7000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+def test_its_python_runs_as_it_stands(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines()[-1] == "anna lives in oslo.", done.stderr
+    assert (tmp_path / "anna.safetensors").stat().st_size < 10_000
+
+
+def test_its_command_gives_its_answer(run_cli: RunCli) -> None:
+    shown = re.search(r"\$ deltamem-mlx (generate [^\n]*)\n([^\n$]+)", README)
+    assert shown is not None
+    words = re.findall(r'"[^"]*"|\S+', shown[1])
+    done = run_cli(*(word.strip('"') for word in words), cwd=ROOT)
+    assert done.stdout.strip() == shown[2]
