@@ -110,7 +110,7 @@ def _refuse_other_kinds(folder: Path) -> None:
     kind = fine_tune_type(folder)
     if kind != FINE_TUNE_TYPE:
         raise ValueError(
-            f"{folder} holds an adapter of type {kind!r}, expected {FINE_TUNE_TYPE!r}. "
+            f"{folder} holds an adapter of type {shortened(kind)}, expected {FINE_TUNE_TYPE!r}. "
             "Load it with mlx_lm.load(..., adapter_path=...)."
         )
 
