@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Unpack
 
 import mlx.nn as nn
@@ -10,9 +11,10 @@ from mlx_lm.generate import GenerationResponse
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..files import Witness
+from ..files import Witness, expanded
 from ..memory.actions import PromptCache
 from ..model.patch import pack
+from ..text.files import read_messages
 from ..text.messages import Message, check_messages
 from ..text.turns import as_messages, leading_system
 from .conversation import PREFILL_STEP_SIZE, Conversation
@@ -141,7 +143,7 @@ class Talk:
 
     def remember(
         self,
-        text: str | Message | Sequence[Message],
+        text: str | Path | Message | Sequence[Message],
         *,
         prefill_step_size: int = PREFILL_STEP_SIZE,
     ) -> int:
@@ -149,13 +151,18 @@ class Talk:
 
         They stay in the context until that is forgotten.
 
+        Args:
+            text (str): What is told; a ``Path`` is the file that holds it, as ``--remember`` reads
+              it; or messages.
+            prefill_step_size (int): Tokens a step.
+
         Returns:
             int: How many tokens were fed.
 
         Raises:
             TypeError, ValueError: If these are no messages.
         """
-        new = as_messages(text)
+        new = as_messages(_told(text))
         with self._lock:
             return self._talk.feed(new, write=not self._holds, step_size=prefill_step_size)
 
@@ -196,6 +203,21 @@ class Talk:
             yield
         finally:
             self._holds -= 1
+
+
+def _told(
+    text: str | Path | Message | Sequence[Message],
+) -> str | Message | Sequence[Message]:
+    """What is to be told; a path that was given as text would be told itself."""
+    if isinstance(text, Path):
+        return read_messages(text)
+    one_line = isinstance(text, str) and len(text) < 1024 and not set(text) & {"\n", "\0"}
+    if isinstance(text, str) and one_line and Path(text).suffix and expanded(text).is_file():
+        raise ValueError(
+            f"{text} is a file. To tell what it holds: remember(Path({text!r})); its name alone "
+            "tells nothing."
+        )
+    return text
 
 
 def _opening(system_prompt: str | None, messages: Sequence[Message] | None) -> list[Message]:

@@ -449,6 +449,25 @@ def test_what_was_not_packed_is_not_unpacked() -> None:
         unpack_states(np.arange(50, dtype=np.uint8), 1, (1, 1, 8, 8))
 
 
+# --- files
+
+
+def test_a_path_is_read_and_a_files_name_is_no_text(
+    session: dm.MemorySession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("Miso is a cat.")
+    other = session.fork()
+    for name in ("notes.txt", str(tmp_path / "notes.txt")):
+        with pytest.raises(ValueError, match=r"notes.txt is a file"):
+            session.remember(name)
+    assert session.messages == []
+    session.remember(tmp_path / "notes.txt")
+    other.remember("Miso is a cat.")
+    assert_same(session, other)
+    session.remember("gone.txt is what I deleted.txt")
+
+
 # --- drafts
 
 
