@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import HubServer
+from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -43,6 +44,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             reporter.write_line(f"{report.nodeid} was skipped: {reason}", red=True)
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
+
+# How long an example takes says nothing: machines are slow or busy.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 RunCli = Callable[..., subprocess.CompletedProcess[str]]
 
