@@ -10,21 +10,18 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 from mlx_lm.models import cache as mlx_cache
 from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
 from ..files import Witness, checked_file, read_json, write_atomically, write_text
 from ..memory.actions import PromptCache, memories
-from ..model.cache import MemoryCache
-from ..model.layer_cache import DeltaMemCache
 from ..problems import (
     MAPPING,
     Field,
@@ -36,9 +33,10 @@ from ..problems import (
     whole_number,
 )
 from ..text.messages import Message, message_problems
+from .cache_check import holds, kind
 from .context import kv_caches
 from .past import Before, Said
-from .past_file import save_states, turn_problems, turns_as_json, turns_of
+from .past_file import ever_said, save_states, turn_problems, turns_as_json, turns_of
 
 FORMAT = "deltamem_mlx.session"
 VERSION = 1
@@ -117,7 +115,7 @@ def save_folder(folder: Path, saved: SavedSession, witness: Witness, note: str =
     context, past = (folder / f"{kind}-{stamp}{SUFFIX}" for kind in ("context", "past"))
     files = [context]
     write_atomically(context, lambda p: save_prompt_cache(str(p), saved.cache), mode=0o600)
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -133,8 +131,9 @@ def save_folder(folder: Path, saved: SavedSession, witness: Witness, note: str =
             files.append(past)
             save_states(past, saved.past)
             said = [*saved.said.messages, *saved.said.pending]
-            turns = turns_as_json(saved.past, said, saved.context)
+            turns, dropped = turns_as_json(saved.past, said, saved.context)
             values["past"] = {"file": past.name, "sha256": _sha256(past), "turns": turns}
+            values["past"] |= {"dropped": dropped} if dropped else {}
         values["checksum"] = _checksum(values)
         write_text(folder / SESSION, json.dumps(values, ensure_ascii=False), 0o600, witness)
     except BaseException:
@@ -194,13 +193,15 @@ def _check_savable(folder: Path, saved: SavedSession, text: dict[str, object]) -
         raise ValueError(f"{folder}: the states of layers {', '.join(bad)} are not finite.")
 
 
-def read_folder(folder: Path, adapter: str, fresh: PromptCache) -> SavedSession:
+def read_folder(
+    folder: Path, adapter: str, make_cache: Callable[[int | None], PromptCache]
+) -> SavedSession:
     """The session in ``folder``.
 
     Args:
         folder (Path): The folder.
         adapter (str): Fingerprint of the adapter that is loaded.
-        fresh (PromptCache): An empty prompt cache of the model, with the session's settings.
+        make_cache (Callable): Makes an empty prompt cache of the model, of this ``max_kv_size``.
 
     Raises:
         FileNotFoundError: If there is no session.
@@ -213,13 +214,13 @@ def read_folder(folder: Path, adapter: str, fresh: PromptCache) -> SavedSession:
             f"{folder} was saved under another adapter (for {name}). Load the adapter and model "
             "it was saved with."
         )
+    fresh = make_cache(values["max_kv_size"])
     said = Said(*(values[name] for name in Said._fields))
     context, past = object(), []
     if "past" in values:
         file = verified(folder, values["past"])
         shapes = {i: (1, m.heads, m.rank, m.rank) for i, m in memories(fresh).items()}
-        everything = [*said.messages, *said.pending]
-        past = turns_of(values["past"]["turns"], file, everything, context, shapes)
+        past = turns_of(values["past"]["turns"], file, ever_said(values), context, shapes)
     settings: SessionSettings = {
         "max_context": values["max_context"],
         "max_kv_size": values["max_kv_size"],
@@ -279,7 +280,7 @@ def _past_problems(values: Mapping[str, Any]) -> list[str]:
         return []
     if not _FILE.fits(values["past"]):
         return [f"past: expected {_FILE.expected}"]
-    return turn_problems(values["past"].get("turns"), [*values["messages"], *values["pending"]])
+    return turn_problems(values)
 
 
 def verified(folder: Path, part: Mapping[str, Any]) -> Path:
@@ -298,47 +299,14 @@ def _read_context(folder: Path, values: Mapping[str, Any], fresh: PromptCache) -
     try:
         cache: PromptCache = load_prompt_cache(str(path))
         mx.eval([c.state for c in cache])
-        fits = [_kind(c) for c in cache] == [_kind(c) for c in fresh]
+        fits = [kind(c) for c in cache] == [kind(c) for c in fresh]
         length = len(values["tokens"])
-        fits = fits and all(_holds(kv, length) for kv in kv_caches(cache))
+        fits = fits and all(holds(kv, length) for kv in kv_caches(cache))
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a prompt cache: {error!r:.300}") from error
     if not fits:
         raise ValueError(f"{path} is no prompt cache of this model and conversation.")
     return cache
-
-
-def _holds(kv: Any, length: int) -> bool:
-    """Whether a KV cache holds as many tokens as were fed. Other caches do not tell."""
-    if not hasattr(kv, "keys"):
-        return True
-    if kv.keys is None and kv.values is None:
-        return bool(kv.offset == length == 0)
-    keys, values = (list(dict(tree_flatten(x)).values()) for x in (kv.keys, kv.values))
-    if not keys or len(keys) != len(values):
-        return False
-    room = min(x.shape[2] for x in (*keys, *values))
-    return bool(kv.offset == length and min(length, getattr(kv, "max_size", length)) <= room)
-
-
-def _kind(cache: Any) -> object:
-    """What two caches of one layer have in common, whatever they hold."""
-    if isinstance(cache, DeltaMemCache):
-        return _kind(cache.caches[0]), *map(_kind_of_memory, cache.memories)
-    if hasattr(cache, "caches"):
-        return [_kind(c) for c in cache.caches]
-    # A KV cache may have been quantized on the way.
-    return type(cache).__name__.removeprefix("Quantized")
-
-
-def _kind_of_memory(memory: MemoryCache) -> tuple[int, int, int, str]:
-    matrix = memory.matrix
-    expected = (1, memory.heads, memory.rank, memory.rank)
-    if matrix is not None and (matrix.shape != expected or matrix.dtype != mx.float32):
-        raise ValueError(f"layer {memory.layer}: a state of shape {list(matrix.shape)}")
-    if len(memory.written) != 1 or not 0 <= memory.written[0] < 2**31:
-        raise ValueError(f"layer {memory.layer}: counts of tokens {memory.written}")
-    return memory.layer, memory.heads, memory.rank, memory.granularity
 
 
 def _checksum(values: Mapping[str, object]) -> str:

@@ -11,15 +11,17 @@ from safetensors.numpy import load_file, save_file
 
 from ..files import write_atomically
 from ..memory.packing import pack_states, unpack_states
-from ..problems import FLAG, list_of, misfits, optional, whole_number
-from ..text.messages import Message
+from ..problems import FLAG, Field, list_of, misfits, optional, whole_number
+from ..text.messages import Message, message_problems
 from .context import Mark
 from .past import Before, Said
 
 _COUNT = whole_number()
 _PLACES = list_of(_COUNT, 1 << 24)
 _SCHEMA = {
-    "messages": _COUNT,
+    "messages": Field(
+        lambda v: _COUNT.fits(v) or _PLACES.fits(v), "how many of the first messages, or which"
+    ),
     "visible": _PLACES,
     "pending": _PLACES,
     "turns": _COUNT,
@@ -34,19 +36,29 @@ _SCHEMA = {
 
 def turns_as_json(
     past: Sequence[Before], said: Sequence[Message], context: object
-) -> list[dict[str, object]]:
-    """What is said of each turn, with messages by their place in ``said``.
+) -> tuple[list[dict[str, object]], list[Message]]:
+    """What is said of each turn, with messages by their place, and those that are said no more.
 
-    ``context`` is the one that is saved with them: marks in it can be gone back to.
+    The places count ``said``, then what a reset or a rewrite has dropped of it. ``context`` is the
+    one that is saved with them: marks in it can be gone back to.
     """
     places = {id(message): i for i, message in enumerate(said)}
+    dropped: list[Message] = []
 
     def found(messages: Sequence[Message]) -> list[int]:
-        return [places[id(m)] if id(m) in places else list(said).index(m) for m in messages]
+        for message in messages:
+            if id(message) not in places:
+                places[id(message)] = len(said) + len(dropped)
+                dropped.append(message)
+        return [places[id(message)] for message in messages]
 
-    return [
+    def fed(messages: Sequence[Message]) -> int | list[int]:
+        which = found(messages)
+        return len(which) if which == list(range(len(which))) else which
+
+    turns: list[dict[str, object]] = [
         {
-            "messages": len(before.said.messages),
+            "messages": fed(before.said.messages),
             "visible": found(before.said.visible),
             "pending": found(before.said.pending),
             "turns": before.said.turns,
@@ -59,6 +71,7 @@ def turns_as_json(
         }
         for before in past
     ]
+    return turns, dropped
 
 
 def _written(mark: Mark) -> list[int] | None:
@@ -106,13 +119,25 @@ def turns_of(
         visible, pending, new = (
             [said[i] for i in turn[name]] for name in ("visible", "pending", "new")
         )
-        before = Said(list(said[: turn["messages"]]), visible, pending, int(turn["turns"]))
+        first = turn["messages"]
+        fed = said[:first] if isinstance(first, int) else [said[i] for i in first]
+        before = Said(list(fed), visible, pending, int(turn["turns"]))
         turns.append(Before(mark, before, new, bool(turn["answered"]), bool(turn["write"])))
     return turns
 
 
-def turn_problems(values: object, said: Sequence[Message]) -> list[str]:
-    """What is wrong with turns as they stand in JSON."""
+def ever_said(session: Mapping[str, Any]) -> list[Message]:
+    """What places of messages in the turns count: what is said, then what was dropped of it."""
+    dropped = session["past"].get("dropped", [])
+    return [*session["messages"], *session["pending"], *dropped]
+
+
+def turn_problems(session: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the turns in a session's JSON, whose messages are known to be some."""
+    values, dropped = session["past"].get("turns"), session["past"].get("dropped", [])
+    if dropped != [] and (bad := message_problems(dropped)):
+        return [f"past.dropped{bad[0].field.removeprefix('messages')}: {bad[0].what}"]
+    said = ever_said(session)
     if not isinstance(values, list) or len(values) > 1 << 16:
         return ["past: not a list of turns"]
     problems: list[str] = []
@@ -123,7 +148,9 @@ def turn_problems(values: object, said: Sequence[Message]) -> list[str]:
         wrong = [f"past[{number}].{line}" for line in misfits(turn, _SCHEMA)]
         problems += wrong
         if not wrong:
-            named = [turn["messages"] - 1, *turn["visible"], *turn["pending"], *turn["new"]]
+            first = turn["messages"]
+            named = [first - 1] if isinstance(first, int) else [-1, *first]
+            named += [*turn["visible"], *turn["pending"], *turn["new"]]
             if max(named) >= len(said):
                 problems.append(f"past[{number}]: a message beyond the {len(said)} that were said")
     return problems

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -24,7 +25,6 @@ from .file import (
     SavedSession,
     SessionSettings,
     read_folder,
-    read_session,
     save_folder,
 )
 from .generation import Generation
@@ -163,14 +163,16 @@ class MemorySession(Talk):
 
     @contextmanager
     def _restored_on_error(self) -> Iterator[None]:
-        """What was taken back is there again if what was to replace it failed."""
+        """What was taken back is there again if nothing has come to replace it."""
         talk = self._talk
         before = Before(talk.context.mark(), talk.said, [], answered=False, write=False)
         past = talk.past.copy()
         try:
             yield
         except BaseException:
-            if len(talk.past) < len(past):
+            last = talk.past.last()  # a new one was kept as far as it was said
+            replaced = last is not None and all(last is not turn for turn in past)
+            if talk.said is not before.said and not replaced:
                 talk.restore(before, past)
             raise
 
@@ -303,8 +305,7 @@ class MemorySession(Talk):
                 f"{folder} is the folder of a session, which has settings of its own: leave out "
                 f"{', '.join(settings)}."
             )
-        size = read_session(folder)["max_kv_size"]
-        saved = read_folder(folder, fingerprint(model), make_prompt_cache(model, size))
+        saved = read_folder(folder, fingerprint(model), partial(make_prompt_cache, model))
         session = cls(model, tokenizer, **saved.settings)
         session._opening = saved.opening
         session._talk.go_on(saved)

@@ -3,6 +3,7 @@
 import json
 import secrets
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -290,6 +291,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("regenerate"), st.none()),
     st.tuples(st.just("fork"), st.none()),
     st.tuples(st.just("reload"), st.none()),
+    st.tuples(st.just("reset"), st.none()),
 )
 Action = tuple[str, object]
 
@@ -297,8 +299,24 @@ Action = tuple[str, object]
 def replay(model: nn.Module, tokenizer: TokenizerWrapper, turns: list[Action]) -> dm.MemorySession:
     session = dm.MemorySession(model, tokenizer)
     for what, text in turns:
-        session.remember(text) if what == "tell" else session.ask(text, **SHORT)
+        if what == "reset":
+            session.reset()
+        else:
+            {"tell": session.remember, "ask": partial(session.ask, **SHORT)}.get(
+                what, lambda _: session.forget_context()
+            )(text)
     return session
+
+
+def fed(turns: list[Action]) -> list[int]:
+    """Places of the turns that can be taken back."""
+    return [i for i, turn in enumerate(turns) if turn[0] != "forget"]
+
+
+def asked(turns: list[Action]) -> list[int]:
+    """Places of the turns whose messages are still said: those after the last reset."""
+    start = max((i + 1 for i, turn in enumerate(turns) if turn[0] == "reset"), default=0)
+    return [i for i in fed(turns) if i >= start]
 
 
 def carried_out(
@@ -309,11 +327,19 @@ def carried_out(
     if what in ("tell", "ask"):
         turns.append(action)
         session.remember(value) if what == "tell" else session.ask(value, **SHORT)
-    elif what == "undo" and value <= len(turns):
-        del turns[-value:]
+    elif what == "undo" and value <= len(fed(turns)):
+        first = fed(turns)[-value]
+        gone = any(turn[0] in ("reset", "forget") for turn in turns[first:])
+        del turns[first:]
         session.undo(value)
-    elif what in ("edit", "branch") and -len(turns) <= value < len(turns):
-        del turns[value % len(turns) :]
+        if gone:  # what is visible would be fed again, unwritten: as a replay cannot have it
+            session.forget_context()
+            turns.append(("forget", ""))
+    elif what == "reset":
+        turns.append(action)
+        session.reset()
+    elif what in ("edit", "branch") and -len(asked(turns)) <= value < len(asked(turns)):
+        del turns[asked(turns)[value] :]
         if what == "branch":
             return session.branch(value)
         turns.append(("ask", "edited"))
@@ -447,6 +473,62 @@ def test_what_was_not_packed_is_not_unpacked() -> None:
             unpack_states(packed, count, shape)
     with pytest.raises(ValueError, match="cannot be unpacked"):
         unpack_states(np.arange(50, dtype=np.uint8), 1, (1, 1, 8, 8))
+
+
+@pytest.mark.parametrize("anew", ["reset", "rewrite"])
+def test_a_session_is_saved_that_can_go_back_to_before_it_began_anew(
+    session: dm.MemorySession, tmp_path: Path, anew: str
+) -> None:
+    """The messages from before are no part of what is said, and are kept all the same."""
+    session.remember("one")
+    session.ask("two", **SHORT)
+    told = session.fork()
+    session.reset() if anew == "reset" else session.rewrite([{"role": "user", "content": "new"}])
+    session.ask("three", **SHORT)
+    session.save(tmp_path / "s")
+    restored = dm.MemorySession.restore(tmp_path / "s", session.model, session.tokenizer)
+    assert_same(restored, session)
+    restored.undo(2)
+    assert_same(restored, told)
+    restored.undo(2)
+    assert restored.messages == []
+    path = tmp_path / "s" / "session.json"
+    values = json.loads(path.read_text())
+    values["past"]["dropped"] = [5]
+    from deltamem_mlx.session import file
+
+    del values["checksum"]
+    path.write_text(json.dumps(values | {"checksum": file._checksum(values)}))
+    with pytest.raises(ValueError, match="dropped"):
+        dm.MemorySession.restore(tmp_path / "s", session.model, session.tokenizer)
+
+
+def test_a_message_still_to_be_fed_is_there_again_where_its_edit_fails(
+    token_model: nn.Module, tokenizer: TokenizerWrapper
+) -> None:
+    opening = [{"role": "user", "content": word} for word in ("one", "two")]
+    session = dm.MemorySession(token_model, tokenizer, messages=opening)
+    with pytest.raises(Failing):
+        session.edit(0, "other", sampler=fail)
+    assert session.messages == opening
+
+
+def test_an_edit_that_is_interrupted_is_kept_as_far_as_it_was_said(
+    session: dm.MemorySession,
+) -> None:
+    for word in ("one", "two", "three"):
+        session.ask(word, **SHORT)
+    count = iter(range(100))
+
+    def interrupted(logprobs: mx.array) -> mx.array:
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        return greedy_sampler(logprobs)
+
+    with pytest.raises(KeyboardInterrupt):
+        session.edit(0, "other", max_tokens=20, sampler=interrupted)
+    said = [message["content"] for message in session.messages if message["role"] == "user"]
+    assert said == ["other"]
 
 
 # --- files
