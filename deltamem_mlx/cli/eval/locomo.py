@@ -4,11 +4,9 @@ from typing import Annotated
 
 import typer
 
-from deltamem_mlx.cli.eval.run import Choices, run_benchmark
+from deltamem_mlx.cli.eval.run import run_benchmark
 from deltamem_mlx.cli.frame.command import command
-from deltamem_mlx.cli.frame.session import ChatTemplateConfig
-from deltamem_mlx.cli.options import eval as e
-from deltamem_mlx.cli.options import shared as o
+from deltamem_mlx.cli.options.eval import Choices
 
 Path = Annotated[
     str,
@@ -29,23 +27,7 @@ Conversations = Annotated[
     "deltamem-mlx eval locomo locomo10.json --adapter ADAPTER --no-context",
     "deltamem-mlx eval locomo locomo10.json --model 8BIT --also-model 4BIT --adapter ADAPTER",
 )
-def locomo(
-    path: Path,
-    model: o.Model = None,
-    adapter: o.Adapter = None,
-    also_model: e.AlsoModel = None,
-    no_context: e.NoContext = False,
-    conversations: Conversations = None,
-    limit: e.Limit = None,
-    condition: e.Condition = None,
-    max_context: e.MaxContext = None,
-    batch_size: e.BatchSize = 8,
-    seed: e.Seed = 0,
-    out: e.Out = None,
-    chat_template_config: ChatTemplateConfig = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    json: o.Json = False,
-) -> None:
+def locomo(path: Path, *, conversations: Conversations = None, choices: Choices) -> None:
     """LoCoMo: long conversations and questions about them, with the adapter and without.
 
     The newest part of a conversation that fits is in the context, and the adapter's memory is
@@ -56,7 +38,6 @@ def locomo(
     The data is CC BY-NC 4.0 and not part of this package. The table has the token F1 of Porter
     stems, in category 5 (no true answer) the share that says so.
     """
-    choices = Choices.of(locals())
     from deltamem_mlx.evals.benchmarks.locomo import LoCoMo, load_locomo
     from deltamem_mlx.evals.benchmarks.text_scores import stems
 

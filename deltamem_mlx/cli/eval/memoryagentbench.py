@@ -4,11 +4,9 @@ from typing import Annotated
 
 import typer
 
-from deltamem_mlx.cli.eval.run import Choices, run_benchmark
+from deltamem_mlx.cli.eval.run import run_benchmark
 from deltamem_mlx.cli.frame.command import command
-from deltamem_mlx.cli.frame.session import ChatTemplateConfig
-from deltamem_mlx.cli.options import eval as e
-from deltamem_mlx.cli.options import shared as o
+from deltamem_mlx.cli.options.eval import Choices
 
 HUB = "ai-hyz/MemoryAgentBench"
 
@@ -29,23 +27,7 @@ Source = Annotated[
     "deltamem-mlx eval memoryagentbench --model MODEL --adapter ADAPTER --source factconsolidation",
     "deltamem-mlx eval memoryagentbench --adapter ADAPTER --limit 200 --no-context --out results",
 )
-def memoryagentbench(
-    path: Path = HUB,
-    model: o.Model = None,
-    adapter: o.Adapter = None,
-    also_model: e.AlsoModel = None,
-    source: Source = None,
-    no_context: e.NoContext = False,
-    limit: e.Limit = None,
-    condition: e.Condition = None,
-    max_context: e.MaxContext = None,
-    batch_size: e.BatchSize = 8,
-    seed: e.Seed = 0,
-    out: e.Out = None,
-    chat_template_config: ChatTemplateConfig = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    json: o.Json = False,
-) -> None:
+def memoryagentbench(path: Path = HUB, *, source: Source = None, choices: Choices) -> None:
     """MemoryAgentBench: long texts told in chunks, with the adapter and without.
 
     The newest part of a text that fits is in the context, and the adapter's memory is written
@@ -57,7 +39,6 @@ def memoryagentbench(
     test-time learning (TTL), long-range understanding (LRU), selective forgetting (SF). Movie
     recommendations count where their entity2id.json is beside the data.
     """
-    choices = Choices.of(locals())
     from deltamem_mlx.evals.benchmarks.memoryagentbench import (
         MemoryAgentBench,
         load_memoryagentbench,

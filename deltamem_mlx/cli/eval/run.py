@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltamem_mlx.cli.eval.models import Place, Result, measured, places
@@ -12,35 +11,12 @@ from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.parse import chosen_of
 from deltamem_mlx.cli.frame.progress import answering
 from deltamem_mlx.cli.frame.session import template_kwargs
+from deltamem_mlx.cli.options.eval import Choices
 
 if TYPE_CHECKING:
     import mlx.nn as nn
 
     from deltamem_mlx.evals.benchmarks.task import Material, Task
-
-
-@dataclass(frozen=True)
-class Choices:
-    """The options that every benchmark takes; see ``options.eval``."""
-
-    model: str | None
-    adapter: str | None
-    also_model: Sequence[str] | None
-    no_context: bool
-    limit: int | None
-    condition: Sequence[str] | None
-    max_context: int | None
-    batch_size: int
-    seed: int
-    out: Path | None
-    chat_template_config: str | None
-    trust_remote_code: bool
-    json: bool
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> "Choices":
-        """Those among the options of a command, by name."""
-        return cls(**{field.name: options[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ COMMON = {"config": (Config, None), "quiet": (Quiet, False), "debug": (Debug, Fa
 def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Adds `--config`, `--quiet`, `--debug`, and examples at the end of the help text.
 
-    The function does not see the added flags: `output` acts on quiet and debug. It takes its
-    options one by one, or all as one dataclass, whose fields then are the options.
+    The function does not see the added flags: `output` acts on quiet and debug. A parameter that
+    is a dataclass stands for options: its fields.
 
     Args:
         examples (str): Command lines as one would type them.
@@ -29,19 +29,21 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(function, eval_str=True)
-        kinds = [parameter.annotation for parameter in signature.parameters.values()]
-        grouped = _grouped(kinds)
-        parameters = list(signature.parameters.values()) if grouped is None else _fields(grouped)
+        groups = {p.name: p.annotation for p in signature.parameters.values() if _is_group(p)}
+        parameters = [
+            option
+            for parameter in signature.parameters.values()
+            for option in (_options(parameter.annotation) if _is_group(parameter) else [parameter])
+        ]
         flags = {parameter.name: _flag(parameter) for parameter in parameters}
 
         @functools.wraps(function)
         def run(**options: object) -> None:
             check_texts(options, flags)
             own = {name: _at_home(v) for name, v in options.items() if name not in COMMON}
-            if grouped is None:
-                function(**own)
-            else:
-                function(grouped(**own))
+            for name, group in groups.items():
+                own[name] = group(**{field.name: own.pop(field.name) for field in fields(group)})
+            function(**own)
 
         added = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind)
@@ -62,15 +64,14 @@ def _at_home(value: object) -> object:
     return expanded(value) if isinstance(value, Path) else value
 
 
-def _grouped(kinds: list[Any]) -> type | None:
-    """The dataclass that holds all options, if the function takes one."""
-    one = len(kinds) == 1 and isinstance(kinds[0], type) and is_dataclass(kinds[0])
-    return kinds[0] if one else None
+def _is_group(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter is a dataclass, which stands for the options that are its fields."""
+    return isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation)
 
 
-def _fields(grouped: type) -> list[inspect.Parameter]:
+def _options(group: type[Any]) -> list[inspect.Parameter]:
     """The fields of a dataclass as the parameters of a command."""
-    kinds = get_type_hints(grouped, include_extras=True)
+    kinds = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(
             field.name,
@@ -78,7 +79,7 @@ def _fields(grouped: type) -> list[inspect.Parameter]:
             default=field.default,
             annotation=kinds[field.name],
         )
-        for field in fields(grouped)
+        for field in fields(group)
     ]
 
 

@@ -1,10 +1,12 @@
 """The options that the tasks of `eval` share."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from deltamem_mlx.cli.frame.session import ChatTemplateConfig
 from deltamem_mlx.cli.options import shared as o
 
 AlsoModel = Annotated[
@@ -69,3 +71,22 @@ Out = Annotated[
         show_default=False,
     ),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """The options that every benchmark takes."""
+
+    model: o.Model = None
+    adapter: o.Adapter = None
+    also_model: AlsoModel = None
+    no_context: NoContext = False
+    limit: Limit = None
+    condition: Condition = None
+    max_context: MaxContext = None
+    batch_size: BatchSize = 8
+    seed: Seed = 0
+    out: Out = None
+    chat_template_config: ChatTemplateConfig = None
+    trust_remote_code: o.TrustRemoteCode = False
+    json: o.Json = False
