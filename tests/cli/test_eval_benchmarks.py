@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 import deltamem_mlx as dm
 from deltamem_mlx.cli.main import app
 from deltamem_mlx.evals.benchmarks.reader import Reader
+from deltamem_mlx.files import locked_folder
 from deltamem_mlx.views.scores import as_text, group_tables, score_tables
 
 Pair = tuple[str, ...]
@@ -139,11 +140,39 @@ def test_several_models_side_by_side(
     alone = measured(*args)
     assert found["models"][0]["groups"] == alone["groups"]
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
-        *("0-dense", "1-small", "result.json")
+        *(".lock", "0-dense", "1-small", "result.json")
     ]
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == found
     lines = call(*args, *also).stdout.splitlines()
     assert [line.split()[0] for line in lines if " 1 to 5 " in line] == ["dense", "small"]
+
+
+def test_a_result_of_other_models_is_not_replaced(
+    pair: Pair, models: tuple[Path, Path, Path], locomo: Path, tmp_path: Path
+) -> None:
+    args = ("locomo", locomo, *pair, "--no-context", "--limit", "1")
+    also = ("--also-model", models[1])
+    one, mine = tmp_path / "one", tmp_path / "mine"
+    measured(*args, "--out", one)
+    mine.mkdir()
+    (mine / "result.json").write_text('{"mine": 1}')
+    for out, said in ((one, "holds an evaluation of one model"), (mine, "is of something else")):
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        done = call(*args, *also, "--out", out)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert said in done.stderr and "Give another folder" in done.stderr
+        assert before.items() <= {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}.items()
+
+
+def test_two_evaluations_do_not_share_a_folder(pair: Pair, locomo: Path, tmp_path: Path) -> None:
+    with locked_folder(tmp_path / "run", "another eval"):
+        done = call("locomo", locomo, *pair, "--out", tmp_path / "run")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "run is in use by another eval" in done.stderr
+    taken = written(tmp_path / "taken", LOCOMO)
+    done = call("locomo", locomo, *pair, "--out", taken)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert str(taken) in done.stderr.replace("\n", "")
 
 
 def test_recall_on_several_models(pair: Pair, models: tuple[Path, Path, Path]) -> None:

@@ -1,7 +1,7 @@
 """Asking many questions about what was read once: the same answers as one by one, and resuming."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from deltamem_mlx.evals.benchmarks.task import Material, text_of
 from deltamem_mlx.evals.benchmarks.window import context_window, prompts_alone, prompts_in_window
 from deltamem_mlx.evals.journal import QUESTIONS, Journal
 from deltamem_mlx.evals.scores import group_scores
+from deltamem_mlx.memory.file import read_memory
 from deltamem_mlx.text.spans import Spans
 
 WINDOW = 1500  # characters: one is a token of the tiny models
@@ -252,6 +253,27 @@ def test_an_interrupted_run_goes_on_without_computing_again(
     lines = [json.loads(line) for line in (tmp_path / QUESTIONS).read_text().splitlines()]
     assert lines == rows
     assert group_scores(rows) == group_scores(whole)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:-4] + b"\0\0\x80?"])
+def test_a_kept_memory_that_is_damaged_is_made_again(
+    reader: Reader, talks: list[Material], damage: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    talks = short(talks, 2)
+    whole = examination(reader, talks, None, tmp_path).ask(
+        ["memory"], Journal(tmp_path, {}), nothing
+    )
+    kept = sorted((tmp_path / "memories").iterdir())
+    good = [path.read_bytes() for path in kept]
+    for path, data in zip(kept, good, strict=True):
+        path.write_bytes(damage(data))
+    (tmp_path / QUESTIONS).unlink()
+    rows = examination(reader, talks, None, tmp_path).ask(
+        ["memory"], Journal(tmp_path, {}), nothing
+    )
+    assert rows == whole
+    states = [read_memory(path).states for path in kept]
+    assert len(states) == 2 and all(states)
 
 
 def test_strangers(talks: list[Material]) -> None:

@@ -245,6 +245,14 @@ def test_folder_without_the_files(tmp_path: Path) -> None:
         load_locomo(str(tmp_path))
 
 
+def with_metadata(**values: object) -> dict:
+    return AGENT[1] | {"metadata": AGENT[1]["metadata"] | values}
+
+
+def with_question(**values: object) -> dict:
+    return LOCOMO[1] | {"qa": [LOCOMO[1]["qa"][0] | values]}
+
+
 BAD_TALK = copy.deepcopy(LOCOMO)
 BAD_TALK[0]["qa"][3]["category"] = 6
 del BAD_TALK[0]["qa"][0]["answer"]
@@ -267,6 +275,29 @@ del BAD_TALK[0]["conversation"]["session_1"][0]["speaker"]
         (load_memoryagentbench, HOTPOTQA, "row 0: source None"),
         (load_memoryagentbench, [AGENT[0] | {"answers": []}], "2 questions and 0 answers"),
         (load_memoryagentbench, [AGENT[0] | {"answers": [[1], ["a"]]}], "no list of texts"),
+        (
+            load_memoryagentbench,
+            [with_metadata(previous_events=[[1]])],
+            r"previous_events \[\[1\]\]",
+        ),
+        (
+            load_memoryagentbench,
+            [with_metadata(previous_events={})],
+            "previous_events {}, expected",
+        ),
+        (
+            load_memoryagentbench,
+            [with_metadata(question_dates=[5])],
+            r"question_dates \[5\], expec",
+        ),
+        (load_locomo, [LOCOMO[1] | {"sample_id": ["a"]}], r"sample_id \['a'\], expected text"),
+        (load_locomo, [LOCOMO[1] | {"sample_id": True}], "sample_id True, expected text"),
+        (
+            load_locomo,
+            [with_question(answer=["car"])],
+            r"qa\[0\]: answer \['car'\], expected text or",
+        ),
+        (load_locomo, [with_question(adversarial_answer={})], "adversarial_answer {}, expected"),
     ],
 )
 def test_wrong_schema(load: Callable, rows: object, said: str, tmp_path: Path) -> None:
@@ -298,6 +329,27 @@ def test_cut_parquet(tmp_path: Path) -> None:
     path = tmp_path / "cut.parquet"
     path.write_bytes(b"PAR1 and no more")
     with pytest.raises(ValueError, match=r"cut.parquet cannot be read as parquet"):
+        load_hotpotqa(str(path))
+
+
+def test_parquet_that_unpacks_to_more_than_any_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "bomb.parquet"
+    parquet.write_table(pyarrow.table({"id": ["x" * 10_000] * 10_000}), path)
+    assert path.stat().st_size < 100_000
+    monkeypatch.setattr("deltamem_mlx.evals.benchmarks.datafiles.MOST_BYTES", 10_000_000)
+    with pytest.raises(ValueError, match=r"bomb.parquet .* unpacks to more than 10,000,000 bytes"):
+        load_hotpotqa(str(path))
+
+
+def test_parquet_texts_that_are_not_unicode(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "latin.parquet"
+    column = pyarrow.array([b"caf\xe9"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"id": column}), path)
+    with pytest.raises(ValueError, match=r"latin.parquet cannot be read as parquet: .*utf-8"):
         load_hotpotqa(str(path))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.problems import shortened
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -78,6 +79,7 @@ def measured(
     """The result of one model, or of several under ``models`` with what they share above."""
     results = []
     with kept(out):
+        _check_place(chosen, out)
         for place in chosen:
             results.append(measure(place))
             gc.collect()  # a model's weights, before the next are loaded
@@ -103,13 +105,46 @@ TABLES = ("groups", "cells", "scores", "ratio")
 
 @contextmanager
 def kept(out: Path | None) -> Iterator[None]:
-    """Says, if this is interrupted, where the answers so far are."""
-    try:
+    """No other evaluation writes there; says, if this is interrupted, where the answers are.
+
+    Raises:
+        FolderInUse: If another evaluation does.
+    """
+    if out is None:
         yield
+        return
+    from deltamem_mlx.files import locked_folder
+
+    try:
+        with locked_folder(out, "another eval"):
+            yield
     except KeyboardInterrupt:
-        if out is not None:
-            output.note(f"The answers so far are in {out}: the same command goes on with them.")
+        output.note(f"The answers so far are in {out}: the same command goes on with them.")
         raise
+
+
+def _check_place(chosen: Sequence[Place], out: Path | None) -> None:
+    """Raises ValueError if the result of several models would replace another's."""
+    if out is None or len(chosen) == 1:
+        return
+    from deltamem_mlx.evals.journal import RESULT, RUN
+    from deltamem_mlx.files import read_json
+
+    if (out / RUN).exists():
+        raise ValueError(f"{out} holds an evaluation of one model. Give another folder.")
+    if not (out / RESULT).exists():
+        return
+    there = read_json(out / RESULT).get("models")
+    names = (
+        [one.get("model") for one in there if isinstance(one, dict)]
+        if isinstance(there, list)
+        else None
+    )
+    if names != [place.names["model"] for place in chosen]:
+        raise ValueError(
+            f"{out / RESULT} is of {shortened(names) if names else 'something else'}, not of these "
+            "models. Give another folder."
+        )
 
 
 def _folder(number: int, model: str | None) -> str:

@@ -6,9 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import mlx.core as mx
-
-from ...files import write_atomically
+from ...memory.file import load_memory, save_memory
 from ...problems import raise_problems, shortened
 from ..journal import MEMORIES, Journal, Row
 from ..runner import State
@@ -142,13 +140,16 @@ class Examination:
     def _keep(self, name: str, state: State) -> None:
         self._states[name] = state
         if self.folder is not None:
-            arrays = {str(layer): matrix for layer, matrix in state.items()}
-            write_atomically(self._file(name), lambda p: mx.save_safetensors(str(p), arrays))
+            save_memory(self._file(name), self.reader.cache(state), self.reader.model)
 
     def _load(self, name: str) -> bool:
-        if self.folder is None or not self._file(name).is_file():
+        """Whether the memory was kept by a run before; one that is damaged is made again."""
+        if self.folder is None:
             return False
-        self._states[name] = {int(i): x for i, x in _arrays(self._file(name)).items()}
+        try:
+            self._states[name] = memory_of(load_memory(self._file(name), self.reader.model))
+        except (FileNotFoundError, ValueError):
+            return False
         return True
 
     def _file(self, name: str) -> Path:
@@ -213,10 +214,3 @@ def digest(materials: Sequence[Material]) -> str:
         questions = [[q.id, q.text, q.answers, q.max_tokens, q.kind] for q in m.questions]
         found.update(json.dumps([m.name, m.units, questions], ensure_ascii=False).encode())
     return found.hexdigest()
-
-
-def _arrays(path: Path) -> dict[str, mx.array]:
-    found = mx.load(str(path))
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no arrays by name.")
-    return found

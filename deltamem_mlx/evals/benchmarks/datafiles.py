@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...files import json_lines, parse_json, read_text
+from ...files import checked_file, json_lines, parse_json, read_text
 from ...hub import resolve
-from ...problems import first_few, raise_problems, shortened
+from ...problems import first_few, raise_problems, shortened, unusable_parts
 
 Rows = list[Mapping[str, Any]]
+
+MOST_BYTES = 4 << 30  # many times the largest of these benchmarks
 
 
 def data_files(name: str, patterns: Sequence[str]) -> list[Path]:
@@ -76,12 +78,23 @@ def _parquet(path: Path) -> object:
     import pyarrow  # optional: the `eval` extra
     from pyarrow import parquet
 
+    checked_file(path, MOST_BYTES)
+    rows: Rows = []
+    size = 0  # of what the rows unpack to: equal texts are stored once
     try:
         # ParquetFile, not read_table: that would look for a dataset in the path's folders.
-        return parquet.ParquetFile(path).read().to_pylist()
-    except pyarrow.ArrowException as error:
-        said = str(error).partition("\n")[0]
-        raise ValueError(f"{path} cannot be read as parquet: {said} Fetch it again.") from error
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=64):
+            size += batch.nbytes
+            if size > MOST_BYTES:
+                raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes.")
+            rows += batch.to_pylist()
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
+        said = shortened(str(error).partition("\n")[0], 200)[1:-1].rstrip(".")
+        raise ValueError(f"{path} cannot be read as parquet: {said}. Fetch it again.") from error
+    for i, row in enumerate(rows):
+        for field, why in unusable_parts(row):
+            raise ValueError(f"{path}: row {i}: {field.lstrip('.')} {why}.")
+    return rows
 
 
 READERS = {".json": _json, ".jsonl": _json_lines, ".parquet": _parquet}

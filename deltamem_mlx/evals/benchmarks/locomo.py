@@ -170,6 +170,8 @@ def _problems(number: int, row: Mapping) -> Iterator[str]:
     if not isinstance(conversation, Mapping) or not isinstance(qa, list):
         yield f"row {number}: no conversation or no qa"
         return
+    if not _is_value(row.get("sample_id", "")):
+        yield f"row {number}: sample_id {shortened(row['sample_id'])}, expected text"
     yield from (
         f"row {number}: conversation has no {name}"
         for name in ("speaker_a", "speaker_b")
@@ -196,6 +198,8 @@ def _turn_problems(where: str, turns: object) -> Iterator[str]:
         )
         if not said:
             yield f"{where}[{i}] has no speaker or no text"
+        elif not isinstance(turn.get("blip_caption", ""), str | None):
+            yield f"{where}[{i}]: blip_caption {shortened(turn['blip_caption'])}, expected text"
 
 
 def _question_problems(where: str, qa: object) -> Iterator[str]:
@@ -207,6 +211,14 @@ def _question_problems(where: str, qa: object) -> Iterator[str]:
         yield f"{where} has no answer"
     elif str(qa["category"]) != ADVERSARIAL and qa.get("answer") is None:
         yield f"{where}: category {qa['category']} and no answer"
+    for name in ("answer", "adversarial_answer"):
+        if isinstance(qa, Mapping) and qa.get(name) is not None and not _is_value(qa[name]):
+            yield f"{where}: {name} {shortened(qa[name])}, expected text or a number"
+
+
+def _is_value(value: object) -> bool:
+    """Whether a value is a text, or a number that stands for its digits."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _system(text: str) -> Message:

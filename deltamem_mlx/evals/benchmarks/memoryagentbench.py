@@ -5,7 +5,7 @@ Data: ``ai-hyz/MemoryAgentBench`` on the Hub, four parquet files, one for each c
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +177,24 @@ def _title(entity: str) -> str:
     return re.sub(r" \([^)]*\)$", "", name)
 
 
+def _is_text_or_none(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_list(values: object, fits: Callable[[object], bool]) -> bool:
+    return isinstance(values, list) and all(map(fits, values))
+
+
+# What stands before a question, by the name that metadata has for it.
+_BEFORE: dict[str, tuple[Callable[[object], bool], str]] = {
+    "previous_events": (
+        lambda v: _is_text_or_none(v) or _is_list(v, lambda text: isinstance(text, str)),
+        "a list: the texts before each question",
+    ),
+    "question_dates": (_is_text_or_none, "a list: the date of each question"),
+}
+
+
 def _problems(number: int, row: Mapping) -> Iterator[str]:
     metadata = row.get("metadata")
     if not isinstance(row.get("context"), str) or not row["context"].strip():
@@ -184,6 +202,12 @@ def _problems(number: int, row: Mapping) -> Iterator[str]:
     if not isinstance(metadata, Mapping) or _kind(metadata.get("source")) is None:
         source = metadata.get("source") if isinstance(metadata, Mapping) else None
         yield f"row {number}: source {shortened(source)}"
+    elif isinstance(metadata, Mapping):
+        yield from (
+            f"row {number}: {name} {shortened(metadata[name])}, expected {what}"
+            for name, (fits, what) in _BEFORE.items()
+            if not (metadata.get(name) is None or _is_list(metadata[name], fits))
+        )
     questions, answers = row.get("questions"), row.get("answers")
     if not isinstance(questions, list) or not isinstance(answers, list):
         yield f"row {number}: no questions or no answers"
