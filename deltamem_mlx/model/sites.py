@@ -9,7 +9,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache, CacheList
 
 from ..config import DeltaMemConfig
-from .probe import Probe, WhatRan
+from .dry_run import DryRun, WhatRan
 from .projections import OUTPUT, PACKED, Projections, candidates
 
 CachePath = tuple[int, ...]
@@ -197,11 +197,11 @@ def find_sites(model: nn.Module) -> Found:
         for block, layer in enumerate(model.layers)
         for candidate in candidates(layer)
     ]
-    probe = Probe(model, [(attention, projections) for *_, attention, projections in named])
-    paths = {id(c): path for path, c in _walk(probe.caches)}
-    found = Found([], {}, probe.entries)
+    run = DryRun(model, [(attention, projections) for *_, attention, projections in named])
+    paths = {id(c): path for path, c in _walk(run.caches)}
+    found = Found([], {}, run.entries)
     for block, name, attention, projections in named:
-        seen = probe.seen.get(id(attention), WhatRan())
+        seen = run.seen.get(id(attention), WhatRan())
         if any(isinstance(c, ArraysCache) for c in seen.caches):
             continue  # not a softmax attention: a recurrent layer keeps its own state
         places = {paths.get(id(cache)) for cache in seen.caches}

@@ -11,7 +11,7 @@ from email.message import Message as Headers
 from .bodies import SNIPPETS, MemoryOptions, memory_options
 from .errors import ApiError, refuse
 from .fields import Fields
-from .parameters import Parameters, check_known, read_parameters, read_stop
+from .sampling import Parameters, check_known, read_parameters, read_stop
 from .settings import ServeSettings
 
 _MOST_TOOLS = 256

@@ -13,8 +13,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from ..adapters.loading import fingerprint
 from ..memory.actions import memories
 from ..memory.file import described
+from ..model.dry_run import unchanged
 from ..model.patch import config_of, pack
-from ..model.probe import unchanged
 from .ending import usual_end
 from .errors import ApiError
 from .settings import ServeSettings

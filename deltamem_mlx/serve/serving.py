@@ -14,8 +14,8 @@ from .folder import MemoryFolder
 from .generator import MemoryGenerator
 from .memories import Memories
 from .metrics import ServerMetrics
-from .parameters import check_defaults
 from .provider import PairProvider, ServedPair
+from .sampling import check_defaults
 from .settings import ServeSettings
 
 log = logging.getLogger(__name__)

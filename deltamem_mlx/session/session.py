@@ -103,7 +103,7 @@ class MemorySession(Talk):
         if turns < 1:
             raise ValueError(f"turns is {turns}; expected 1 or more.")
         with self._lock:
-            return self._talk.undo(turns)
+            return self._conversation.undo(turns)
 
     def regenerate(self, **generation: Unpack[Generation]) -> str:
         """The last answer anew: what it was given is answered again, from the memory before it.
@@ -116,11 +116,11 @@ class MemorySession(Talk):
         self._check(generation)
 
         def again() -> Generator[GenerationResponse, None, None]:
-            last = self._talk.past.last()
+            last = self._conversation.past.last()
             if last is None or not last.answered:
                 raise ValueError("The last turn was not answered: there is nothing to regenerate.")
             with self._restored_on_error():
-                self._talk.undo()
+                self._conversation.undo()
                 yield from self._answer(last.new, generation, last.write)
 
         return "".join(response.text for response in self._lock.run(again()))
@@ -146,7 +146,7 @@ class MemorySession(Talk):
 
         def edited() -> Generator[GenerationResponse, None, None]:
             with self._restored_on_error():
-                self._talk.undo_to_user_message(i)
+                self._conversation.undo_to_user_message(i)
                 yield from self._answer(new, generation)
 
         return "".join(response.text for response in self._lock.run(edited()))
@@ -158,13 +158,13 @@ class MemorySession(Talk):
             IndexError, ValueError: As for ``edit``.
         """
         new = self.fork()
-        new._talk.undo_to_user_message(i)
+        new._conversation.undo_to_user_message(i)
         return new
 
     @contextmanager
     def _restored_on_error(self) -> Iterator[None]:
         """What was taken back is there again if nothing has come to replace it."""
-        talk = self._talk
+        talk = self._conversation
         before = Before(talk.context.mark(), talk.said, [], answered=False, write=False)
         past = talk.past.copy()
         try:
@@ -181,7 +181,7 @@ class MemorySession(Talk):
         with self._lock:
             new = copy.copy(self)
             new._lock, new._holds, new._witness = TurnLock(), 0, self._witness.copy()
-            new._talk = self._talk.fork()
+            new._conversation = self._conversation.fork()
             return new
 
     def stats(self) -> Stats:
@@ -193,11 +193,11 @@ class MemorySession(Talk):
             → ``norm``, ``effective_rank``.
         """
         with self._lock.reading():
-            said, context = self._talk.said, self._talk.context
+            said, context = self._conversation.said, self._conversation.context
             found = list(memories(context.cache).values())
             return {
                 "turns": said.turns,
-                "undo_turns": len(self._talk.past),
+                "undo_turns": len(self._conversation.past),
                 "messages": len(said.messages) + len(said.pending),
                 "context_tokens": len(context.tokens),
                 "tokens_written": found[0].written[0],
@@ -227,7 +227,7 @@ class MemorySession(Talk):
                 save_folder(path, self._saved(), self._witness, note)
 
     def _saved(self) -> SavedSession:
-        talk = self._talk
+        talk = self._conversation
         settings: SessionSettings = {
             "max_context": self.max_context,
             "max_kv_size": self.max_kv_size,
@@ -308,5 +308,5 @@ class MemorySession(Talk):
         saved = read_folder(folder, fingerprint(model), partial(make_prompt_cache, model))
         session = cls(model, tokenizer, **saved.settings)
         session._opening = saved.opening
-        session._talk.go_on(saved)
+        session._conversation.go_on(saved)
         return session

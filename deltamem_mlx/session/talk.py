@@ -65,7 +65,7 @@ class Talk:
         self._opening = _opening(system_prompt, messages)
         self._lock, self._holds, self._witness = TurnLock(), 0, Witness()
         self._draft = None if draft_model is None else Draft(draft_model)
-        self._talk = self._begin(self._opening, Past(undo_turns, undo_bytes), prompt_cache)
+        self._conversation = self._begin(self._opening, Past(undo_turns, undo_bytes), prompt_cache)
 
     def _begin(
         self, opening: Sequence[Message], past: Past, cache: PromptCache | None = None
@@ -83,20 +83,20 @@ class Talk:
 
     def _begin_anew(self, opening: Sequence[Message]) -> None:
         """Begin again in a way that can be undone."""
-        talk = self._talk
+        talk = self._conversation
         talk.past.add(Before(talk.context.mark(), talk.said, [], answered=False, write=False))
-        self._talk = self._begin(opening, talk.past)
+        self._conversation = self._begin(opening, talk.past)
 
     @property
     def messages(self) -> list[Message]:
         """All that was said, and what is to be fed with the next turn; a copy."""
-        said = self._talk.said
+        said = self._conversation.said
         return copy.deepcopy([*said.messages, *said.pending])
 
     @property
     def cache(self) -> PromptCache:
         """The prompt cache. Between turns, what ``dm.memory_state`` and its like work on."""
-        return self._talk.context.cache
+        return self._conversation.context.cache
 
     def stream(
         self, text: str | Message | Sequence[Message], **generation: Unpack[Generation]
@@ -135,7 +135,7 @@ class Talk:
     def _answer(
         self, new: list[Message], generation: Generation, write: bool = True
     ) -> Generator[GenerationResponse, None, None]:
-        yield from self._talk.answer(new, generation, write=write and not self._holds)
+        yield from self._conversation.answer(new, generation, write=write and not self._holds)
 
     def ask(self, text: str | Message | Sequence[Message], **generation: Unpack[Generation]) -> str:
         """The whole answer. Arguments and errors as in ``stream``."""
@@ -164,7 +164,7 @@ class Talk:
         """
         new = as_messages(_told(text))
         with self._lock:
-            return self._talk.feed(new, write=not self._holds, step_size=prefill_step_size)
+            return self._conversation.feed(new, write=not self._holds, step_size=prefill_step_size)
 
     def correct(self, old: str, new: str) -> int:
         """Tell that ``old`` no longer holds and ``new`` does; returns how many tokens were fed."""
@@ -190,7 +190,7 @@ class Talk:
     def forget_context(self) -> None:
         """Drop the context and keep the memory; the next turn sees only the system prompt."""
         with self._lock:
-            self._talk.forget()
+            self._conversation.forget()
 
     @contextmanager
     def read_only(self) -> Iterator[None]:

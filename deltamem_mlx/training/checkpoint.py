@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -184,13 +184,6 @@ def unusable(path: Path, reason: str) -> str:
     )
 
 
-def _read_state(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    # The stub of mx.load has one type for all of its forms.
-    return cast(
-        tuple[dict[str, mx.array], dict[str, str]], mx.load(str(path), return_metadata=True)
-    )
-
-
 def check_identity(saved: Identity, wanted: Identity, folder: Path) -> None:
     """Refuse to go on with what would end elsewhere.
 
@@ -199,7 +192,7 @@ def check_identity(saved: Identity, wanted: Identity, folder: Path) -> None:
     """
     wanted = json.loads(json.dumps(wanted))
     differing = [
-        f"{name}: {saved.get(name)!r}, now {wanted.get(name)!r}"
+        f"{name}: {shortened(saved.get(name), 200)}, now {shortened(wanted.get(name), 200)}"
         for name in sorted({*saved, *wanted})
         if saved.get(name) != wanted.get(name)
     ]

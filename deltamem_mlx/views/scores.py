@@ -35,7 +35,7 @@ def table(*columns: str, left: int = 1) -> Table:
 
 
 def score_tables(models: Sequence[Mapping], conditions: Sequence[str]) -> list[Table]:
-    """The lines that `evals.scores` gives, in per cent: the shares, and what follows from them.
+    """The lines that `evals.aggregate` gives, in per cent: the shares, and what follows from them.
 
     Args:
         models (Sequence[Mapping]): Results, each with ``model`` and ``cells``.

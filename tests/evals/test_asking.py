@@ -12,6 +12,7 @@ from benchmarks import AGENT, LOCOMO, written
 from tiny import strong_pair
 
 import deltamem_mlx as dm
+from deltamem_mlx.evals.aggregate import group_scores
 from deltamem_mlx.evals.benchmarks.asking import NO_CONTEXT, Examination, digest, strangers_of
 from deltamem_mlx.evals.benchmarks.locomo import LoCoMo, load_locomo
 from deltamem_mlx.evals.benchmarks.memoryagentbench import MemoryAgentBench, load_memoryagentbench
@@ -19,7 +20,6 @@ from deltamem_mlx.evals.benchmarks.reader import Asked, Reader, memory_of
 from deltamem_mlx.evals.benchmarks.task import Material, text_of
 from deltamem_mlx.evals.benchmarks.window import context_window, prompts_alone, prompts_in_window
 from deltamem_mlx.evals.journal import QUESTIONS, Journal
-from deltamem_mlx.evals.scores import group_scores
 from deltamem_mlx.memory.file import read_memory
 from deltamem_mlx.text.spans import Spans
 

@@ -12,6 +12,7 @@ import pytest
 from tiny import strong_pair
 
 import deltamem_mlx as dm
+from deltamem_mlx.evals.aggregate import group_scores
 from deltamem_mlx.evals.intervals import paired_bootstrap, wilson
 from deltamem_mlx.evals.journal import QUESTIONS, RESULT, Journal
 from deltamem_mlx.evals.recall import demo
@@ -31,7 +32,6 @@ from deltamem_mlx.evals.recall.recall import CONDITIONS, is_correct, recall
 from deltamem_mlx.evals.recall.scores import scores
 from deltamem_mlx.evals.recall.wordings import RELATIONS
 from deltamem_mlx.evals.runner import Runner, State
-from deltamem_mlx.evals.scores import group_scores
 from deltamem_mlx.files import WriteError
 from deltamem_mlx.views.scores import groups_text
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from deltamem_mlx.evals.aggregate import group_scores
 from deltamem_mlx.evals.benchmarks.agent_scores import scores_of
 from deltamem_mlx.evals.benchmarks.text_scores import f1, holds, normalised, rouge_l
-from deltamem_mlx.evals.scores import group_scores
 
 
 def test_words_of_hotpotqa() -> None:

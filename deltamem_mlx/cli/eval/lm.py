@@ -128,10 +128,10 @@ def _measure(
     from importlib.metadata import version
 
     from deltamem_mlx.adapters.loading import fingerprint
+    from deltamem_mlx.evals.aggregate import group_scores
     from deltamem_mlx.evals.journal import Journal
     from deltamem_mlx.evals.lm import evaluate
     from deltamem_mlx.evals.runner import Runner
-    from deltamem_mlx.evals.scores import group_scores
 
     model, tokenizer = place.load(trust_remote_code=trust_remote_code)
     values = asdict(settings)

@@ -108,10 +108,10 @@ def _measure(
     task: "Task", data: Data, choices: Choices, conditions: Sequence[str], place: Place
 ) -> Result:
     from deltamem_mlx.adapters.loading import fingerprint
+    from deltamem_mlx.evals.aggregate import group_scores
     from deltamem_mlx.evals.benchmarks.asking import Examination, digest
     from deltamem_mlx.evals.benchmarks.reader import Reader
     from deltamem_mlx.evals.journal import Journal
-    from deltamem_mlx.evals.scores import group_scores
 
     kwargs = template_kwargs(choices.chat_template_config)
     model, tokenizer = place.load(trust_remote_code=choices.trust_remote_code)

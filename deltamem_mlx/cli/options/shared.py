@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from deltamem_mlx.cli.frame import config, output
+from deltamem_mlx.cli.frame import output, yaml_options
 from deltamem_mlx.problems import shortened
 
 MODEL, MEMORY, SAMPLING, CONTEXT, GENERAL = (
@@ -172,7 +172,7 @@ Config = Annotated[
         "-c",
         metavar="FILE.yaml",
         is_eager=True,
-        callback=config.use_config,
+        callback=yaml_options.use_config,
         help="Read options from a YAML file, keys being flag names; flags given here win.",
         rich_help_panel=GENERAL,
     ),

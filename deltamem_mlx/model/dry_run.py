@@ -67,7 +67,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             dict.update(module, items)
 
 
-class Probe:
+class DryRun:
     """Runs a token through a model and notes what its attentions do.
 
     Args:
