@@ -2,14 +2,23 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any, overload
 
 from ..problems import raise_problems
-from ..text.messages import Message
 from ..text.rendering import Tokenizer
 from ..text.rows import ConversationRow
-from .episodes import UNSUPERVISED, Episode, EpisodeSettings, View, build_episodes, supervised_turns
+from .episodes import (
+    NO_WRITE,
+    UNSUPERVISED,
+    Episode,
+    EpisodeSettings,
+    View,
+    WritePart,
+    build_episodes,
+    supervised_turns,
+)
 
 
 class EpisodeDataset(Sequence[Episode]):
@@ -62,11 +71,12 @@ class EpisodeDataset(Sequence[Episode]):
             messages, tools, where = self._conversations[row]
             kwargs = self._template_kwargs | ({"tools": tools} if tools else {})
             try:
-                self._built[row] = build_episodes(
+                built = build_episodes(
                     self._tokenizer, messages, self.settings, template_kwargs=kwargs
                 )
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{where}: {error}") from error
+            self._built[row] = [replace(episode, conversation=row) for episode in built]
         return self._built[row]
 
     def report(self) -> "DatasetReport":
@@ -95,8 +105,44 @@ class EpisodeDataset(Sequence[Episode]):
         )
 
 
-def _says_something(message: Message) -> bool:
-    return bool(str(message.get("content") or "").strip() or message.get("tool_calls"))
+class ForeignMemories(Sequence[Episode]):
+    """The same episodes, each with what another conversation wrote: a control that tells what was
+    remembered from what was learned about all conversations.
+
+    Args:
+        episodes (Sequence[Episode]): Of two conversations at least; see `possible`.
+    """
+
+    def __init__(self, episodes: Sequence[Episode]) -> None:
+        self._episodes = episodes
+
+    @staticmethod
+    def possible(episodes: Sequence[Episode]) -> bool:
+        """Whether there is another conversation."""
+        return any(episode.conversation != episodes[0].conversation for episode in episodes)
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    @overload
+    def __getitem__(self, index: int) -> Episode: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Episode]: ...
+
+    def __getitem__(self, index: int | slice) -> Episode | Sequence[Episode]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        episode = self._episodes[index]
+        both = View(self._written_elsewhere(index), episode.both.read)
+        return replace(episode, both=both, state_only=both)
+
+    def _written_elsewhere(self, index: int) -> WritePart:
+        """The next write part of another conversation; an empty one if none of them has any."""
+        own = self._episodes[index].conversation
+        others = (self._episodes[(index + i) % len(self)] for i in range(1, len(self)))
+        written = (o.both.write for o in others if o.conversation != own)
+        return next((write for write in written if len(write.tokens)), NO_WRITE)
 
 
 class DatasetReport:

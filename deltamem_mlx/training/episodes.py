@@ -121,6 +121,7 @@ class Episode:
         target (int): Index of the target in the conversation.
         written, visible (int): Messages in the write part of ``both``, and before the target in its
             read part.
+        conversation (int): Which of a dataset's conversations it is of.
     """
 
     both: View
@@ -128,6 +129,7 @@ class Episode:
     target: int
     written: int
     visible: int
+    conversation: int = 0
 
     def view(self, mode: str) -> View:
         """The view for ``both``, ``state_only`` or ``no_memory`` (as ``both``, nothing written)."""

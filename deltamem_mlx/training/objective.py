@@ -97,21 +97,16 @@ class Objective:
             arrays |= spans_of(batch, self.granularity, multiple)
         return {name: mx.array(array) for name, array in arrays.items()}
 
-    def terms(self, inputs: Inputs, *, foreign: bool = False) -> Terms:
+    def terms(self, inputs: Inputs) -> Terms:
         """The terms for one batch, as a function of the model's parameters.
 
         Args:
             inputs (Inputs): From `inputs`.
-            foreign (bool): Every conversation reads what the one before it wrote: a control that
-              tells what was remembered from what was learned about all conversations.
         """
         written = None
         if "write_tokens" in inputs:
             spans = inputs.get("span_ids"), inputs.get("span_counts")
             written = self.passes.write(inputs["write_tokens"], inputs["write_mask"], *spans)
-        if written and foreign:
-            for memory in written.values():
-                memory.state = None if memory.state is None else mx.roll(memory.state, 1, 0)
         memories = self.passes.reading(inputs["read_mask"], written, writes=self.write_visible)
         before = {i: memory.state for i, memory in memories.items()}
         caches = self.passes.caches(memories)

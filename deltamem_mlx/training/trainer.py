@@ -18,6 +18,7 @@ from mlx_lm.utils import maybe_set_recommended_wired_limit
 from ..files import Witness, expanded
 from .batching import EpisodeBatch, batches
 from .checkpoint import STATE_FILE, identity_of, save_checkpoint
+from .dataset import ForeignMemories
 from .episodes import Episode
 from .folder import begin_run, clear_leftovers, has_checkpoint, one_run, refuse_to_replace
 from .guard import Diverged, check_loss, interruptible
@@ -37,7 +38,7 @@ class Outcome(NamedTuple):
         finished (bool): Whether it came to its end, and was not interrupted.
         train_loss, val_loss (float): The last reported.
         val_loss_without, val_loss_foreign (float): The validation loss with an empty memory, and
-          with that of another conversation.
+          with that of another conversation; None of the latter if one conversation is held out.
         seconds (float): Spent in all, also before a resume.
         peak_memory (int): Bytes, of this process.
         trained (int): Batches trained on since the run began or went on.
@@ -242,7 +243,8 @@ class Trainer:
             p.val_loss_without = self.evaluate(self.valid, "no_memory").ce
         figures = self.evaluate(self.valid)
         p.val_loss = figures.ce
-        p.val_loss_foreign = self.evaluate(self.valid, foreign=True).ce
+        if ForeignMemories.possible(self.valid):
+            p.val_loss_foreign = self.evaluate(ForeignMemories(self.valid)).ce
         info = {
             "iteration": self.iteration,
             "val_loss": figures.ce,
@@ -259,7 +261,6 @@ class Trainer:
         episodes: Sequence[Episode],
         mode: str = "both",
         *,
-        foreign: bool = False,
         most: int | None = None,
     ) -> Figures:
         """Figures of ``val_batches`` batches of the episodes, or another number of them."""
@@ -267,7 +268,6 @@ class Trainer:
             self.updater,
             episodes,
             mode=mode,
-            foreign=foreign,
             most=self.settings.val_batches if most is None else most,
             on_batch=lambda *counts: self._tell("on_validation_batch", *counts),
         )

@@ -15,7 +15,6 @@ def evaluate(
     episodes: Sequence[Episode],
     *,
     mode: str = "both",
-    foreign: bool = False,
     most: int = -1,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Figures:
@@ -25,7 +24,6 @@ def evaluate(
         updater (Updater): Of the run: model, settings, processes.
         episodes (Sequence[Episode]): What to evaluate on.
         mode (str): As in `Episode.view`.
-        foreign (bool): Read another conversation's memory, as in `Objective.terms`.
         most (int): Batches at most; -1: all.
         on_batch (Callable[[int, int], None]): Told how many of how many batches are done.
     """
@@ -40,7 +38,7 @@ def evaluate(
     seen = []
     for done, batch in enumerate(islice(stream, total), start=1):
         inputs = updater.objective.inputs(batch)
-        seen.append(updater.objective.terms(inputs, foreign=foreign))
+        seen.append(updater.objective.terms(inputs))
         mx.eval(seen[-1])
         if on_batch is not None:
             on_batch(done, total)

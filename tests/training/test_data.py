@@ -30,7 +30,7 @@ from deltamem_mlx.training.batching import (
     pad_batch,
     window_size,
 )
-from deltamem_mlx.training.dataset import EpisodeDataset
+from deltamem_mlx.training.dataset import EpisodeDataset, ForeignMemories
 from deltamem_mlx.training.episodes import (
     EpisodeSettings,
     build_episodes,
@@ -384,6 +384,25 @@ def test_context_dropout_has_the_probabilities_asked_for() -> None:
     assert drawn["no_memory"] / 4000 == pytest.approx(0.1, abs=0.03)
     assert set(batch_modes(8, 0, 0, state_only_prob=0.0, no_memory_prob=0.0)) == {"both"}
     assert set(batch_modes(8, 0, 0, state_only_prob=1.0, no_memory_prob=0.0)) == {"state_only"}
+
+
+def test_foreign_memories_are_of_another_conversation_whatever_the_batches(
+    char96: TokenizerWrapper,
+) -> None:
+    settings = EpisodeSettings(assistant_loss_mode="all_assistant_turns")
+    rows = [ConversationRow(talk(*name * 6), None, name) for name in "abc"]
+    dataset = EpisodeDataset(rows, char96, settings)
+    foreign = ForeignMemories(dataset)
+    assert len(foreign) == len(dataset) == 9
+    for own, other in zip(dataset, foreign, strict=True):
+        written = {e.conversation for e in dataset if e.both.write is other.both.write}
+        assert other.both.read is own.both.read
+        assert written and own.conversation not in written
+        assert len(other.both.write.tokens) > 0
+    shown = [n for b in evaluation_batches(foreign, 1) for n in b.write_lengths.tolist()]
+    assert shown == [n for b in evaluation_batches(foreign, 4) for n in b.write_lengths.tolist()]
+    assert ForeignMemories.possible(dataset)
+    assert not ForeignMemories.possible(EpisodeDataset(rows[:1], char96, settings))
 
 
 def test_evaluation_sees_every_episode_once(char96: TokenizerWrapper) -> None:

@@ -240,17 +240,6 @@ def test_an_empty_memory_changes_nothing() -> None:
     assert with_adapter == pytest.approx(ce.sum().item() / batch.supervised, rel=1e-6)
 
 
-def test_foreign_memories_are_those_of_the_row_before() -> None:
-    objective = Objective(attached().train())
-    views = VIEWS[:2]
-    foreign = objective.terms(objective.inputs(pad_batch(views)), foreign=True)
-    swapped = [View(views[1 - i].write, view.read) for i, view in enumerate(views)]
-    expected = objective.terms(objective.inputs(pad_batch(swapped)))
-    assert foreign.ce.item() == pytest.approx(expected.ce.item(), rel=1e-6)
-    own = objective.terms(objective.inputs(pad_batch(views)))
-    assert abs(own.ce.item() - foreign.ce.item()) > 1e-3
-
-
 ARCHITECTURES = ["gemma2", "qwen3_next", "phi3", "falcon_h1", "llama4", "gpt2", "qwen3_moe"]
 
 

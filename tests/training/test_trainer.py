@@ -253,6 +253,19 @@ def test_gradients_flow_after_a_validation(episodes: EpisodeDataset, tmp_path: P
         assert mx.abs(a).max().item() > 0, name
 
 
+def test_the_control_needs_another_conversation_and_no_batch_of_two(
+    episodes: EpisodeDataset, tmp_path: Path
+) -> None:
+    one = EpisodeDataset([conversation(1)], load_tokenizer(TOKENIZER), EpisodeSettings())
+    settings = replace(RUN, iters=2, save_every=2, steps_per_eval=2)
+    alone = Trainer(fresh(), episodes, one, settings, tmp_path / "one").run()
+    assert alone.val_loss is not None and alone.val_loss_foreign is None
+    model = dm.attach(tiny_model(), dm.DeltaMemConfig(rank=4, output_init="random"), seed=1)
+    single = replace(settings, batch_size=1)
+    found = Trainer(model, episodes, episodes, single, tmp_path / "single").run()
+    assert found.val_loss_foreign != found.val_loss
+
+
 def test_memory_stays_flat(episodes: EpisodeDataset, tmp_path: Path) -> None:
     seen = {}
 

@@ -123,9 +123,9 @@ def watching(trainer: "Trainer") -> Iterator[None]:
 
         def on_val_loss_report(self, val_info: "Info") -> None:
             say(
-                f"{_at(val_info)}  held out {val_info['val_loss']:.4f} "
-                f"({val_info['val_loss_without']:.4f} with an empty memory, "
-                f"{val_info['val_loss_foreign']:.4f} with another conversation's)"
+                f"{_at(val_info)}  held out {val_info['val_loss']:.4f} ("
+                + _beside(val_info["val_loss_without"], val_info["val_loss_foreign"])
+                + ")"
             )
 
     def say(text: str) -> None:
@@ -173,6 +173,12 @@ def finish(options: TrainOptions, outcome: "Outcome", test_loss: float | None) -
     output.result("  " + shlex.join([*words, "--remember", "notes.txt", "--prompt", "..."]))
 
 
+def _beside(without: float | None, foreign: float | None) -> str:
+    """The held-out loss under the controls; of one conversation there is no other's memory."""
+    said = f"{without:.4f} with an empty memory"
+    return said if foreign is None else f"{said}, {foreign:.4f} with another conversation's"
+
+
 def _nothing_remembered(outcome: "Outcome") -> str:
     """What to say if the held-out loss does not depend on whose memory is read; empty: it does."""
     loss, foreign = outcome.val_loss, outcome.val_loss_foreign
@@ -190,8 +196,8 @@ def _summary(outcome: "Outcome", test_loss: float | None) -> str:
     parts += [f"at most {outcome.peak_memory / 1e9:.2f} GB"]
     if outcome.val_loss is not None:
         parts.append(
-            f"held-out loss {outcome.val_loss:.4f}, {outcome.val_loss_without:.4f} with an empty "
-            f"memory, {outcome.val_loss_foreign:.4f} with another conversation's"
+            f"held-out loss {outcome.val_loss:.4f}, "
+            + _beside(outcome.val_loss_without, outcome.val_loss_foreign)
         )
     if test_loss is not None:
         parts.append(f"test loss {test_loss:.4f}")
