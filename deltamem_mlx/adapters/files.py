@@ -102,13 +102,14 @@ def _together(config_path: Path, weights_path: Path, seal: Seal | None) -> Mappi
     the settings are taken from their seal.
     """
     values = read_json(config_path)
-    if seal is None:  # of version 0.1.0, or of another program
-        return values
     named = values.get(WEIGHTS_KEY)
-    if named == seal.sha256:
+    if seal is None:
+        # Of version 0.1.0, of another program, or a numbered copy of such a run.
+        if named is None or weights_path.name != MLX_LM.weights:
+            return values
+    elif named == seal.sha256:
         return values
-    written = json.loads(seal.settings)
-    if isinstance(written, dict):
+    elif isinstance(written := json.loads(seal.settings), dict):
         same = settings_of(config_path, values) == settings_of(config_path, written)
         if same and (named is None or seal.replaces == NUMBERED):
             return values

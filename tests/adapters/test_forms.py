@@ -13,7 +13,7 @@ import pytest
 from tiny import tiny_model
 
 import deltamem_mlx as dm
-from deltamem_mlx.adapters.files import read_adapter, write_copy
+from deltamem_mlx.adapters.files import read_adapter, read_copy, write_copy
 from deltamem_mlx.adapters.publish import prepare
 from deltamem_mlx.forms import ADAPTER_NAMES, MLX_LM, PUBLISHED, files_there, is_delta_mem
 from deltamem_mlx.model.patch import set_base_model
@@ -229,6 +229,20 @@ def test_a_file_of_another_adapter_is_noticed(
     shutil.copy(other / file, folder / file)
     with pytest.raises(ValueError, match="were not written together"):
         read_adapter(folder)
+
+
+def test_weights_that_lost_their_checksum_are_not_taken_beside_settings_that_name_one(
+    adapters: Adapters,
+) -> None:
+    folder, other = adapters("folder"), adapters("other", seed=1)
+    settings = (folder / MLX_LM.config).read_text()
+    as_before(other, "mlx-lm")
+    shutil.copy(other / MLX_LM.weights, folder)
+    with pytest.raises(ValueError, match="were not written together"):
+        read_adapter(folder)
+    copy = folder / "0000003_adapters.safetensors"
+    shutil.copy(folder / MLX_LM.weights, copy)
+    assert read_copy(copy).tensors and (folder / MLX_LM.config).read_text() == settings
 
 
 @pytest.mark.parametrize("file", [PUBLISHED.config, PUBLISHED.weights])
