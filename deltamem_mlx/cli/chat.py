@@ -10,6 +10,7 @@ from deltamem_mlx.cli.frame import errors, output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.load import has_memory, load_pair
 from deltamem_mlx.cli.frame.session import (
+    STEP,
     ChatTemplateConfig,
     Memory,
     QuantizedKvStart,
@@ -59,7 +60,7 @@ class ChatOptions:
     kv_group_size: o.KvGroupSize = 64
     quantized_kv_start: QuantizedKvStart = 5000
     max_kv_size: o.MaxKvSize = None
-    prefill_step_size: o.PrefillStepSize = 2048
+    prefill_step_size: o.PrefillStepSize = STEP
     trust_remote_code: o.TrustRemoteCode = False
 
 

@@ -14,8 +14,9 @@ from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
 from deltamem_mlx.cli.frame.parse import standard_input
+from deltamem_mlx.cli.frame.progress import watched
 from deltamem_mlx.cli.frame.session import (
-    REMEMBER_STEP,
+    STEP,
     ChatTemplateConfig,
     Memory,
     QuantizedKvStart,
@@ -37,15 +38,14 @@ if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     from deltamem_mlx.session.session import MemorySession
-    from deltamem_mlx.text.messages import Message
+    from deltamem_mlx.text.sources import Source
 
 Remember = Annotated[
     list[Path] | None,
     typer.Option(
         "--remember",
         metavar="FILE",
-        help="Write a file into the memory first: text, a message a paragraph, or .json/.jsonl of "
-        "messages. Repeatable.",
+        help="Write a file or folder into the memory first, as `remember` does. Repeatable.",
         rich_help_panel=o.MEMORY,
     ),
 ]
@@ -97,9 +97,6 @@ class Printed:
                 self.lost = error
 
 
-Notes = list[tuple[Path, list["Message"]]]
-
-
 @dataclass(frozen=True)
 class GenerateOptions:
     """What `generate` was asked for."""
@@ -124,7 +121,7 @@ class GenerateOptions:
     kv_group_size: o.KvGroupSize = 64
     quantized_kv_start: QuantizedKvStart = 5000
     max_kv_size: o.MaxKvSize = None
-    prefill_step_size: o.PrefillStepSize = 2048
+    prefill_step_size: o.PrefillStepSize = STEP
     trust_remote_code: o.TrustRemoteCode = False
     json: o.Json = False
 
@@ -161,7 +158,7 @@ def generate(options: GenerateOptions) -> None:
     _report(answer, options.json, more)
 
 
-def _checked(options: GenerateOptions) -> Notes:
+def _checked(options: GenerateOptions) -> list["Source"]:
     """What is to be remembered; raises UsageError for flags that do not go together."""
     template_kwargs(options.chat_template_config)
     check_kv_options(options.kv_bits, options.max_kv_size)
@@ -185,17 +182,17 @@ def _from_memory(
     model: "nn.Module",
     tokenizer: "TokenizerWrapper",
     text: str,
-    notes: Notes,
+    notes: list["Source"],
 ) -> tuple[GeneratedAnswer, dict[str, Any]]:
     """The answer, and what else is to be said of it. The memory is saved."""
     settings, generation = session_settings(options), generation_of(options)
     session = open_session(options.memory, model, tokenizer, settings)
-    step_size = min(options.prefill_step_size, REMEMBER_STEP)
-    remembered = _remember(session, notes, options.keep_context, step_size)
+    remembered = _remember(session, notes, options) if notes else 0
     if options.compare and not options.json:
         output.result("With memory:")
     with session.read_only() if options.read_only else nullcontext():
-        answer = _show(session.stream(text, **generation), quiet=options.json)
+        pieces = watched(lambda g: session.stream(text, **g), generation)
+        answer = _show(pieces, quiet=options.json)
     stats = session.stats()
     if options.memory is not None and not options.read_only:
         session.save(options.memory)
@@ -226,31 +223,30 @@ def _prompt(prompt: str | None) -> str:
     return text
 
 
-def _notes(paths: list[Path]) -> Notes:
-    from deltamem_mlx.text.files import read_messages
+def _notes(paths: list[Path]) -> list["Source"]:
+    from deltamem_mlx.cli.frame.telling import sources_of
 
-    for path in paths:
-        if path.suffix.lower() == ".safetensors":
-            raise UsageError(
-                f"--remember: {str(path)!r} is no text. To go on with the memory in a file: "
-                f"--memory {path}"
-            )
-    return [(path, read_messages(path)) for path in paths]
+    return sources_of(paths, "--remember")
 
 
-def _remember(session: "MemorySession", notes: Notes, keep_context: bool, step_size: int) -> int:
-    total = 0
-    for path, messages in notes:
-        try:
-            tokens = session.remember(messages, prefill_step_size=step_size)
-        except KeyboardInterrupt:
-            output.note(f"{path} was not remembered: the memory is as it was before it.")
-            raise
-        output.note(f"Remembered {path}: {tokens} tokens.")
-        total += tokens
-        if not keep_context:
+def _remember(session: "MemorySession", notes: list["Source"], options: GenerateOptions) -> int:
+    """Write the notes into the memory. What was written before Ctrl-C is saved with it."""
+    from deltamem_mlx.cli.frame.telling import tell
+
+    def remembered(source: "Source", tokens: int) -> None:
+        output.note(f"Remembered {source.name}: {tokens} tokens.")
+        if not options.keep_context:
             session.forget_context()
-    return total
+
+    told = tell(session, notes, step_size=options.prefill_step_size, after_each=remembered)
+    if told.stopped_in is not None:
+        saved = ""
+        if options.memory is not None and not options.read_only and told.tokens:
+            session.save(options.memory)
+            saved = f" and saved to {options.memory}"
+        output.note(told.stopped(saved))
+        raise KeyboardInterrupt
+    return told.tokens
 
 
 def _plain(
@@ -270,9 +266,11 @@ def _plain(
         prompt = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, **template_kwargs(options.chat_template_config)
         )
-    generation = generation_of(options)
     size = options.max_kv_size
-    yield from stream_generate(model, tokenizer, prompt, **generation, max_kv_size=size)
+    yield from watched(
+        lambda g: stream_generate(model, tokenizer, prompt, **g, max_kv_size=size),
+        generation_of(options),
+    )
 
 
 def _show(responses: Iterator["GenerationResponse"], *, quiet: bool) -> GeneratedAnswer:

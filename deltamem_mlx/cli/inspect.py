@@ -7,6 +7,7 @@ from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.cli.frame.progress import reading
 from deltamem_mlx.cli.frame.session import ChatTemplateConfig, template_kwargs
 from deltamem_mlx.cli.options import inspect as i
 from deltamem_mlx.cli.options import shared as o
@@ -234,7 +235,9 @@ def _show_trace(
         text = "\n\n".join(str(message["content"]) for message in messages)
         script = text_script(tokenizer, text, settings)
     state = None if memory is None else _fitting(memory, loaded)
-    found = trace(loaded, script, state=state, every_token=by_token, max_kv_size=max_kv_size)
+    watch: dict[str, Any] = {"every_token": by_token, "max_kv_size": max_kv_size}
+    with reading("tracing") as show:
+        found = trace(loaded, script, state=state, **watch, progress=show)
     if found.granularity != "token":
         output.note("This adapter writes means over spans: β of a token is not what is written.")
     if as_json:

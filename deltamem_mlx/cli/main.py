@@ -19,6 +19,7 @@ from deltamem_mlx.cli.frame import errors, output
 COMMANDS: dict[str, str] = {
     "demo": "deltamem_mlx.cli.demo:demo",
     "generate": "deltamem_mlx.cli.generate:generate",
+    "remember": "deltamem_mlx.cli.remember:remember",
     "chat": "deltamem_mlx.cli.chat:chat",
     "convert": "deltamem_mlx.cli.convert:convert",
     "upload": "deltamem_mlx.cli.upload:upload",

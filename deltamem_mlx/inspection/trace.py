@@ -3,6 +3,8 @@
 The text runs through the model once, in chunks; between chunks the state is looked at.
 """
 
+import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +20,7 @@ from ..model.patch import config_of
 from ..text.spans import Spans
 from .script import Script, ScriptTurn
 
-MARKS = 64
+MARKS, LONGEST_STEP = 64, 512
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def trace(
     state: States | None = None,
     every_token: bool = False,
     max_kv_size: int | None = None,
+    progress: Callable[[int, int], object] = lambda tokens, total: None,
 ) -> Trace:
     """Run a script through the model and watch its memory.
 
@@ -96,6 +99,7 @@ def trace(
         state (Mapping): The memory to begin with, layer index → [1, H, r, r]. Default: empty.
         every_token (bool): Measure movement token by token. Takes a call of the model each.
         max_kv_size (int): Make the KV cache a sliding window of this many tokens.
+        progress (Callable): Called after each step with the tokens read so far, and all of them.
 
     Raises:
         ValueError: If the state does not fit the model.
@@ -114,6 +118,7 @@ def trace(
                     tokens = mx.array([script.spans.token_ids[a:b]])
                     model(tokens, cache=cache)
                     mx.eval([c.state for c in cache])  # and no logits
+                    progress(b, script.turns[-1].end)
                     if b < end:
                         watch.look(b)
             watch.look(end)
@@ -121,11 +126,15 @@ def trace(
 
 
 def _grid(script: Script) -> set[int]:
-    """The marks: every turn's end, and about ``MARKS`` points evenly within the turns."""
+    """The marks: every turn's end, and points evenly within the turns.
+
+    There are about ``MARKS``, or more where the steps between them would be longer than
+    ``LONGEST_STEP`` tokens.
+    """
     total = script.turns[-1].end
     marks = set()
     for start, end in pairwise([0, *(turn.end for turn in script.turns)]):
-        parts = max(1, round(MARKS * (end - start) / total))
+        parts = max(round(MARKS * (end - start) / total), math.ceil((end - start) / LONGEST_STEP))
         marks |= set(np.linspace(start, end, parts + 1).round().astype(int).tolist()[1:])
     return marks - {0}
 

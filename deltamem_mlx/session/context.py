@@ -56,13 +56,20 @@ class Context:
 
     def feed(self, spans: Spans, *, step_size: int, write: bool = True) -> None:
         """Run tokens through the model, at most ``step_size`` a call."""
+        for _ in self.feeding(spans, step_size=step_size, write=write):
+            pass
+
+    def feeding(self, spans: Spans, *, step_size: int, write: bool = True) -> Iterator[int]:
+        """The same step by step: yields how many tokens each fed."""
         tokens = mx.array(spans.token_ids, dtype=mx.uint32)
-        writing = self.spans(spans) if write else read_only(self.cache)
-        with writing, mx.stream(generation_stream):
+        with self.spans(spans) if write else read_only(self.cache):
             for start in range(0, len(spans.token_ids), step_size):
-                self.model(tokens[None, start : start + step_size], cache=self.cache)
-                self.settle()
-                mx.clear_cache()
+                step = tokens[None, start : start + step_size]
+                with mx.stream(generation_stream):
+                    self.model(step, cache=self.cache)
+                    self.settle()
+                    mx.clear_cache()
+                yield step.size
         self.tokens += spans.token_ids
 
     def settle(self) -> None:

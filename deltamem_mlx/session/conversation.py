@@ -4,7 +4,7 @@
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypedDict
 
@@ -103,11 +103,19 @@ class Conversation:
 
     def feed(self, new: list[Message], *, write: bool, step_size: int) -> int:
         """Feed messages without answering; returns how many tokens they are."""
-        with self._one_turn(new, answered=False, write=write):
+        return sum(self.feeding(new, write=write, step_size=step_size))
+
+    def feeding(
+        self, new: list[Message], *, write: bool, step_size: int, goes_on: bool = False
+    ) -> Generator[int, None, None]:
+        """The same step by step: yields how many tokens each fed. All is kept, or nothing is.
+
+        With ``goes_on`` it is part of the turn before, and taken back with that.
+        """
+        with self._one_turn(new, answered=False, write=write, goes_on=goes_on):
             turn = self._open(new, reply=False, room=0, step_size=step_size)
-            self.context.feed(turn.new, step_size=step_size)
+            yield from self.context.feeding(turn.new, step_size=step_size)
             self._commit(new, turn.spans)
-            return len(turn.new.token_ids)
 
     def answer(
         self, new: list[Message], generation: Generation, *, write: bool
@@ -215,7 +223,9 @@ class Conversation:
         return nullcontext() if write else read_only(self.context.cache)
 
     @contextmanager
-    def _one_turn(self, new: list[Message], *, answered: bool, write: bool) -> Iterator[None]:
+    def _one_turn(
+        self, new: list[Message], *, answered: bool, write: bool, goes_on: bool = False
+    ) -> Iterator[None]:
         """A turn is complete and kept, or all is as it was before it."""
         before = Before(self.context.mark(), self.said, new, answered, write)
         try:
@@ -225,7 +235,10 @@ class Conversation:
         except BaseException:
             self._go_back(before)
             raise
-        self.past.add(before)
+        if goes_on:
+            self.past.add_to_last(new)
+        else:
+            self.past.add(before)
 
     def _check_finite(self, before: Before) -> None:
         """Raise ValueError if the turn has made the memory overflow."""

@@ -88,6 +88,11 @@ class Past:
         while self._kept and (len(self._kept) > self.turns or size > self.most_bytes):
             size -= self._kept.popleft().nbytes
 
+    def add_to_last(self, new: Sequence[Message]) -> None:
+        """The last turn was given these as well."""
+        if self._kept:
+            self._kept[-1] = self._kept[-1]._replace(new=[*self._kept[-1].new, *new])
+
     def last(self) -> Before | None:
         """The last turn that is kept."""
         return self._kept[-1] if self._kept else None

@@ -22,6 +22,7 @@ from .draft import Draft
 from .generation import Generation
 from .lock import TurnLock
 from .past import UNDO_BYTES, UNDO_TURNS, Before, Past
+from .remembering import STEP_SIZE, Written, written
 
 # Arguments of mlx-lm's generation that would work on another cache than the session's.
 _NOT_OURS = ("prompt_cache", "max_kv_size", "draft_model", "input_embeddings")
@@ -165,6 +166,35 @@ class Talk:
         new = as_messages(_told(text))
         with self._lock:
             return self._conversation.feed(new, write=not self._holds, step_size=prefill_step_size)
+
+    def remembering(
+        self,
+        messages: str | Path | Message | Sequence[Message],
+        *,
+        prefill_step_size: int = STEP_SIZE,
+    ) -> Generator[Written, None, None]:
+        """``remember`` step by step: to show how far it is, and to stop it.
+
+        The messages are fed a few at a time, and are one turn to ``undo``. Closing the iterator
+        early keeps those that were fed whole; so does an error.
+
+        Args:
+            messages: As in ``remember``.
+            prefill_step_size (int): Tokens a step.
+
+        Yields:
+            Written: ``tokens`` fed so far, ``total`` that there are about, ``messages`` that stay
+            if it ends here.
+
+        Raises:
+            TypeError, ValueError: If these are no messages.
+        """
+        new = as_messages(_told(messages))
+        return self._lock.run(self._written(new, prefill_step_size))
+
+    def _written(self, new: list[Message], step_size: int) -> Generator[Written, None, None]:
+        write = not self._holds
+        yield from written(self._conversation, new, write=write, step_size=step_size)
 
     def correct(self, old: str, new: str) -> int:
         """Tell that ``old`` no longer holds and ``new`` does; returns how many tokens were fed."""

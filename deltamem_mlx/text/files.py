@@ -6,12 +6,14 @@ from pathlib import Path
 
 from ..files import read_text
 from ..problems import Problem, kind_of, raise_problems
+from .exports import exported_messages
 from .json_rows import JSON_SUFFIXES, json_rows
 from .messages import Message, message_problems
 
 EXPECTED = (
     'Expected {"role": "user", "content": "text"} per line of a .jsonl file, or a list of them in '
-    'a .json file; {"messages": [...]} stands for its messages.'
+    'a .json file; {"messages": [...]} stands for its messages. Exports of ChatGPT '
+    "(conversations.json) and of mem0 will do as well."
 )
 BLANK_LINES = re.compile(r"\n\s*\n")
 
@@ -23,6 +25,8 @@ def holds_messages(path: Path) -> bool:
 
 def read_messages(path: Path) -> list[Message]:
     """The messages in a file: those of a .json or .jsonl, or a text's paragraphs, one each.
+
+    JSON may be an export, as ``exported_messages`` knows them.
 
     Raises FileNotFoundError; ValueError for a file that is empty, no UTF-8 text, or holds something
     that is no message: every such place is named by file, line and field.
@@ -38,15 +42,24 @@ def read_messages(path: Path) -> list[Message]:
                     messages.append(dict(value))
         raise_problems(problems, f"{path} cannot be remembered", EXPECTED)
     else:
-        parts = (part.strip() for part in BLANK_LINES.split(read_text(path)))
-        messages = [{"role": "user", "content": part} for part in parts if part]
+        messages = text_messages(read_text(path))
     if not messages:
         raise ValueError(f"{path} is empty; expected something to remember.")
     return messages
 
 
+def text_messages(text: str) -> list[Message]:
+    """The paragraphs of a text, each a message of the user's."""
+    parts = (part.strip() for part in BLANK_LINES.split(text))
+    return [{"role": "user", "content": part} for part in parts if part]
+
+
 def _within(row: object) -> Iterator[tuple[str, object]]:
     """(field, value) for each thing in a row that should be a message, or a `Problem`."""
+    exported = exported_messages(row)
+    if exported is not None:
+        yield from (("", message) for message in exported)
+        return
     field = "messages" if isinstance(row, Mapping) and "messages" in row else ""
     listed = row["messages"] if isinstance(row, Mapping) and field else row
     if isinstance(listed, list):

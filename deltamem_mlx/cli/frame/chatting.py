@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltamem_mlx.cli.frame import errors, output
-from deltamem_mlx.cli.frame.session import (
-    REMEMBER_STEP,
-    without_memory,
-)
+from deltamem_mlx.cli.frame.session import without_memory
 
 if TYPE_CHECKING:
     from mlx_lm.generate import GenerationResponse
@@ -135,14 +132,20 @@ class Chat:
     # Commands.
 
     def remember(self, argument: str) -> None:
-        from deltamem_mlx.text.files import read_messages
+        from deltamem_mlx.cli.frame.telling import sources_of, tell
 
-        path = _path(argument, "/remember FILE")
-        messages = read_messages(path)
-        step_size = min(self.generation["prefill_step_size"], REMEMBER_STEP)
-        tokens = self.session.remember(messages, prefill_step_size=step_size)
-        self.keep()
-        self.ui.done("remembered", f"{tokens:,} tokens of {path}; /forget drops their context")
+        if not (words := shlex.split(argument)):
+            raise ValueError("Expected /remember FILE, a folder, or several.")
+        sources = sources_of([Path(word).expanduser() for word in words], "/remember")
+        step_size = self.generation["prefill_step_size"]
+        told = tell(self.session, sources, step_size=step_size)
+        if told.tokens:
+            self.keep()
+        if told.stopped_in is not None:
+            self.ui.say(told.stopped(), "warn")
+            return
+        what = sources[0].name if len(sources) == 1 else f"{told.files} files"
+        self.ui.done("remembered", f"{told.tokens:,} tokens of {what}; /forget drops their context")
 
     def forget(self, _: str) -> None:
         self.session.forget_context()

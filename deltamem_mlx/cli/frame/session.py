@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from deltamem_mlx.session.generation import Generation
     from deltamem_mlx.session.session import MemorySession
 
-# Tokens a step of what is remembered: Ctrl-C is heard between steps, and on a slow machine a long
-# one takes most of a minute.
-REMEMBER_STEP = 256
+# Tokens a step of a prompt, and of what is remembered: Ctrl-C is heard between steps, and on a slow
+# machine mlx-lm's 2,048 take a minute.
+STEP = 256
 
 Memory = Annotated[
     Path | None,

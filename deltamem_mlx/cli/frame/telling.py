@@ -1,0 +1,129 @@
+"""Telling a session what files hold: watched, and stopped between two steps by Ctrl-C."""
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltamem_mlx.cli.frame import interrupts, output, progress
+from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.frame.parse import STANDARD_INPUT, standard_input
+from deltamem_mlx.problems import first_few
+
+if TYPE_CHECKING:
+    from deltamem_mlx.session.session import MemorySession
+    from deltamem_mlx.text.sources import Source
+
+
+@dataclass
+class FilesTold:
+    """What became of files that were to be told.
+
+    - files: how many were told whole.
+    - messages, tokens: what was written, of all files.
+    - seconds: how long it took.
+    - stopped_in: the name of the file that Ctrl-C stopped.
+    - rest: messages of that file that were not written.
+    """
+
+    files: int = 0
+    messages: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    stopped_in: str | None = None
+    rest: int = 0
+
+    def stopped(self, saved: str = "") -> str:
+        """A sentence on what Ctrl-C left undone."""
+        if not self.tokens:
+            return f"Stopped: nothing of {self.stopped_in} was written."
+        return (
+            f"Stopped in {self.stopped_in}: {self.tokens:,} tokens were written{saved}; its last "
+            f"{self.rest} message{'s' * (self.rest != 1)}, and what comes after, were not."
+        )
+
+
+def sources_of(paths: Sequence[Path], flag: str) -> list["Source"]:
+    """What files, folders and patterns tell, and standard input for ``-``; all read before any is
+    told.
+
+    Raises:
+        UsageError: For a memory file; to the flag or argument it says what to do with one.
+        FileNotFoundError, ValueError: As of ``read_sources``.
+    """
+    from deltamem_mlx.text.files import text_messages
+    from deltamem_mlx.text.sources import Source, in_parts, read_sources
+
+    found: list[Source] = []
+    for path in paths:
+        if path.suffix.lower() == ".safetensors":
+            raise UsageError(
+                f"{flag}: {str(path)!r} is no text. To go on with the memory in a file: "
+                f"--memory {path}"
+            )
+        if str(path) == "-":
+            messages = in_parts(text_messages(standard_input()))
+            if not messages:
+                raise UsageError(f"{flag}: standard input is empty; expected something to tell.")
+            found.append(Source(STANDARD_INPUT, messages))
+            continue
+        told, left_out = read_sources([path])
+        if left_out:
+            output.warn(f"Left out of {path}:\n" + "\n".join(first_few(left_out)))
+        known = {source.name for source in found}
+        found += [source for source in told if source.name not in known]
+    return found
+
+
+def tell(
+    session: "MemorySession",
+    sources: Sequence["Source"],
+    *,
+    step_size: int,
+    after_each: Callable[["Source", int], None] = lambda source, tokens: None,
+) -> FilesTold:
+    """Write what files tell into the memory, with a bar.
+
+    Ctrl-C ends it after the present step, pressed twice within it; what was written stays.
+
+    - step_size: tokens a step.
+    - after_each: called with each file that was told whole, and its tokens.
+    """
+    told, began, done = FilesTold(), time.perf_counter(), 0
+    sizes = [sum(len(str(m.get("content") or "")) for m in s.messages) or 1 for s in sources]
+    with interrupts.noted() as pressed, progress.telling(sum(sizes)) as show:
+        for source, size in zip(sources, sizes, strict=True):
+            before = told.messages, told.tokens
+            with (
+                suppress(KeyboardInterrupt),
+                closing(_steps(session, source, step_size, told)) as s,
+            ):
+                while not pressed() and (step := next(s, None)):
+                    share, tokens = step
+                    show(source.name, done + size * share, tokens)
+            told.rest = len(source.messages) - (told.messages - before[0])
+            if told.rest:
+                told.stopped_in = source.name
+                break
+            told.files, done = told.files + 1, done + size
+            after_each(source, told.tokens - before[1])
+    told.seconds = time.perf_counter() - began
+    return told
+
+
+def _steps(
+    session: "MemorySession", source: "Source", step_size: int, told: FilesTold
+) -> Generator[tuple[float, int], None, None]:
+    """Tells one file; yields which share of it was fed, and the tokens of all files so far.
+
+    What was fed whole is added to ``told``.
+    """
+    messages, tokens = told.messages, told.tokens
+    with closing(session.remembering(source.messages, prefill_step_size=step_size)) as steps:
+        for written in steps:
+            if messages + written.messages > told.messages:
+                told.messages = messages + written.messages
+                told.tokens = tokens + written.tokens
+            yield written.tokens / written.total, tokens + written.tokens

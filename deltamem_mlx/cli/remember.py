@@ -1,0 +1,128 @@
+"""`deltamem-mlx remember`: files into a memory, and nothing asked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.cli.frame.session import (
+    STEP,
+    ChatTemplateConfig,
+    Memory,
+    check_memory_path,
+    open_session,
+    template_kwargs,
+)
+from deltamem_mlx.cli.options import shared as o
+
+if TYPE_CHECKING:
+    from deltamem_mlx.cli.frame.telling import FilesTold
+    from deltamem_mlx.session.session import MemorySession
+    from deltamem_mlx.text.sources import Source
+
+Files = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FILE...",
+        help="Text, Markdown, .jsonl or .json of messages, exports of ChatGPT and mem0; folders, "
+        "patterns in quotes; - reads text from standard input.",
+        show_default=False,
+    ),
+]
+MaxContext = Annotated[
+    int,
+    typer.Option(
+        "--max-context",
+        min=1,
+        help="Read a long file with this many of its tokens in view.",
+        rich_help_panel=o.CONTEXT,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class RememberOptions:
+    """What `remember` was asked for."""
+
+    files: Files
+    memory: Memory = None
+    model: o.Model = None
+    adapter: o.Adapter = None
+    chat_template_config: ChatTemplateConfig = None
+    max_context: MaxContext = 4096
+    prefill_step_size: o.PrefillStepSize = STEP
+    trust_remote_code: o.TrustRemoteCode = False
+    json: o.Json = False
+
+
+@command(
+    "deltamem-mlx remember notes.md --memory me.safetensors",
+    "deltamem-mlx remember notes/ 'letters/*.txt' --model MODEL --adapter ADAPTER "
+    "--memory me.safetensors",
+    "echo 'My dog is called Rex.' | deltamem-mlx remember - --memory me.safetensors",
+)
+def remember(options: RememberOptions) -> None:
+    """Write files into a memory.
+
+    Of a text each paragraph is a message; of a folder the texts and messages in it are taken, at
+    any depth. The memory is saved after each file. Ctrl-C ends it between two steps: what was
+    written so far is saved.
+
+    Without --model and --adapter, the built-in demo pair reads.
+    """
+    from deltamem_mlx.cli.frame.telling import sources_of, tell
+
+    if options.memory is None:
+        raise UsageError("Say which memory is to remember: --memory FILE.safetensors")
+    if not has_memory(options.model, options.adapter):
+        refuse_without_memory({"remember": True})
+    check_memory_path(options.memory)
+    kwargs = template_kwargs(options.chat_template_config)
+    sources = sources_of(options.files, "remember")
+    model, tokenizer = load_pair(
+        options.model, options.adapter, trust_remote_code=options.trust_remote_code
+    )
+    settings = {"template_kwargs": kwargs, "max_context": options.max_context}
+    session = open_session(options.memory, model, tokenizer, settings)
+
+    def remembered(source: "Source", tokens: int) -> None:
+        session.save(str(options.memory))
+        session.forget_context()
+        output.note(f"Remembered {source.name}: {tokens:,} tokens.")
+
+    told = tell(session, sources, step_size=options.prefill_step_size, after_each=remembered)
+    if told.tokens:
+        session.save(options.memory)
+    _report(told, session, options)
+    if told.stopped_in is not None:
+        raise KeyboardInterrupt
+
+
+def _report(told: "FilesTold", session: "MemorySession", options: RememberOptions) -> None:
+    written = session.stats()["tokens_written"]
+    if options.json:
+        output.result_json(
+            {
+                "memory": str(options.memory),
+                "files": told.files,
+                "messages": told.messages,
+                "tokens": told.tokens,
+                "tokens_written": written,
+                "seconds": told.seconds,
+                "stopped_in": told.stopped_in,
+            }
+        )
+    elif told.stopped_in is not None:
+        output.result(told.stopped(f" and saved to {options.memory}"))
+    else:
+        speed = told.tokens / max(told.seconds, 1e-9)
+        output.result(
+            f"{options.memory}: {told.tokens:,} tokens of {told.files} "
+            f"file{'s' * (told.files != 1)} written in {told.seconds:.1f} s ({speed:,.0f} a "
+            f"second), {written:,} in all."
+        )

@@ -1,0 +1,60 @@
+"""Many messages written a few at a time, so that it can be watched and stopped."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import NamedTuple
+
+from ..text.messages import Message
+from .conversation import Conversation
+
+# Tokens a step, and about as many a part: who stops it waits for the one, and loses the other.
+STEP_SIZE = 256
+
+
+class Written(NamedTuple):
+    """How far it is.
+
+    Attributes:
+        tokens (int): Fed so far.
+        total (int): About how many there are in all; exact at the end.
+        messages (int): How many messages were fed whole.
+    """
+
+    tokens: int
+    total: int
+    messages: int
+
+
+def written(
+    talk: Conversation, new: Sequence[Message], *, write: bool, step_size: int
+) -> Iterator[Written]:
+    """Feed messages part by part, all of them one turn; yields after each step.
+
+    Closing the iterator keeps the parts that were fed whole.
+    """
+    lengths = [len(talk.tokenizer.encode(str(m.get("content") or ""))) for m in new]
+    tokens, first = 0, 0
+    for end in _ends(lengths, step_size):
+        began, left = tokens, sum(lengths[end:])
+        part = sum(lengths[first:end])
+        some = list(new[first:end])
+        with closing(
+            talk.feeding(some, write=write, step_size=step_size, goes_on=first > 0)
+        ) as steps:
+            for count in steps:
+                tokens += count
+                yield Written(tokens, max(tokens, began + part) + left, first)
+        first = end
+        yield Written(tokens, tokens + left, first)
+
+
+def _ends(lengths: Sequence[int], most: int) -> Iterator[int]:
+    """Where each part ends: it has as many messages as one step would take, and one at least."""
+    size = 0
+    for i, length in enumerate(lengths):
+        if size and size + length > most:
+            yield i
+            size = 0
+        size += length
+    if lengths:
+        yield len(lengths)

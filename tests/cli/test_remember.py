@@ -1,0 +1,119 @@
+"""`deltamem-mlx remember`: files into a memory, watched and stopped as one likes."""
+
+import json
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pexpect
+import pytest
+from conftest import ROOT, RunCli
+from typer.testing import CliRunner, Result
+
+import deltamem_mlx as dm
+from deltamem_mlx.cli.main import app
+from deltamem_mlx.memory.file import read_memory
+
+FACTS = ["anna lives in oslo .", "ben is a doctor .", "mia likes tea ."]
+
+
+def call(*args: str | Path, input: str | None = None) -> Result:
+    done = CliRunner().invoke(app, ["remember", *map(str, args)], input=input)
+    assert not isinstance(done.exception, Exception), done.exception
+    return done
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Path:
+    return tmp_path / "me.safetensors"
+
+
+def test_a_folder_and_standard_input_are_written_and_asked_for_later(
+    run_cli: RunCli, tmp_path: Path, memory: Path
+) -> None:
+    (tmp_path / "notes").mkdir()
+    for name, fact in zip(("a.md", "b.txt"), FACTS, strict=False):
+        (tmp_path / "notes" / name).write_text(fact)
+    done = run_cli("remember", "notes", "-", "--memory", memory, input=FACTS[2])
+    assert done.returncode == 0, done.stderr
+    assert "me.safetensors: " in done.stdout
+    assert " tokens of 3 files written in " in done.stdout
+    told = re.findall(r"Remembered (.*): [1-9]\d* tokens\.", done.stderr)
+    assert told == ["notes/a.md", "notes/b.txt", "standard input"]
+    asked = run_cli("generate", "--memory", memory, "--prompt", "what is the job of ben ?")
+    assert asked.stdout == "ben is a doctor.\n"
+
+
+def test_it_writes_what_a_session_would(tmp_path: Path, memory: Path) -> None:
+    path = tmp_path / "facts.txt"
+    path.write_text("\n\n".join(FACTS))
+    done = call(path, "--memory", memory, "--json")
+    assert done.exit_code == 0, done.stderr
+    session = dm.MemorySession(*dm.load())
+    tokens = session.remember(path)
+    for layer, state in dm.memory_state(session.cache).items():
+        assert np.allclose(np.array(state), read_memory(memory).states[layer], atol=1e-5)
+    said = json.loads(done.stdout)
+    assert (said["files"], said["messages"], said["tokens"]) == (1, 3, tokens)
+    assert said["tokens_written"] == read_memory(memory).tokens_written[0] == tokens
+    assert said["stopped_in"] is None
+    again = json.loads(call(path, "--memory", memory, "--json").stdout)
+    assert again["tokens_written"] == 2 * tokens
+
+
+def test_nothing_is_written_where_one_file_cannot_be(tmp_path: Path, memory: Path) -> None:
+    good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"
+    good.write_text(FACTS[0])
+    bad.write_bytes(b"\xff\xfe")
+    done = call(good, bad, "--memory", memory)
+    assert done.exit_code == 1
+    assert "bad.txt:1 is not UTF-8 text" in done.stderr
+    assert not memory.exists()
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        ([], "Missing argument 'FILE...'"),
+        (["a.txt"], "Say which memory is to remember"),
+        (["a.txt", "--memory", "m.bin"], "m.bin"),
+        (["a.safetensors", "--memory", "m.safetensors"], "'a.safetensors' is no text"),
+        (["-", "--memory", "m.safetensors"], "standard input is empty"),
+        (["a.txt", "--memory", "m.safetensors", "--model", "x"], "Give --adapter"),
+    ],
+)
+def test_wrong_use_is_named(args: list[str], said: str) -> None:
+    done = call(*args, input="")
+    assert done.exit_code == 2
+    assert said in done.stderr
+
+
+def test_ctrl_c_ends_it_between_two_steps_and_what_was_written_is_saved(
+    tmp_path: Path, memory: Path
+) -> None:
+    paragraphs = [FACTS[i % 3] for i in range(4000)]
+    (tmp_path / "long.txt").write_text("\n\n".join(paragraphs))
+    command = ["-m", "deltamem_mlx", "remember", "long.txt", "--memory", str(memory)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120"}
+    child = pexpect.spawn(sys.executable, command, cwd=str(tmp_path), env=env, timeout=120)
+    child.setwinsize(24, 120)
+    # The bar: tokens so far and in all, and the time that is left.
+    child.expect(r"[1-9][\d,]* of about [\d,]+ tokens")
+    child.expect(r"\d:\d\d:\d\d")
+    child.kill(signal.SIGINT)
+    child.expect(r"Stopped in long.txt: ([\d,]+) tokens were written and saved to .*me\.safe")
+    tokens = int(child.match[1].replace(b",", b""))
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130
+    assert read_memory(memory).tokens_written == [tokens]
+    session, written = dm.MemorySession(*dm.load(), max_context=4096), 0
+    for step in session.remembering([{"role": "user", "content": p} for p in paragraphs]):
+        if (written := step.tokens) >= tokens and step.messages:
+            break
+    assert written == tokens
+    for layer, state in dm.memory_state(session.cache).items():
+        assert np.array_equal(np.array(state), read_memory(memory).states[layer])
