@@ -1,6 +1,7 @@
 """What messages say of many problems, and of values that may be anything."""
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Number
 from typing import NamedTuple
@@ -25,6 +26,20 @@ def raise_problems(problems: Sequence[str], what: str, expected: str) -> None:
     if problems:
         shown = "\n".join(f"  {line}" for line in first_few(problems, 10))
         raise ValueError(f"{what}:\n{shown}\n{expected}".rstrip())
+
+
+def as_whole(name: str, value: object) -> int:
+    """The integer that an argument is.
+
+    Raises:
+        TypeError: If it is none: text, a fraction, true or false.
+    """
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)  # type: ignore[arg-type]  # what else it is, it says
+    except TypeError:
+        pass
+    raise TypeError(f"{name} is {shortened(value)}, expected a whole number.")
 
 
 def kind_of(value: object) -> str:

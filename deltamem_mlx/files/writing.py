@@ -14,8 +14,8 @@ from .reading import expanded
 from .witness import FileChanged, Witness
 
 # What writers raise when a disk is full or a folder may not be written: MLX RuntimeError,
-# safetensors an error of its own.
-_FAILURES = (OSError, RuntimeError, SafetensorError)
+# safetensors an error of its own; and where a folder's name is not UTF-8.
+_FAILURES = (OSError, RuntimeError, SafetensorError, UnicodeEncodeError)
 
 
 class WriteError(OSError):

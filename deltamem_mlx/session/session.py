@@ -17,6 +17,7 @@ from ..files import Witness, expanded
 from ..memory.actions import memories, memory_state
 from ..memory.file import memory_of, read_memory, restore_memory, write_memory
 from ..memory.measures import layer_measures
+from ..problems import as_whole
 from ..text.messages import Message
 from ..text.turns import as_messages
 from .file import (
@@ -98,8 +99,10 @@ class MemorySession(Talk):
             list[Message]: What those turns were given, replies left out.
 
         Raises:
+            TypeError: If ``turns`` is no integer.
             ValueError: If so many are not kept, or ``turns`` is less than 1.
         """
+        turns = as_whole("turns", turns)
         if turns < 1:
             raise ValueError(f"turns is {turns}; expected 1 or more.")
         with self._lock:
@@ -138,10 +141,11 @@ class MemorySession(Talk):
             **generation: As in ``stream``.
 
         Raises:
+            TypeError: If ``i`` is no integer, or ``text`` no message.
             IndexError: If there is no such message.
             ValueError: If its turn is not kept.
         """
-        new = as_messages(text)
+        new, i = as_messages(text), as_whole("i", i)
         self._check(generation)
 
         def edited() -> Generator[GenerationResponse, None, None]:
@@ -155,8 +159,9 @@ class MemorySession(Talk):
         """An independent session that goes on from just before the user's message ``i``.
 
         Raises:
-            IndexError, ValueError: As for ``edit``.
+            TypeError, IndexError, ValueError: As for ``edit``.
         """
+        i = as_whole("i", i)
         new = self.fork()
         new._conversation.undo_to_user_message(i)
         return new

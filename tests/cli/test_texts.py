@@ -1,6 +1,8 @@
 """Every command that reads text refuses what is none, and names the file and the place."""
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,3 +197,20 @@ def test_lines_of_other_systems_are_lines(tmp_path: Path) -> None:
         assert done.exit_code == 0, done.output
         tokens.append(done.stderr.partition(f"{path}: ")[2].partition(" tokens")[0])
     assert len(set(tokens)) == 1 and tokens[0]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names of files are UTF-8 on macOS")
+def test_what_cannot_be_written_is_said_before_an_answer_is_given(tmp_path: Path) -> None:
+    taken = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.mkdir(taken)
+    for name, flag in [
+        (f"{taken}.safetensors", "--memory"),
+        (f"{taken}/m.safetensors", "--memory"),
+        (f"{taken}/missing.txt", "--remember"),
+    ]:
+        done = CliRunner().invoke(app, ["generate", "-p", "hi", "-m", "1", flag, name])
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert f"{flag} holds the byte 0xe9, which is not UTF-8" in done.stderr
+    done = CliRunner().invoke(app, ["eval", "recall", "--out", taken])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert os.listdir(taken) == []

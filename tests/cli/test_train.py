@@ -92,6 +92,16 @@ def test_a_run_from_the_table_to_the_command(
     dm.load(str(qwen3_tiny), str(out))
 
 
+def test_the_built_in_base_by_its_name(base: list[str], tmp_path: Path) -> None:
+    args = [*base, "--iters", "1", "--val-batches", "1"]
+    args[args.index("--model") + 1] = "builtin"
+    done = call(*args)
+    assert done.exit_code == 0, done.stderr
+    assert read_adapter(tmp_path / "out").base_model["name"] == "builtin"
+    used = call("generate", "--adapter", tmp_path / "out", "-p", "hi", "-m", "1")
+    assert used.exit_code == 0, used.stderr
+
+
 def test_json_is_all_of_stdout(base: list[str], tmp_path: Path) -> None:
     done = call(*base, "--iters", "2", "--json", "--quiet")
     told = json.loads(done.stdout)

@@ -21,17 +21,17 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 KINDS = ("plain", "zero", "random")
-ASKS_CLASS = "asks for the class of a layer's cache, which is DeltaMemCache"
-OWN_CACHE = "gives the layers caches that it made itself, past make_prompt_cache"
+CACHE = "expects a layer's cache of a class of mlx-lm's, or gives it one; it is a DeltaMemCache"
 SCALES = "expects all that an attention puts out to be scaled, and a memory adds to it"
+SAVES = "writes all parameters of the patched model into the weights of a plain one"
 REASONS = {
-    "test_llama_model_sliding_attention": ASKS_CLASS,
-    "test_spark2_5": ASKS_CLASS,
-    "test_step3p5_make_cache_uses_fallback_sliding_pattern": ASKS_CLASS,
-    "test_step3p5_make_cache_uses_rotating_for_sliding_layers": ASKS_CLASS,
-    "test_gemma3n_kv_shared_layers_ignore_chunking": OWN_CACHE,
-    "test_phixtral": OWN_CACHE,
+    "test_llama_model_sliding_attention": CACHE,
+    "test_phixtral": CACHE,
+    "test_spark2_5": CACHE,
+    "test_step3p5_make_cache_uses_fallback_sliding_pattern": CACHE,
+    "test_step3p5_make_cache_uses_rotating_for_sliding_layers": CACHE,
     "test_mimo_v2_flash_attention_value_scale": SCALES,
+    "test_prism_hadamard_qwen35_matches_qwen3_5": SAVES,
 }
 
 

@@ -181,6 +181,24 @@ def test_a_message_that_is_still_to_be_fed_can_be_edited(
     assert said == ["one", "other"]
 
 
+@pytest.mark.parametrize("what", ["0", 0.0, True, None, [0], "x" * 5000])
+def test_what_is_no_number_of_turns_or_messages_is_named(
+    session: dm.MemorySession, what: object
+) -> None:
+    session.ask("a", max_tokens=1)
+    before = session.messages
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("turns", lambda: session.undo(what)),
+        ("i", lambda: session.edit(what, "b")),
+        ("i", lambda: session.branch(what)),
+    ]
+    for name, call in calls:
+        with pytest.raises(TypeError, match=f"^{name} is .{{1,90}}, expected a whole number"):
+            call()
+    assert session.messages == before
+    assert session.undo(np.int32(1))
+
+
 @pytest.mark.parametrize("i", [3, -4, 100])
 def test_a_message_that_is_not_there_cannot_be_edited(session: dm.MemorySession, i: int) -> None:
     for word in ("one", "two", "three"):

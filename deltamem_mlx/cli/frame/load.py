@@ -32,6 +32,14 @@ def load_pair(
     )
 
 
+def load_plain(model: str, *, trust_remote_code: bool) -> tuple["nn.Module", "TokenizerWrapper"]:
+    """The model without a memory, and the tokenizer; of the built-in pair, the base."""
+    from deltamem_mlx import builtin
+
+    name = str(builtin.base_folder()) if model == "builtin" else model
+    return load_pair(name, None, trust_remote_code=trust_remote_code)
+
+
 def has_memory(model: str | None, adapter: str | None) -> bool:
     """Whether these flags ask for a model with a memory; told without loading anything."""
     return adapter is not None or model in (None, "builtin")

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from deltamem_mlx.cli.frame.errors import UsageError
@@ -42,14 +43,18 @@ def chosen_of(flag: str, given: Sequence[str] | None, allowed: Collection[str]) 
 
 
 def check_texts(options: Mapping[str, Any], flags: Mapping[str, str]) -> None:
-    """Refuses texts that no tokenizer takes; names of files may hold bytes that are not UTF-8.
+    """Refuses texts that no tokenizer takes, and names that no file of tensors can have.
+
+    A file of text that is there may have any name, but nothing may be written below such a folder.
 
     Raises:
         UsageError: It names the flag, as ``flags`` has it for the option, and the place.
     """
     for name, value in options.items():
         for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and (why := not_unicode(text)) and not os.path.exists(text):
+            if not isinstance(text, str | Path) or not (why := not_unicode(str(text))):
+                continue
+            if not (text.is_file() if isinstance(text, Path) else os.path.exists(text)):
                 raise UsageError(f"{flags[name]} {why}. Give it as UTF-8.")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.errors import UsageError
-from deltamem_mlx.cli.frame.load import load_pair
+from deltamem_mlx.cli.frame.load import load_plain
 from deltamem_mlx.cli.frame.parse import json_object
 from deltamem_mlx.cli.frame.session import template_kwargs
 from deltamem_mlx.cli.options.train import TrainOptions
@@ -49,7 +49,7 @@ def set_up(options: TrainOptions) -> Setup:
     splits = load_conversations(str(options.data), seed=options.seed)
     if splits.held_out:
         output.note(f"No validation file: {len(splits.valid)} conversations are held out.")
-    model, tokenizer = load_pair(options.model, None, trust_remote_code=options.trust_remote_code)
+    model, tokenizer = load_plain(options.model, trust_remote_code=options.trust_remote_code)
     _put_adapter(model, options)
     episodes = episode_settings(options, config_of(model).memory_write_granularity)
     train, valid, test = _datasets(splits, tokenizer, episodes, options)
