@@ -49,7 +49,7 @@ def set_up(options: TrainOptions) -> Setup:
     splits = load_conversations(str(options.data), seed=options.seed)
     if splits.held_out:
         output.note(f"No validation file: {len(splits.valid)} conversations are held out.")
-    model, tokenizer = load_plain(options.model, trust_remote_code=options.trust_remote_code)
+    model, tokenizer = load_plain(str(options.model), trust_remote_code=options.trust_remote_code)
     _put_adapter(model, options)
     episodes = episode_settings(options, config_of(model).memory_write_granularity)
     train, valid, test = _datasets(splits, tokenizer, episodes, options)
