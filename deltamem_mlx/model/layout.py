@@ -79,6 +79,8 @@ def find_gate(
         return projections
     plain = _attended(attention, projections, cache, run, mx.zeros((rows,)))
     for heads in counts(attention, projections):
+        if inner % heads:
+            continue
         tried = replace(projections, gated=heads)
         queries = tried.with_gate(mx.ones((inner,)))
         same = _attended(attention, tried, cache, run, queries) == plain

@@ -179,17 +179,29 @@ GEMMA3N = dict(
 )
 LATENT = "q_b_proj o_proj"
 FIVE = (*("sliding_attention",) * 4, "full_attention")
-GEMMA4 = GEMMA3N | dict(
-    num_hidden_layers=10, num_kv_shared_layers=5, layer_types=FIVE * 2, global_head_dim=32
-)
+SIX = ("sliding_attention", *FIVE)
+
+
+def layers_of(period: Sequence[str], count: int, shared: int = 0) -> Config:
+    """Of Gemma 3n and 4: kinds of layers that alternate, the last ones with the keys of others."""
+    sparse = [0.95 if i < 10 else 0.0 for i in range(count)]
+    return dict(
+        num_hidden_layers=count,
+        num_kv_shared_layers=shared,
+        layer_types=[*period] * (count // len(period)),
+        activation_sparsity_pattern=sparse,
+    )
+
+
+GEMMA4 = GEMMA3N | dict(global_head_dim=32, tie_word_embeddings=True)
 GEMMA4_LARGE = GEMMA4 | dict(
-    num_hidden_layers=6,
-    num_kv_shared_layers=0,
-    layer_types=("sliding_attention", *FIVE),
-    hidden_size_per_layer_input=0,
-    attention_k_eq_v=True,
-    num_global_key_value_heads=1,
-    tie_word_embeddings=True,
+    hidden_size_per_layer_input=0, attention_k_eq_v=True, num_global_key_value_heads=1
+)
+DEEP = 8  # layers, from here on
+LAST_NORMS = (  # of what a layer adds, where it is normed
+    "post_attention_layernorm",
+    "post_feedforward_layernorm",
+    "post_per_layer_input_norm",
 )
 SEPARATE = "q_proj k_proj v_proj o_proj"
 OUT_PROJ = "q_proj k_proj v_proj out_proj"
@@ -511,7 +523,7 @@ ARCHITECTURES |= {
     ),
     "lfm2": A(LFM2, OUT_PROJ, layers=(1,)),
     "lfm2-vl": A(LFM2, OUT_PROJ, layers=(1,), nested=True),
-    "lfm2_moe": A(LFM2, OUT_PROJ, layers=(1,)),
+    "lfm2_moe": A(LFM2 | dict(model_type="lfm2_moe"), OUT_PROJ, layers=(1,)),
     "nemotron-nas": A(
         dict(
             num_hidden_layers=3,
@@ -567,33 +579,32 @@ ARCHITECTURES |= {
     # Layers that look at the keys and values of others.
     "gemma3n": A(GEMMA3N, "q_proj o_proj", heads="qo", nested=True, uncached=False),
     "gemma3n (E2B and E4B)": A(
-        GEMMA3N
-        | dict(
-            num_hidden_layers=10,
-            num_kv_shared_layers=5,
-            layer_types=FIVE * 2,
-            activation_sparsity_pattern=(0.5,) * 5 + (0.0,) * 5,
-            altup_num_inputs=4,
-        ),
+        GEMMA3N | layers_of(FIVE, 10, 5) | dict(altup_num_inputs=4),
         "q_proj o_proj",
         heads="qo",
         nested=True,
         uncached=False,
     ),
     "gemma4": A(GEMMA3N | dict(num_kv_shared_layers=0), nested=True),
-    "gemma4 (E2B and E4B)": A(
-        GEMMA4 | dict(use_double_wide_mlp=True),
+    "gemma4 (E2B)": A(
+        GEMMA4 | layers_of(FIVE, 10, 5) | dict(use_double_wide_mlp=True),
+        "q_proj o_proj",
+        heads="qo",
+        nested=True,
+    ),
+    "gemma4 (E4B)": A(
+        GEMMA4 | layers_of(SIX, 12, 6) | dict(use_double_wide_mlp=False),
         "q_proj o_proj",
         heads="qo",
         nested=True,
     ),
     "gemma4 (26B-A4B)": A(
-        GEMMA4_LARGE | dict(enable_moe_block=True, top_k_experts=2),
+        GEMMA4_LARGE | layers_of(SIX, 6) | dict(enable_moe_block=True, top_k_experts=2),
         "q_proj o_proj",
         heads="qo",
         nested=True,
     ),
-    "gemma4 (31B)": A(GEMMA4_LARGE, "q_proj o_proj", heads="qo", nested=True),
+    "gemma4 (31B)": A(GEMMA4_LARGE | layers_of(SIX, 12), "q_proj o_proj", heads="qo", nested=True),
     "gemma4_text": A(GEMMA3N, "q_proj o_proj", heads="qo"),
     "hunyuan": A(
         dict(
@@ -670,33 +681,56 @@ ARCHITECTURES |= {
     ),
 }
 
+# As many layers as the released ones have, for slow tests; above they are a period or three.
+RELEASED_DEPTH: Mapping[str, tuple[str, Config]] = {
+    "gemma3n (E2B)": ("gemma3n (E2B and E4B)", layers_of(FIVE, 30, 10)),
+    "gemma3n (E4B)": ("gemma3n (E2B and E4B)", layers_of(FIVE, 35, 15)),
+    "gemma4 (E2B)": ("gemma4 (E2B)", layers_of(FIVE, 35, 20)),
+    "gemma4 (E4B)": ("gemma4 (E4B)", layers_of(SIX, 42, 18)),
+    "gemma4 (26B-A4B)": ("gemma4 (26B-A4B)", layers_of(SIX, 30)),
+    "gemma4 (31B)": ("gemma4 (31B)", layers_of(SIX, 60)),
+}
 
-def config_of(name: str) -> dict[str, object]:
-    """The whole config of the tiny ``name``, with lists where JSON has them."""
+
+def config_of(name: str, **overrides: object) -> dict[str, object]:
+    """The whole config of the tiny ``name``, with lists where JSON has them.
+
+    - overrides: of the language model's settings.
+    """
     architecture = ARCHITECTURES[name]
     name = name.split()[0]
-    text = {**COMMON, "model_type": name, **architecture.config}
+    text = {**COMMON, "model_type": name, **architecture.config, **overrides}
     text = json.loads(json.dumps(text))  # tuples become the lists that a config.json has
     if architecture.nested:
         return {"model_type": name, "vocab_size": text["vocab_size"], "text_config": text}
     return text
 
 
-def build(name: str, seed: int = 0) -> nn.Module:
-    """A random float32 model, with noise on norms, biases and zeros so that all of them act."""
+def build(name: str, seed: int = 0, *, calm: bool = True, **overrides: object) -> nn.Module:
+    """A random float32 model, with noise on norms, biases and zeros so that all of them act.
+
+    - calm: what each layer of a deep model adds is small, as it is where training begins. Sixty
+      layers that are not make 1e-3 of a rounding, with a memory or without.
+    - overrides: of the language model's settings.
+    """
     module = importlib.import_module(f"mlx_lm.models.{name.split()[0]}")
     mx.random.seed(seed)
-    model = module.Model(module.ModelArgs.from_dict(config_of(name)))
-
-    def shake(p: mx.array) -> mx.array:
-        if not mx.issubdtype(p.dtype, mx.floating):
-            return p
-        return p.astype(mx.float32) + 0.1 * mx.random.normal(p.shape)
-
-    model.update(tree_map(shake, model.parameters()))
+    model = module.Model(module.ModelArgs.from_dict(config_of(name, **overrides)))
+    model.update(tree_map(shaken, model.parameters()))
+    if calm and len(model.layers) >= DEEP:
+        for path, norm in model.named_modules():
+            if path.rpartition(".")[2] in LAST_NORMS:
+                norm.weight = norm.weight * len(model.layers) ** -0.5
     model.eval()
     mx.eval(model.parameters())
     return model
+
+
+def shaken(weight: mx.array) -> mx.array:
+    """Noise on a weight, so that norms of one and biases of zero act as well."""
+    if not mx.issubdtype(weight.dtype, mx.floating):
+        return weight
+    return weight.astype(mx.float32) + 0.1 * mx.random.normal(weight.shape)
 
 
 def missing(name: str) -> str:

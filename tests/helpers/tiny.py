@@ -3,16 +3,15 @@
 They use the vocabulary of the `char96` tokenizer: ChatML, one character a token.
 """
 
-import importlib
 import json
 import shutil
 from pathlib import Path
 
 import mlx.core as mx
 import mlx_lm
-from architectures import config_of
+from architectures import build, config_of
 from mlx import nn
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import quantize_model, save_model
 
@@ -24,30 +23,16 @@ TOKENIZER = FIXTURES / "tokenizers" / "char96"
 
 def tiny_config(arch: str = "qwen3", **overrides: object) -> dict[str, object]:
     """A config.json of a tiny model: hidden 32, 2 layers, 4 heads, vocabulary 96."""
-    return config_of(arch) | {"eos_token_id": 2} | overrides
+    return {"eos_token_id": 2} | config_of(arch, **overrides)
 
 
 def tiny_model(arch: str = "qwen3", *, seed: int = 0, **overrides: object) -> nn.Module:
     """A float32 model with seeded random weights, norms and biases included.
 
-    - arch: a module of mlx_lm.models.
+    - arch: a name in `architectures`.
     - overrides: keys of its config.json.
     """
-    config = tiny_config(arch, **overrides)
-    module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
-    mx.random.seed(seed)
-    model = module.Model(module.ModelArgs.from_dict(config))
-    model.update(tree_map(_shaken, model.parameters()))
-    model.eval()
-    mx.eval(model.parameters())
-    return model
-
-
-def _shaken(weight: mx.array) -> mx.array:
-    """Noise on every weight, so that norms of one and biases of zero act as well."""
-    if not mx.issubdtype(weight.dtype, mx.floating):
-        return weight
-    return weight.astype(mx.float32) + 0.1 * mx.random.normal(weight.shape)
+    return build(arch, seed, **overrides)
 
 
 def tiny_model_folder(
