@@ -58,6 +58,15 @@ def progress_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def own_places(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or writes the memories and defaults of whoever runs it."""
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+    for name in ("MODEL", "ADAPTER", "MEMORY"):
+        monkeypatch.delenv(f"DELTAMEM_{name}", raising=False)
+
+
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
     """A Hub of one's own on 127.0.0.1."""

@@ -64,7 +64,7 @@ def inspect(
 
     --probe and --trace take --model and --adapter; without both, the built-in demo pair.
     """
-    targets = [name for name in (target, other) if name is not None]
+    targets = [_by_name(name) for name in (target, other) if name is not None]
     _check_use(targets, probe, trace, {"--phrasing": phrasing, "--answer": answer}, by)
     _check_plot(plot)
     if probe is None and trace is None:
@@ -84,6 +84,15 @@ def inspect(
         _show_probe(memory, pair, asked, options, plot, json)
     elif trace is not None:
         _show_trace(trace, memory, pair, by is i.By.TOKEN, settings, max_kv_size, plot, json)
+
+
+def _by_name(target: str) -> str:
+    """The file of a memory that is called so, where no file or folder is."""
+    from deltamem_mlx.files.places import is_name, memory_path
+
+    if is_name(target) and not Path(target).exists() and memory_path(target).is_file():
+        return str(memory_path(target))
+    return target
 
 
 def _check_use(

@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "generate": "deltamem_mlx.cli.generate:generate",
     "remember": "deltamem_mlx.cli.remember:remember",
     "chat": "deltamem_mlx.cli.chat:chat",
+    "memories": "deltamem_mlx.cli.memories.app:app",
     "convert": "deltamem_mlx.cli.convert:convert",
     "upload": "deltamem_mlx.cli.upload:upload",
     "train": "deltamem_mlx.cli.train:train",

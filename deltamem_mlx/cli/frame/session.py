@@ -10,6 +10,7 @@ from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.parse import json_object
 from deltamem_mlx.cli.options import shared as o
+from deltamem_mlx.problems import first_few
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -23,12 +24,27 @@ if TYPE_CHECKING:
 # machine mlx-lm's 2,048 take a minute.
 STEP = 256
 
+
+def _memory(value: Path | None) -> Path | None:
+    """Callback of `--memory`: the file that a name or a path stands for."""
+    if value is None:
+        return None
+    from deltamem_mlx.files.places import memory_path
+
+    try:
+        return memory_path(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 Memory = Annotated[
     Path | None,
     typer.Option(
         "--memory",
-        metavar="FILE.safetensors",
-        help="Load the memory from this file if it exists, and save it there after each answer.",
+        metavar="NAME|FILE.safetensors",
+        callback=_memory,
+        help="Go on with this memory, if there is one, and save it after each answer: by its name "
+        "(see `memories`), or a file.",
         rich_help_panel=o.MEMORY,
     ),
 ]
@@ -66,11 +82,7 @@ def template_kwargs(config: str | None) -> dict[str, Any]:
 
 def check_memory_path(memory: Path | None) -> None:
     """Raises UsageError unless a memory can lie at this path."""
-    if memory is None:
-        return
-    if memory.suffix.lower() != ".safetensors":
-        raise UsageError(f"--memory: {str(memory)!r} does not end in .safetensors.")
-    if memory.is_dir():
+    if memory is not None and memory.is_dir():
         raise UsageError(f"--memory: {str(memory)!r} is a folder; expected a file.")
 
 
@@ -163,8 +175,18 @@ def open_session(
     # Looked for after the session was made: a file that appears later is then another program's.
     if memory.exists():
         return MemorySession.restore(memory, model, tokenizer, **settings)
-    output.note(f"No memory file {memory} yet: the memory is empty.")
+    output.note(f"No memory file {memory} yet: the memory is empty.{_others(memory)}")
     return new
+
+
+def _others(memory: Path) -> str:
+    """Which memories there are, where a name was given that none has."""
+    from deltamem_mlx.files.places import memories_folder
+    from deltamem_mlx.memory.shelf import MemoryShelf
+
+    if memory.parent != memories_folder() or not (names := MemoryShelf().names()):
+        return ""
+    return f" There is: {', '.join(first_few(names, 8))}."
 
 
 def without_memory(

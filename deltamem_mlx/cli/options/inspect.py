@@ -20,8 +20,8 @@ Target = Annotated[
     str | None,
     typer.Argument(
         metavar="FILE_OR_ADAPTER",
-        help="A memory file, the folder of a saved session, or an adapter: a folder or a Hub "
-        "repository.",
+        help="A memory's name or file, the folder of a saved session, or an adapter: a folder or a "
+        "Hub repository.",
         show_default=False,
     ),
 ]

@@ -1,0 +1,1 @@
+"""`deltamem-mlx memories`: what there is, and what is done to it."""

@@ -1,0 +1,29 @@
+"""`deltamem-mlx memories`: one command for each thing that is done to a memory file."""
+
+import typer
+
+from deltamem_mlx.cli.memories.change import copy, export, rename, take_in
+from deltamem_mlx.cli.memories.look import list_all, show
+from deltamem_mlx.cli.memories.remove import remove
+
+app = typer.Typer()
+
+
+@app.callback(invoke_without_command=True)
+def _root(ctx: typer.Context) -> None:
+    """List, show, rename, copy and remove memories; take them out and in.
+
+    A memory that --memory NAME names lies in a folder of yours; --folder names another, such as
+    the --memory-dir of a server. Without a command, they are listed.
+    """
+    if ctx.invoked_subcommand is None:
+        list_all()
+
+
+app.command("list")(list_all)
+app.command("show")(show)
+app.command("rename")(rename)
+app.command("copy")(copy)
+app.command("remove")(remove)
+app.command("export")(export)
+app.command("import")(take_in)

@@ -1,0 +1,72 @@
+"""`memories rename`, `copy`, `export` and `import`: nothing is replaced unasked."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.options import memories as m
+
+Target = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE.safetensors", help="The file to write, or a folder.", show_default=False
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")]
+Taken = Annotated[
+    Path,
+    typer.Argument(metavar="FILE.safetensors", help="A memory file.", show_default=False),
+]
+GivenName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="NAME", help="What it is to be called; by default as the file.", show_default=False
+    ),
+]
+
+
+@command("deltamem-mlx memories rename anna anna-2025")
+def rename(name: m.Name, new_name: m.NewName, folder: m.Folder = None) -> None:
+    """Give a memory another name."""
+    from deltamem_mlx.memory.shelf import MemoryShelf
+
+    MemoryShelf(folder).rename(name, new_name)
+    output.result(f"{name} is called {new_name} now.")
+
+
+@command("deltamem-mlx memories copy anna anna-before-the-move")
+def copy(name: m.Name, new_name: m.NewName, folder: m.Folder = None) -> None:
+    """Copy a memory: what is told to one of them then, the other does not know."""
+    from deltamem_mlx.memory.shelf import MemoryShelf
+
+    MemoryShelf(folder).copy(name, new_name)
+    output.result(f"{new_name} is a copy of {name}.")
+
+
+@command(
+    "deltamem-mlx memories export anna ~/anna.safetensors",
+    "deltamem-mlx memories export KEY anna.safetensors --folder memories",
+)
+def export(
+    name: m.Name, target: Target, folder: m.Folder = None, overwrite: Overwrite = False
+) -> None:
+    """Copy a memory to a file elsewhere."""
+    from deltamem_mlx.memory.shelf import MemoryShelf
+
+    written = MemoryShelf(folder).export(name, target, overwrite=overwrite)
+    output.result(f"{name} is in {written} as well.")
+
+
+@command(
+    "deltamem-mlx memories import ~/anna.safetensors",
+    "deltamem-mlx memories import ~/anna.safetensors anna-of-the-laptop",
+)
+def take_in(file: Taken, name: GivenName = None, folder: m.Folder = None) -> None:
+    """Copy a memory file into the folder of memories."""
+    from deltamem_mlx.memory.shelf import MemoryShelf
+
+    written = MemoryShelf(folder).take_in(file, name)
+    output.result(f"{file} is the memory {written.stem} now.")

@@ -1,0 +1,38 @@
+"""`memories remove`: asks first."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.options import memories as m
+
+Names = Annotated[
+    list[str], typer.Argument(metavar="NAME...", help="Which memories.", show_default=False)
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@command(
+    "deltamem-mlx memories remove anna",
+    "deltamem-mlx memories remove anna ben --yes",
+)
+def remove(names: Names, folder: m.Folder = None, yes: Yes = False) -> None:
+    """Delete memories, for good."""
+    from deltamem_mlx.memory.shelf import MemoryShelf
+
+    shelf = MemoryShelf(folder)
+    for name in names:  # none is deleted where one is not there
+        shelf.path(name)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("Nobody is there to be asked: give --yes to delete them.")
+        if not typer.confirm(f"Delete {', '.join(names)} for good?", err=True):
+            output.note("Nothing was deleted.")
+            raise typer.Exit(1)
+    for name in names:
+        shelf.remove(name)
+        output.result(f"{name} is gone.")

@@ -1,0 +1,50 @@
+"""Where a user's memories and defaults lie, and what names of memories are."""
+
+import re
+from pathlib import Path
+
+from platformdirs import user_config_path, user_data_path
+
+from ..problems import shortened
+from .reading import expanded
+
+MEMORY_SUFFIX = ".safetensors"
+_NAME = re.compile(r"[^\W_][\w -]{0,62}[^\W_]|[^\W_]")
+
+
+def memories_folder() -> Path:
+    """The user's folder of memories; it need not be there."""
+    return user_data_path("deltamem-mlx", appauthor=False) / "memories"
+
+
+def defaults_file() -> Path:
+    """The user's file of defaults; it need not be there."""
+    return user_config_path("deltamem-mlx", appauthor=False) / "config.yaml"
+
+
+def is_name(text: str) -> bool:
+    """Whether a text is a memory's name: letters, digits, and ``-``, ``_`` and spaces within."""
+    return _NAME.fullmatch(text) is not None
+
+
+def memory_path(text: str | Path, folder: Path | None = None) -> Path:
+    """The file of a memory, given by its name or as a path.
+
+    Args:
+        text (str or Path): A path holds a separator, begins with ``~`` or ends in ``.safetensors``;
+          the rest are names.
+        folder (Path): Where named ones lie. Default: the user's folder.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    given = str(text)
+    path = expanded(given)
+    if path.suffix.lower() == MEMORY_SUFFIX:
+        return path
+    if is_name(given):
+        return (memories_folder() if folder is None else folder) / f"{given}{MEMORY_SUFFIX}"
+    raise ValueError(
+        f"{shortened(given)} is neither a memory's name (letters, digits, - and _) nor a file that "
+        f"ends in {MEMORY_SUFFIX}."
+    )

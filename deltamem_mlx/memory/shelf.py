@@ -1,0 +1,216 @@
+"""A folder of memory files, by their names: the user's own, or a server's."""
+
+import hashlib
+import os
+import re
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+
+from ..files import checked_file, expanded, write_atomically
+from ..files.places import MEMORY_SUFFIX, is_name, memories_folder
+from ..problems import first_few, shortened
+from .file import MOST_BYTES, MemoryFile, read_memory
+
+# A server names its files by the hash of a memory's key.
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ShelvedMemory:
+    """A memory in a folder.
+
+    Args:
+        name (str): Its name; of a server's memory the hash of its key.
+        path (Path): Its file.
+        bytes (int): Of the file.
+        used (datetime): When the file was last written, UTC.
+        file (MemoryFile): What is in it; None: it cannot be read.
+        problem (str): Why not.
+    """
+
+    name: str
+    path: Path
+    bytes: int
+    used: datetime
+    file: MemoryFile | None
+    problem: str = ""
+
+
+class MemoryShelf:
+    """A folder of memory files.
+
+    Args:
+        folder (Path): The folder, a server's ``--memory-dir`` for instance. Default: the user's
+          own. It need not be there. Where a server keeps them, names are keys, and files have
+          their hashes.
+    """
+
+    def __init__(self, folder: str | Path | None = None):
+        self.folder = memories_folder() if folder is None else expanded(folder)
+
+    def names(self) -> list[str]:
+        """Of all memories, in order."""
+        with suppress(FileNotFoundError):
+            return sorted(
+                path.stem
+                for path in self.folder.iterdir()
+                if path.suffix == MEMORY_SUFFIX and not path.name.startswith(".")
+            )
+        return []
+
+    def all(self) -> list[ShelvedMemory]:
+        """All memories, the last used first. Those that cannot be read are among them.
+
+        Raises:
+            OSError: If the folder cannot be read.
+        """
+        found = [self._look(name) for name in self.names()]
+        return sorted(found, key=lambda memory: memory.used, reverse=True)
+
+    def get(self, name: str) -> ShelvedMemory:
+        """A memory by its name, a server's by its key, its hash, or the beginning of that.
+
+        Raises:
+            FileNotFoundError: If there is none; what is close is named.
+            ValueError: If it cannot be read.
+        """
+        found = self._look(self._known(name))
+        if found.file is None:
+            raise ValueError(found.problem)
+        return found
+
+    def path(self, name: str) -> Path:
+        """The file of a memory.
+
+        Raises:
+            FileNotFoundError: If there is none; what is close is named.
+        """
+        return self._file(self._known(name))
+
+    def rename(self, name: str, to: str) -> Path:
+        """Give a memory another name; returns its file.
+
+        Raises:
+            FileNotFoundError, FileExistsError: If there is none, or one of the new name.
+            ValueError: If the new one is no name.
+        """
+        old, new = self.path(name), self._free(to)
+        try:
+            os.link(old, new)  # unlike a rename, this replaces nothing
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            os.rename(old, new)
+        else:
+            old.unlink()
+        return new
+
+    def copy(self, name: str, to: str) -> Path:
+        """Copy a memory to a new name; returns the copy's file. Errors as of ``rename``."""
+        return self._take(self.path(name), to)
+
+    def remove(self, name: str) -> None:
+        """Delete a memory's file.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        self.path(name).unlink()
+
+    def export(self, name: str, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Copy a memory to a file outside; returns that.
+
+        Args:
+            name (str): Which.
+            path (Path): A file ending in ``.safetensors``, or a folder that is there.
+            overwrite (bool): Replace a file that is there.
+
+        Raises:
+            FileNotFoundError, FileExistsError: If there is no such memory, or a file already.
+            ValueError: If the file's name ends otherwise.
+        """
+        source, target = self.path(name), expanded(path)
+        if target.is_dir():
+            target = target / source.name
+        if target.suffix.lower() != MEMORY_SUFFIX:
+            raise ValueError(
+                f"{target} does not end in {MEMORY_SUFFIX}, and is no folder. Give a memory file's "
+                "name."
+            )
+        if target.exists() and not overwrite:
+            raise FileExistsError(f"{target} is there already, and was left as it is.")
+        write_atomically(target, lambda part: shutil.copyfile(source, part), 0o600)
+        return target
+
+    def take_in(self, path: str | Path, name: str | None = None) -> Path:
+        """Copy a memory file into the folder; returns the copy's file.
+
+        Args:
+            path (Path): The file, which is read and checked.
+            name (str): What it is to be called. Default: as the file.
+
+        Raises:
+            FileNotFoundError, FileExistsError: If there is no such file, or that name is taken.
+            ValueError: If it is no memory file, or that is no name.
+        """
+        path = checked_file(path, MOST_BYTES, "memory file")
+        read_memory(path)
+        return self._take(path, path.stem if name is None else name)
+
+    def _take(self, source: Path, name: str) -> Path:
+        target = self._free(name)
+        write_atomically(target, lambda part: shutil.copyfile(source, part), 0o600)
+        return target
+
+    def _free(self, name: str) -> Path:
+        names = self.names()
+        if names and all(map(_HASH.fullmatch, names)):  # a server's
+            path = self._file(_hash(name))
+        elif is_name(name):
+            path = self._file(name)
+        else:
+            raise ValueError(
+                f"{shortened(name)} is no name for a memory; expected letters, digits, - and _."
+            )
+        if path.exists():
+            raise FileExistsError(f"There is a memory {name!r} already, and it was left as it is.")
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return path
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}{MEMORY_SUFFIX}"
+
+    def _known(self, name: str) -> str:
+        """The stem of a memory's file.
+
+        Raises FileNotFoundError if there is none, or a hash is cut so short that there are several.
+        """
+        names = self.names()
+        begun = [n for n in names if _HASH.fullmatch(n) and len(name) > 5 and n.startswith(name)]
+        found = next((n for n in (name, _hash(name)) if n in names), None)
+        if found is None and len(begun) == 1:
+            found = begun[0]
+        if found is not None:
+            return found
+        close = get_close_matches(name, names) or names
+        there = f"There is: {', '.join(first_few(close, 8))}." if names else "There is none yet."
+        raise FileNotFoundError(f"No memory {shortened(name)} in {self.folder}. {there}")
+
+    def _look(self, name: str) -> ShelvedMemory:
+        path = self._file(name)
+        file, problem, size, used = None, "", 0, datetime.fromtimestamp(0, UTC)
+        try:
+            found = path.stat()
+            size, used = found.st_size, datetime.fromtimestamp(found.st_mtime, UTC)
+            file = read_memory(path)
+        except (OSError, ValueError) as error:
+            problem = str(error)
+        return ShelvedMemory(name, path, size, used, file, problem)
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

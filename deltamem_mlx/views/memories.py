@@ -1,0 +1,95 @@
+"""Memories as lists and cards."""
+
+from collections.abc import Sequence
+
+from ..memory.shelf import ShelvedMemory
+from .columns import fields, one_line, table
+
+_ID = 12  # characters of a hash that are shown
+
+
+def memories_text(memories: Sequence[ShelvedMemory]) -> str:
+    """A line a memory."""
+    rows = []
+    for memory in memories:
+        file = memory.file
+        if file is None:
+            why = memory.problem.replace(str(memory.path), "it")
+            said = ["", "", "", one_line(why, 70), ""]
+        else:
+            said = [_tokens(memory), _turns(memory), _size(memory), _base(memory), file.adapter[:8]]
+        rows.append([_name(memory), *said, _when(memory)])
+    columns = ["<name", "tokens", "turns", "size", "<base model", "<adapter", "<last used"]
+    if not any(row[2] for row in rows):
+        columns, rows = _without(2, columns), [_without(2, row) for row in rows]
+    return table(columns, rows)
+
+
+def _without(place: int, row: list[str]) -> list[str]:
+    return [*row[:place], *row[place + 1 :]]
+
+
+def memory_card(memory: ShelvedMemory) -> str:
+    """What is known of one memory."""
+    file = memory.file
+    assert file is not None
+    several = len(file.tokens_written)
+    return fields(
+        {
+            "memory": memory.name,
+            "tokens written": _tokens(memory),
+            "turns": _turns(memory) or None,
+            "conversations": f"{several}" if several > 1 else None,
+            "size": _size(memory),
+            "layers": f"{len(file.states)}",
+            "base model": _base(memory),
+            "adapter": file.adapter,
+            "last used": _when(memory),
+            "note": one_line(file.note, 200) or None,
+            "file": str(memory.path),
+        }
+    )
+
+
+def memories_json(memory: ShelvedMemory) -> dict[str, object]:
+    """The same as JSON has it."""
+    file = memory.file
+    known: dict[str, object] = {
+        "name": memory.name,
+        "path": str(memory.path),
+        "bytes": memory.bytes,
+        "used": memory.used.isoformat(timespec="seconds"),
+    }
+    if file is None:
+        return known | {"problem": memory.problem}
+    return known | {
+        "tokens_written": file.tokens_written,
+        "base_model": file.base_model,
+        "adapter": file.adapter,
+        "note": file.note,
+    }
+
+
+def _name(memory: ShelvedMemory) -> str:
+    return memory.name if len(memory.name) < 64 else f"{memory.name[:_ID]}…"
+
+
+def _tokens(memory: ShelvedMemory) -> str:
+    return f"{sum(memory.file.tokens_written):,}" if memory.file else ""
+
+
+def _turns(memory: ShelvedMemory) -> str:
+    return ""
+
+
+def _size(memory: ShelvedMemory) -> str:
+    return f"{memory.bytes / 1000:,.1f} KB"
+
+
+def _base(memory: ShelvedMemory) -> str:
+    named = memory.file.base_model if memory.file else {}
+    return str(named.get("name") or named.get("model_type") or "unknown")
+
+
+def _when(memory: ShelvedMemory) -> str:
+    return memory.used.astimezone().strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,196 @@
+"""`deltamem-mlx memories`, and memories that are called by their names."""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import pexpect
+import pytest
+from conftest import ROOT, RunCli
+from typer.testing import CliRunner, Result
+
+import deltamem_mlx as dm
+from deltamem_mlx.cli.main import app
+from deltamem_mlx.files.places import memories_folder, memory_path
+from deltamem_mlx.memory.shelf import MemoryShelf
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A memory that was told where anna lives."""
+    path = tmp_path_factory.mktemp("saved") / "anna.safetensors"
+    session = dm.MemorySession(*dm.load())
+    session.remember("anna lives in oslo .")
+    session.save(path)
+    return path
+
+
+@pytest.fixture
+def shelf(saved: Path) -> MemoryShelf:
+    shelf = MemoryShelf()
+    shelf.take_in(saved)
+    return shelf
+
+
+def call(*args: str | Path, code: int = 0) -> Result:
+    done = CliRunner().invoke(app, ["memories", *map(str, args)])
+    assert not isinstance(done.exception, Exception), done.exception
+    assert done.exit_code == code, (done.stdout, done.stderr)
+    return done
+
+
+def test_what_was_told_by_name_is_found_by_name_from_any_folder(
+    run_cli: RunCli, tmp_path: Path
+) -> None:
+    done = run_cli("remember", ROOT / "examples" / "facts.txt", "--memory", "anna")
+    assert done.returncode == 0, done.stderr
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    question = ("--prompt", "what is the job of ben ?")
+    asked = run_cli("generate", "--memory", "anna", *question, cwd=elsewhere)
+    assert asked.stdout == "ben is a doctor.\n"
+    first, line = call().stdout.splitlines()
+    assert first.split()[:2] == ["name", "tokens"]
+    assert line.startswith("anna ") and " builtin " in line
+    other = run_cli("generate", "--memory", "anan", *question)
+    assert "the memory is empty. There is: anna." in other.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_memories_folder_is_for_its_owner_only(shelf: MemoryShelf) -> None:
+    assert shelf.folder == memories_folder()
+    assert shelf.folder.stat().st_mode & 0o777 == 0o700
+    assert shelf.path("anna").stat().st_mode & 0o777 == 0o600
+
+
+def test_list_shows_the_last_used_first_and_what_cannot_be_read(
+    shelf: MemoryShelf, saved: Path
+) -> None:
+    shelf.copy("anna", "ben")
+    (shelf.folder / "bad.safetensors").write_bytes(b"no memory")
+    for age, name in enumerate(("ben", "bad", "anna")):
+        os.utime(shelf.folder / f"{name}.safetensors", (2e9 - age, 2e9 - age))
+    _, *lines = call("list").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["ben", "bad", "anna"]
+    assert "is no memory file" in lines[1]
+    found = {memory["name"]: memory for memory in json.loads(call("list", "--json").stdout)}
+    assert found["anna"]["tokens_written"][0] > 0
+    assert "problem" in found["bad"]
+    assert found["ben"]["adapter"] == found["anna"]["adapter"]
+
+
+def test_they_are_shown_copied_renamed_and_taken_out_and_in(
+    shelf: MemoryShelf, saved: Path, tmp_path: Path
+) -> None:
+    shown = call("show", "anna").stdout
+    assert "builtin" in shown
+    assert str(shelf.path("anna")) in shown
+    call("copy", "anna", "anna 2")
+    call("rename", "anna 2", "ben")
+    assert shelf.names() == ["anna", "ben"]
+    out = tmp_path / "out"
+    out.mkdir()
+    call("export", "ben", out)
+    call("export", "ben", out / "x.safetensors")
+    assert (out / "ben.safetensors").read_bytes() == saved.read_bytes()
+    call("import", out / "x.safetensors")
+    call("import", out / "x.safetensors", "y")
+    assert shelf.names() == ["anna", "ben", "x", "y"]
+    call("remove", "x", "y", "--yes")
+    assert shelf.names() == ["anna", "ben"]
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["show", "ana"], "There is: anna."),
+        (["copy", "anna", "../up"], "'../up' is no name for a memory"),
+        (["copy", "anna", ""], "'' is no name"),
+        (["copy", "anna", ".hidden"], "is no name"),
+        (["rename", "anna", "anna"], "There is a memory 'anna' already"),
+        (["remove", "anna", "ben", "--yes"], "No memory 'ben'"),
+        (["export", "anna", "x.txt"], "does not end in .safetensors"),
+        (["import", "gone.safetensors"], "No memory file"),
+        (["import", __file__, "x"], "is no memory file"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_nothing_is_changed(
+    args: list[str], said: str, shelf: MemoryShelf
+) -> None:
+    before = shelf.path("anna").read_bytes()
+    assert said in call(*args, code=1).stderr
+    assert shelf.names() == ["anna"]
+    assert shelf.path("anna").read_bytes() == before
+
+
+def test_a_file_that_is_there_is_replaced_when_asked_only(
+    shelf: MemoryShelf, tmp_path: Path
+) -> None:
+    there = tmp_path / "there.safetensors"
+    there.write_text("mine")
+    assert "was left as it is" in call("export", "anna", there, code=1).stderr
+    assert there.read_text() == "mine"
+    call("export", "anna", there, "--overwrite")
+    assert there.read_bytes() == shelf.path("anna").read_bytes()
+
+
+def test_remove_asks_in_a_terminal_and_elsewhere_wants_yes(shelf: MemoryShelf) -> None:
+    assert "give --yes" in call("remove", "anna", code=2).stderr
+    for answer, left in (("n", ["anna"]), ("y", [])):
+        child = pexpect.spawn(
+            sys.executable,
+            ["-m", "deltamem_mlx", "memories", "remove", "anna"],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb"},
+            timeout=60,
+        )
+        child.expect("Delete anna for good?")
+        child.sendline(answer)
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == (answer == "n")
+        assert shelf.names() == left
+
+
+def test_a_servers_memories_are_found_by_their_keys(saved: Path, tmp_path: Path) -> None:
+    key, folder = "user/7 of acme", tmp_path / "memories"
+    folder.mkdir()
+    name = hashlib.sha256(key.encode()).hexdigest()
+    (folder / f"{name}.safetensors").write_bytes(saved.read_bytes())
+    (folder / ".lock").write_text("1")
+    assert call("list", "--folder", folder).stdout.splitlines()[1].startswith(f"{name[:12]}…")
+    for called in (key, name, name[:12]):
+        assert name in call("show", called, "--folder", folder).stdout
+    call("rename", key, "user/8 of acme", "--folder", folder)
+    renamed = hashlib.sha256(b"user/8 of acme").hexdigest()
+    assert MemoryShelf(folder).names() == [renamed]
+    assert "There is none yet" in call("show", "anna", code=1).stderr
+
+
+@pytest.mark.parametrize(
+    "given, path",
+    [
+        ("anna", None),
+        ("anna-2 b", None),
+        ("Änne", None),
+        ("anna.safetensors", "anna.safetensors"),
+        ("./x/anna.SAFETENSORS", "x/anna.SAFETENSORS"),
+        ("~/anna.safetensors", str(Path.home() / "anna.safetensors")),
+    ],
+)
+def test_a_name_is_told_from_a_path(given: str, path: str | None) -> None:
+    expected = memories_folder() / f"{given}.safetensors" if path is None else Path(path)
+    assert memory_path(given) == expected
+
+
+@pytest.mark.parametrize("given", ["", ".", "..", "a/b", "a.b", "~", "-x", "x" * 65, "a\nb"])
+def test_what_is_neither_is_refused(given: str) -> None:
+    with pytest.raises(ValueError, match="neither a memory's name"):
+        memory_path(given)
+
+
+def test_inspect_knows_names(shelf: MemoryShelf) -> None:
+    done = CliRunner().invoke(app, ["inspect", "anna"])
+    assert done.exit_code == 0, done.stderr
+    assert "tokens written" in done.stdout
