@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typer.testing import CliRunner, Result
 import deltamem_mlx as dm
 from deltamem_mlx.adapters.files import read_adapter
 from deltamem_mlx.cli.main import app
+from deltamem_mlx.training.checkpoint import STATE_FILE
 from deltamem_mlx.training.folder import one_run
 from deltamem_mlx.training.report import read_metrics
 
@@ -220,6 +222,31 @@ def test_killed_and_resumed_ends_with_the_same_weights(base: list[str], tmp_path
     assert call(*run, "--resume").exit_code == 0
     assert call(*into("whole", "--iters", "120"), *begin).exit_code == 0
     assert same_weights(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_weights(
+    base: list[str], tmp_path: Path
+) -> None:
+    """Also in the midst of writing: there is a checkpoint after every other iteration."""
+    run = [*base, "--iters", "600", "--save-every", "2", "--steps-per-report", "1", "-q"]
+    out, moments = tmp_path / "out", random.Random(0)
+    kills = 0
+    for _ in range(20):
+        process = start(*run, *(["--resume"] if (out / STATE_FILE).exists() else []))
+        begun = max((r["iteration"] for r in read_metrics(out)), default=0)
+        wait_for_iteration(out, begun + 1, process)
+        time.sleep(moments.uniform(0, 0.3))
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+        if (out / "adapter_config.json").exists():
+            read_adapter(out)
+    assert kills == 20
+    assert call(*run, "--resume").exit_code == 0
+    whole = [word.replace(str(out), str(tmp_path / "whole")) for word in run]
+    assert call(*whole).exit_code == 0
+    assert same_weights(out, tmp_path / "whole")
+    assert not [path for path in out.rglob(".*") if path.name != ".lock"]
 
 
 def test_interrupted_saves_and_says_how_to_go_on(base: list[str], tmp_path: Path) -> None:

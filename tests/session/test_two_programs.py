@@ -95,6 +95,34 @@ def test_generate_and_a_session_that_save_one_file_lose_nothing(tmp_path: Path) 
         assert total == written
 
 
+def chatted(path: Path, times: int) -> subprocess.Popen[str]:
+    """A chat that is told something so many times, and loads what is saved before each."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deltamem_mlx", "chat", "--memory", str(path), "-m", "1"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdin.write(f"/load {path}\nben is a doctor .\n" * times + "exit\n")
+    return process
+
+
+@pytest.mark.slow
+def test_chat_and_a_session_that_save_one_file_lose_nothing(tmp_path: Path) -> None:
+    path, alone = tmp_path / "m.safetensors", tmp_path / "alone.safetensors"
+    dm.MemorySession(*dm.load("builtin")).save(alone)
+    dm.MemorySession(*dm.load("builtin")).save(path)
+    assert chatted(alone, 1).communicate()[1].count("by another program") == 0
+    each = read_memory(alone).tokens_written[0]
+    saving, chatting = run(SAVING, path, 400), chatted(path, 200)
+    refused = chatting.communicate()[1].count("by another program")
+    written, _ = json.loads(saving.communicate()[0])
+    assert 0 < refused < 200
+    assert read_memory(path).tokens_written == [written + (200 - refused) * each]
+
+
 def test_generate_says_that_its_turn_was_not_kept(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     model, tokenizer = dm.load("builtin")
