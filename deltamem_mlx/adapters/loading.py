@@ -27,11 +27,14 @@ from ..model.patch import (
     prefix_of,
     refuse_attached,
     set_base_model,
+    settle,
+    spread_of_memory,
     tensors_of,
     undo_on_failure,
     warn_of_frozen,
 )
-from ..model.sites import Site, choose
+from ..model.sites import Choice, choose
+from ..model.spread import spread_of
 from ..problems import first_few, shortened
 from .files import AdapterFiles, read_adapter, refuse_to_replace, write_adapter
 from .ports import with_gates
@@ -127,7 +130,8 @@ def read(adapter: str | Path) -> AdapterFiles:
 def load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
     """Attach the adapter in a local folder or Hub repository to a loaded mlx-lm model.
 
-    Every tensor's presence, name and shape is checked before the model is touched.
+    Every tensor's presence, name and shape is checked before the model is touched. Of a model that
+    mlx-lm has spread over several processes all of them call it, and the first alone reads.
 
     Args:
         model (nn.Module): A model from ``mlx_lm.load``.
@@ -141,7 +145,8 @@ def load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
         ValueError: If the adapter is damaged or does not fit the model; of every kind of misfit the
           first few are listed.
     """
-    files = read(adapter)
+    spread = spread_of(model)
+    files = spread.ranks.by_first(lambda: read(adapter))
     warn_of_frozen(model)
     return attach_adapter(model, files)
 
@@ -160,16 +165,17 @@ def attach_adapter(
         ValueError: If the adapter does not fit the model.
     """
     refuse_attached(model)
-    sites, tensors = _fitting(model, adapter)
+    choice, tensors = _fitting(model, adapter)
     _note_other_base(model, adapter, base_model)
     with undo_on_failure(model):
-        patch(model, adapter.config, sites)
+        patch(model, adapter.config, choice)
         for layer, attention in memory_layers(model).items():
             for key in attention.adapter_keys():
                 # Whatever the file holds: training updates these.
                 attention[key] = tensors[prefix_of(layer) + key].astype(mx.float32)
         set_base_model(model, base_model or adapter.base_name)
         pack(model)
+        settle(model)
     return model
 
 
@@ -199,6 +205,9 @@ def _short(name: str) -> str:
 def save_adapter(model: nn.Module, folder: str | Path, *, form: str = "mlx-lm") -> None:
     """Write the model's adapter to ``folder``, in place of a δ-mem adapter of the same form.
 
+    Of a model that is spread over several processes all of them call it, and the first alone
+    writes.
+
     Args:
         model (nn.Module): A model with an adapter.
         folder (Path): Made if it is missing.
@@ -210,8 +219,12 @@ def save_adapter(model: nn.Module, folder: str | Path, *, form: str = "mlx-lm") 
         OSError: If the folder holds an adapter of another kind or form, or cannot be written.
     """
     adapter = adapter_of(model, expanded(folder))
-    refuse_to_replace(adapter.folder, form)
-    write_adapter(adapter, adapter.folder, form)
+
+    def write() -> None:
+        refuse_to_replace(adapter.folder, form)
+        write_adapter(adapter, adapter.folder, form)
+
+    spread_of_memory(model).ranks.by_first(write)
 
 
 def convert_adapter(
@@ -250,8 +263,11 @@ def convert_adapter(
 
 
 def adapter_of(model: nn.Module, folder: Path = Path()) -> AdapterFiles:
-    """The model's adapter as its files would hold it."""
-    tensors = {name: x.astype(mx.float32) for name, x in tensors_of(model).items()}
+    """The model's adapter as its files would hold it, of all processes that have a part of it."""
+    here = {name: x.astype(mx.float32) for name, x in tensors_of(model).items()}
+    spread = spread_of_memory(model)
+    parts = spread.ranks.gather(here) if spread.pipelined else [here]
+    tensors = {name: x for part in reversed(parts) for name, x in part.items()}
     return AdapterFiles(folder, config_of(model), tensors, base_model_of(model))
 
 
@@ -262,7 +278,7 @@ def base_model_of(model: nn.Module) -> dict[str, object]:
     return {
         "name": attachment(model).base_model,
         "model_type": getattr(model, "model_type", None),
-        "num_layers": len(model.layers),
+        "num_layers": spread_of_memory(model).layers,
         "hidden_size": first.memory_projections.dims,
     }
 
@@ -277,18 +293,18 @@ def fingerprint_of(adapter: AdapterFiles) -> str:
     return fingerprints.fingerprint_of(adapter.config, adapter.tensors)
 
 
-def _fitting(model: nn.Module, adapter: AdapterFiles) -> tuple[list[Site], dict[str, mx.array]]:
+def _fitting(model: nn.Module, adapter: AdapterFiles) -> tuple[Choice, dict[str, mx.array]]:
     """Where the adapter's memories go, and its tensors, if they are just what the model needs."""
     try:
-        sites, note = choose(model, adapter.config)
+        choice = choose(model, adapter.config)
     except ValueError as error:
         raise ValueError(_misfit(adapter, [str(error)])) from error
     expected = {
         prefix_of(site.layer) + name: shape
-        for site in sites
-        for name, shape in adapter_shapes(site.projections, adapter.config).items()
+        for site in choice.sites
+        for name, shape in adapter_shapes(site.projections.whole, adapter.config).items()
     }
-    tensors = with_gates(adapter.tensors, sites)
+    tensors = with_gates(adapter.tensors, choice.sites)
     given = {n: list(t.shape) for n, t in tensors.items()}
     shapes = [
         f"{name}: adapter {given[name]}, model {shape}"
@@ -298,7 +314,7 @@ def _fitting(model: nn.Module, adapter: AdapterFiles) -> tuple[list[Site], dict[
     needed = {n for n in expected if not is_off(n, adapter.config)}
     missing = [f"{name}: missing in the adapter" for name in sorted(needed - given.keys())]
     surplus = []
-    layers = len(model.layers)
+    layers = choice.spread.layers
     for name in sorted(given.keys() - expected.keys()):
         parts = name.split(".")
         beyond = len(parts) > 2 and parts[2].isdigit() and int(parts[2]) >= layers
@@ -307,9 +323,9 @@ def _fitting(model: nn.Module, adapter: AdapterFiles) -> tuple[list[Site], dict[
     if shapes or missing or surplus:
         problems = [line for kind in (shapes, missing, surplus) for line in first_few(kind)]
         raise ValueError(_misfit(adapter, problems))
-    if note:
-        warnings.warn(note, stacklevel=4)
-    return sites, tensors
+    if choice.note:
+        warnings.warn(choice.note, stacklevel=4)
+    return choice, tensors
 
 
 def _misfit(adapter: AdapterFiles, problems: list[str]) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 
+from ..model.found import Site
 from ..model.patch import prefix_of
-from ..model.sites import Site
 
 
 def with_gates(tensors: Mapping[str, mx.array], sites: Sequence[Site]) -> dict[str, mx.array]:
@@ -20,7 +20,7 @@ def with_gates(tensors: Mapping[str, mx.array], sites: Sequence[Site]) -> dict[s
     """
     new = dict(tensors)
     for site in sites:
-        name, projections = f"{prefix_of(site.layer)}delta_q_proj", site.projections
+        name, projections = f"{prefix_of(site.layer)}delta_q_proj", site.projections.whole
         rows = new[name].shape[0] if name in new else 0
         if projections.gated and 2 * rows == projections.width("q"):
             new[name] = projections.with_gate(new[name])

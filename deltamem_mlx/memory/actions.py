@@ -16,6 +16,7 @@ from mlx_lm.models.cache import (
 from ..model.cache import MemoryCache, Observer
 from ..model.ingest import IdRows, Ingest, span_ids
 from ..model.layer_cache import DeltaMemCache
+from ..model.spread import Spread
 from ..model.trail import Trail
 
 PromptCache = list[Any]  # mlx-lm's: a cache of any kind for each layer
@@ -44,13 +45,28 @@ def _memories(caches: Iterable[object]) -> Iterator[MemoryCache]:
             yield from _memories(cache.caches)
 
 
-def memory_state(cache: PromptCache) -> dict[int, mx.array]:
-    """The memory in a prompt cache: layer index → float32 states [B, H, r, r].
+def spread_in(cache: PromptCache) -> Spread:
+    """Which processes have the memories of a prompt cache: this one alone, as a rule.
 
     Raises:
         ValueError: If the prompt cache holds no memory.
     """
-    return {i: memory.states for i, memory in memories(cache).items()}
+    mark = next(iter(memories(cache).values())).mark
+    return Spread() if isinstance(mark, str) else mark.spread
+
+
+def memory_state(cache: PromptCache) -> dict[int, mx.array]:
+    """The memory in a prompt cache: layer index → float32 states [B, H, r, r].
+
+    Of a model in a pipeline all processes call it, and all get the states of all layers.
+
+    Raises:
+        ValueError: If the prompt cache holds no memory.
+    """
+    here, spread = memories(cache), spread_in(cache)
+    if spread.pipelined:
+        mx.eval([c.state for c in cache])  # what another process waits for hangs on the keys
+    return spread.by_layer({i: memory.states for i, memory in here.items()})
 
 
 def set_memory_state(cache: PromptCache, state: Mapping[int, mx.array]) -> None:
@@ -59,16 +75,18 @@ def set_memory_state(cache: PromptCache, state: Mapping[int, mx.array]) -> None:
     Args:
         cache (list): A prompt cache of a model with an adapter.
         state (Mapping[int, mx.array]): Layer index → states [B, H, r, r], for every layer that
-          has a memory.
+          has a memory, in whichever process of a pipeline.
 
     Raises:
         ValueError: If layers or shapes do not fit; all of them are listed.
     """
-    found = memories(cache)
-    problems = [f"layer {i}: given, but it has no memory" for i in state if i not in found]
-    problems += [f"layer {i}: missing" for i in found if i not in state]
+    found, elsewhere = memories(cache), set(spread_in(cache).all_memories)
+    known = found.keys() | elsewhere
+    problems = [f"layer {i}: given, but it has no memory" for i in state if i not in known]
+    problems += [f"layer {i}: missing" for i in sorted(known) if i not in state]
     batches = {s.shape[0] for s in state.values() if s.ndim == 4}
-    for i, memory in found.items():
+    one = next(iter(found.values()))  # those of other processes are alike
+    for i, memory in ((i, found.get(i, one)) for i in sorted(known)):
         free = memory.matrix is None and memory.batch_size == 1 and len(batches) == 1
         rows = next(iter(batches)) if free else memory.batch_size
         expected = [rows, memory.heads, memory.rank, memory.rank]

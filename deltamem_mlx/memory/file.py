@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from ..adapters.loading import base_model_of, fingerprint
 from ..files import Witness, checked_file, write_atomically
+from ..model.patch import spread_of_memory
 from ..problems import MAPPING, first_few, list_of, misfits, text_field, whole_number
 from .actions import PromptCache, memories, memory_state, set_memory_state
 
@@ -58,7 +59,8 @@ def save_memory(path: str | Path, cache: PromptCache, model: nn.Module, *, note:
     """Write the memory in a prompt cache to one safetensors file, atomically.
 
     The file holds the float32 states, the adapter's fingerprint, the model's name and shape, the
-    number of tokens written and when; nothing of the text.
+    number of tokens written and when; nothing of the text. Of a model that is spread over several
+    processes all of them call it, and the first alone writes the file, which any number can load.
 
     Args:
         path (Path): The file; one that is there is replaced.
@@ -70,7 +72,8 @@ def save_memory(path: str | Path, cache: PromptCache, model: nn.Module, *, note:
         ValueError: If the cache holds no memory, or holds NaN.
         OSError: If the file cannot be written; what was there is unchanged then.
     """
-    write_memory(path, memory_of(cache, model, note=note))
+    memory = memory_of(cache, model, note=note)
+    spread_of_memory(model).ranks.by_first(lambda: write_memory(path, memory))
 
 
 def memory_of(cache: PromptCache, model: nn.Module, *, note: str = "") -> MemoryFile:
@@ -104,11 +107,13 @@ def write_memory(path: str | Path, memory: MemoryFile, witness: Witness | None =
 def load_memory(path: str | Path, model: nn.Module) -> PromptCache:
     """A fresh prompt cache of ``model`` with the memory in ``path``.
 
+    Of a model that is spread over several processes all of them call it, and the first alone reads.
+
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, or was written under another adapter or shape.
     """
-    memory = read_memory(path)
+    memory = spread_of_memory(model).ranks.by_first(lambda: read_memory(path))
     cache = make_prompt_cache(model)
     restore_memory(path, memory, cache, model)
     return cache

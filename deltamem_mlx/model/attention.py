@@ -21,6 +21,7 @@ from .layer import Memory, read_and_write
 from .layer_cache import LayerCache
 from .parameters import PARAMETERS, adapter_shapes, flat_arrays
 from .projections import Projections, view_of
+from .shares import rows_here, whole_columns, with_gradients_of_all
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class DeltaMemAttention(nn.Module):
             rankwise_gates=config.rankwise_gates,
             uses_lambda=config.uses_lambda,
         )
-        for name, shape in adapter_shapes(projections, config).items():
+        for name, shape in adapter_shapes(projections.whole, config).items():
             self[name] = self._initial(name, shape)
         # A module would take a tuple for parameters, so these go past its __setattr__.
         vars(self)["_memory_keys"] = tuple(self._acting_keys())
@@ -148,13 +149,25 @@ class DeltaMemAttention(nn.Module):
         if config.output_init == "random":
             bound = config.online_gain / math.sqrt(M)
             return mx.random.uniform(-bound, bound, (out, M))
-        base = self._memory_projections.weight(self, head).astype(mx.float32)
-        width = min(config.rank, base.shape[1])
+        most = config.rank
         if config.output_init == "base_slice_fixed":
-            width = min(width, config.base_slice_ref_width)
-        columns = base[:, :width]
+            most = min(most, config.base_slice_ref_width)
+        projections = self._memory_projections
+        base = projections.weight(self, head)
+        projection = self[projections.attribute(head)]
+        columns = whole_columns(base, projection, most, projections.share(head))
+        width = columns.shape[1]
         norm = mx.maximum(mx.linalg.norm(columns, axis=0, keepdims=True), 1e-12)
         return mx.pad(config.online_gain * columns / norm, [(0, 0), (0, M - width)])
+
+    @staticmethod
+    def draw_as_for(projections: Projections, config: DeltaMemConfig) -> None:
+        """Draw as many random numbers as ``add_memory`` would, for a layer that is elsewhere."""
+        drawn = ["memory"] * 3
+        if config.output_init == "random":
+            drawn += [head for head in config.delta_heads if head in projections.heads]
+        for _ in drawn:
+            mx.random.uniform(shape=(1,))
 
     def adapter_keys(self) -> tuple[str, ...]:
         """Names of the adapter's parameters that act: those a file holds and training changes."""
@@ -207,6 +220,8 @@ class DeltaMemAttention(nn.Module):
         for name, weight in packed.outward.items():
             normed = norm if name == self._memory_output else None
             values = reads if normed else cast
+            if self.training:
+                values = with_gradients_of_all(values, self[name])
             attributes[name] = Corrected(self[name], values, weight, normed)
         return self.base_class.__call__(view, *args, **kwargs)
 
@@ -284,10 +299,11 @@ class DeltaMemAttention(nn.Module):
 
     def _outward(self, dtype: mx.Dtype) -> dict[str, mx.array]:
         config, projections = self._memory_config, self._memory_projections
-        weights = {
-            head: (self._scale(head) * self[f"delta_{head}_proj"].astype(mx.float32)).T
-            for head in config.delta_heads
-        }
+        weights = {}
+        for head in config.delta_heads:
+            whole = self._scale(head) * self[f"delta_{head}_proj"].astype(mx.float32)
+            base = self[projections.attribute(head)]
+            weights[head] = rows_here(whole, base, projections.share(head)).T
         if projections.packed and weights.keys() & set("qkv"):
             zeros = {h: mx.zeros((config.read_width, projections.width(h))) for h in "qkv"}
             weights["packed"] = projections.join({h: weights.pop(h, zeros[h]) for h in "qkv"})

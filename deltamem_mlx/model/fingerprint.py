@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import HEADS, DeltaMemConfig
+from .spread import Spread
 
 Tensors = Mapping[str, mx.array]
 
@@ -44,23 +45,47 @@ class AdapterMark:
 
     Args:
         config (DeltaMemConfig): The adapter's settings.
-        tensors (Callable[[], Tensors]): Gives its tensors as they are.
+        tensors (Callable[[], Tensors]): Gives its tensors as they are, of the layers that are here.
+        spread (Spread): Which processes have the model. In a pipeline the fingerprint is made
+          once, by all of them together.
     """
 
-    def __init__(self, config: DeltaMemConfig, tensors: Callable[[], Tensors]):
+    def __init__(
+        self,
+        config: DeltaMemConfig,
+        tensors: Callable[[], Tensors],
+        spread: Spread | None = None,
+    ):
         self._config, self._tensors = config, tensors
+        self.spread = spread or Spread()
         self._sources: list[mx.array] = []
         self._fingerprint = ""
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 in hex."""
+        """SHA-256 in hex.
+
+        Raises:
+            RuntimeError: If parameters were replaced in one process of a pipeline, of which the
+              others do not know.
+        """
         tensors = self._tensors()
         sources = list(tensors.values())
         if not self._fingerprint or not all(map(operator.is_, sources, self._sources)):
             values = {name: x.astype(mx.float32) for name, x in tensors.items()}
+            if self.spread.pipelined:
+                if self._fingerprint:
+                    raise RuntimeError(
+                        "The adapter of a model in a pipeline was changed after it was loaded. "
+                        "Change its files, and load it again."
+                    )
+                everyone = self.spread.ranks.gather(values)
+                values = {name: x for part in everyone for name, x in part.items()}
             self._sources, self._fingerprint = sources, fingerprint_of(self._config, values)
         return self._fingerprint
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (self.fingerprint,)  # what another process can know of it
 
     def keep(self) -> None:
         """Go on without the model: its adapter is taken away."""

@@ -63,6 +63,15 @@ class LayerCache(CacheList):
             raise AttributeError(name)
         return getattr(self.caches[0], name)
 
+    def __setattr__(self, name: str, value: object) -> None:
+        # A pipeline hangs what it sends on the keys, which are computed in every step of a prompt.
+        kv = vars(self).get("caches", (None,))[0]
+        ours = name in vars(self) or hasattr(type(self), name) or not hasattr(kv, name)
+        if ours:
+            super().__setattr__(name, value)
+        else:
+            setattr(kv, name, value)
+
     def __getitem__(self, idx: int) -> object:
         # Some models look into a layer's cache where that is itself a list.
         return self.caches[0][idx]

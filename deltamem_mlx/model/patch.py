@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,16 +12,19 @@ from weakref import ref
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
+from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from .. import builtin
 from ..compat import BaseCache, trains_layers, wanted_max_kv_size, writes_model
 from ..config import DeltaMemConfig
 from .attention import DeltaMemAttention, memory_class
+from .cache_parts import part_at, put_part
 from .fingerprint import AdapterMark
+from .found import CachePath
 from .layer_cache import DeltaMemCache
 from .parameters import PARAMETERS, flat_arrays
-from .sites import CachePath, Site, choose
+from .sites import Choice, choose
+from .spread import Spread
 
 BUILTIN = "builtin"
 
@@ -121,13 +124,7 @@ def _base_caches(model: nn.Module, base: object, max_kv_size: int | None) -> lis
     return [RotatingKVCache(max_size=max_kv_size, keep=4) for _ in model.layers]
 
 
-def attach(
-    model: nn.Module,
-    config: DeltaMemConfig,
-    *,
-    seed: int | None = None,
-    sites: Sequence[Site] | None = None,
-) -> nn.Module:
+def attach(model: nn.Module, config: DeltaMemConfig, *, seed: int | None = None) -> nn.Module:
     """Patch a loaded mlx-lm model in place with a freshly initialised adapter.
 
     The base is frozen, the adapter trainable. Base parameters keep their names; the adapter's
@@ -137,8 +134,6 @@ def attach(
         model (nn.Module): A model from ``mlx_lm.load``, quantized or not.
         config (DeltaMemConfig): The adapter's settings.
         seed (int): Seed of the random initial weights. Default: mlx's global state.
-        sites (Sequence[Site]): What ``choose_sites`` found for this model and config, so that it
-          need not look again. Default: look.
 
     Returns:
         nn.Module: The same model.
@@ -147,30 +142,33 @@ def attach(
         ValueError: If the model has an adapter already, or no attention that can keep a memory.
     """
     refuse_attached(model)
-    if sites is None:
-        sites, note = choose(model, config)
-        if note:
-            warnings.warn(note, stacklevel=2)
+    choice = choose(model, config)
+    if choice.note:
+        warnings.warn(choice.note, stacklevel=2)
     warn_of_frozen(model)
     with undo_on_failure(model):
         if seed is not None:
             mx.random.seed(seed)
-        patch(model, config, sites)
+        patch(model, config, choice)
         pack(model)
+        settle(model)
     return model
 
 
-def patch(model: nn.Module, config: DeltaMemConfig, sites: Sequence[Site]) -> None:
-    """``attach`` at these sites; nothing is evaluated, and nothing undone if it fails."""
+def patch(model: nn.Module, config: DeltaMemConfig, choice: Choice) -> None:
+    """``attach`` as chosen; nothing is evaluated, and nothing undone if it fails."""
     before = _frozen(model)
     model.freeze()
     paths: dict[CachePath, tuple[DeltaMemAttention, ...]] = {}
-    mark = AdapterMark(config, lambda: tensors_of(model))
-    for site in sorted(sites, key=lambda site: (site.cache_path, site.layer)):
+    mark = AdapterMark(config, lambda: tensors_of(model), choice.spread)
+    for site in sorted(choice.sites, key=lambda site: (-site.rank, site.cache_path, site.layer)):
+        if site.attention is None:
+            DeltaMemAttention.draw_as_for(site.projections, config)
+            continue
         attention = _patched(site.attention)
         attention.add_memory(site.layer, site.projections, config, mark)
         paths[site.cache_path] = (*paths.get(site.cache_path, ()), attention)
-    mixin = SelfCachingModel if any(site.own_cache for site in sites) else DeltaMemModel
+    mixin = SelfCachingModel if any(site.own_cache for site in choice.sites) else DeltaMemModel
     _set_class(model, _model_class(type(model), mixin))
     model._memory_attached = Attached(paths, [(ref(m), names) for m, names in before], mark)
 
@@ -233,6 +231,12 @@ def warn_of_frozen(model: nn.Module) -> None:
         )
 
 
+def settle(model: nn.Module) -> None:
+    """Agree with all processes of a pipeline on which adapter it is, once its weights are in."""
+    if spread_of_memory(model).pipelined:
+        assert attachment(model).mark.fingerprint
+
+
 def pack(model: nn.Module) -> None:
     """Pack the weights of all memories now, so that several threads may use the model.
 
@@ -265,6 +269,15 @@ def attachment(model: nn.Module) -> Attached:
         raise ValueError("The model has no δ-mem adapter: call dm.load_adapter or dm.attach first.")
     attached: Attached = model._memory_attached
     return attached
+
+
+def spread_of_memory(model: nn.Module) -> Spread:
+    """Which processes have the model's memories: this one alone, as a rule.
+
+    Raises:
+        ValueError: If the model has no adapter.
+    """
+    return attachment(model).mark.spread
 
 
 def set_base_model(model: nn.Module, source: str | None) -> None:
@@ -318,23 +331,3 @@ def _patched(attention: nn.Module) -> DeltaMemAttention:
 
 def _set_class(module: nn.Module, cls: type[nn.Module]) -> None:
     module.__class__ = cls
-
-
-def part_at(caches: Sequence[BaseCache | None], path: CachePath) -> BaseCache | None:
-    """The part of a prompt cache at a path of indices; None: it does not reach as far."""
-    index, *rest = path
-    part = caches[index] if index < len(caches) else None
-    return part_at(part.caches, tuple(rest)) if rest and isinstance(part, CacheList) else part
-
-
-def put_part(caches: MutableSequence[Any], path: CachePath, new: BaseCache) -> None:
-    """Replace the part of a prompt cache at a path, or add it at the end."""
-    index, *rest = path
-    if rest:
-        inner = list(caches[index].caches)
-        put_part(inner, tuple(rest), new)
-        caches[index] = CacheList(*inner)
-    elif index == len(caches):
-        caches.append(new)
-    else:
-        caches[index] = new

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..ops.seams import split
+from .shares import Share
 
 QUERY = ("q_b_proj", "wq_b", "q_proj", "c_q", "attn_query")
 KEY_VALUE = (("k_proj", "v_proj"), ("c_k", "c_v"), ("attn_key", "attn_value"))
@@ -28,6 +29,8 @@ class Projections:
         dims (int): Width D of the hidden states that the attention is given.
         gated (int): Where the q projection makes an output gate as well: the heads for each of
           which it has first the query's rows, then as many of the gate. 0: it does not.
+        shares (tuple[tuple[str, Share], ...]): (head, share) pairs for those of whose rows other
+          processes have the rest: widths, groups and gates count what is here.
     """
 
     names: tuple[tuple[str, str], ...]
@@ -36,6 +39,7 @@ class Projections:
     widths: tuple[tuple[str, int], ...]
     dims: int
     gated: int = 0
+    shares: tuple[tuple[str, Share], ...] = ()
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -53,6 +57,21 @@ class Projections:
     def restricted(self, heads: set[str]) -> "Projections":
         """The same with no other heads than these."""
         return replace(self, widths=tuple(pair for pair in self.widths if pair[0] in heads))
+
+    @property
+    def whole(self) -> "Projections":
+        """The same with the rows of all processes."""
+        parts = {head: share.parts for head, share in self.shares}
+        widths = tuple((head, width * parts.get(head, 1)) for head, width in self.widths)
+        gated = self.gated * parts.get("q", 1)
+        groups = self.groups
+        if self.packed and groups > 1:  # of each head, or of each KV head
+            groups *= parts.get("q", 1)
+        return replace(self, widths=widths, gated=gated, groups=groups, shares=())
+
+    def share(self, head: str) -> Share | None:
+        """Which of a head's rows are here; None: all of them."""
+        return dict(self.shares).get(head)
 
     def weight(self, attention: nn.Module, head: str) -> mx.array:
         """The base weight [out, in] of a head, dequantized if need be."""

@@ -1,61 +1,16 @@
-"""Which attentions of a model can keep a memory, and which part of its cache each one gets."""
+"""Which attentions of a model get a memory, by what an adapter's config wants."""
 
-import inspect
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import mlx.nn as nn
-from mlx_lm.models.cache import ArraysCache, CacheList
 
 from ..config import DeltaMemConfig
-from .dry_run import DryRun, WhatRan
-from .projections import OUTPUT, PACKED, Projections, candidates
-
-CachePath = tuple[int, ...]
-
-
-@dataclass
-class Site:
-    """An attention that can keep a memory: where it is, and which part of the cache it gets.
-
-    Args:
-        layer (int): Number of the layer. In models with several such attentions in a layer they
-          are counted through: with two, ``model.layers[i]`` has the layers 2i and 2i + 1.
-        block (int): Index in ``model.layers``.
-        name (str): Path in the layer.
-        attention (nn.Module): The attention itself.
-        projections (Projections): Those that can be corrected.
-        cache_path (CachePath): Indices into the prompt cache, and the cache lists in it.
-        own_cache (bool): Whether the model hands it a cache when it is called without any.
-    """
-
-    layer: int
-    block: int
-    name: str
-    attention: nn.Module
-    projections: Projections
-    cache_path: CachePath
-    own_cache: bool = False
-
-    @property
-    def module(self) -> str:
-        """The name under which the layer holds it, alone or in a list."""
-        return next(part for part in reversed(self.name.split(".")) if not part.isdigit())
-
-
-class Found(NamedTuple):
-    """Where a memory can be kept, and where not.
-
-    Args:
-        sites (list[Site]): The attentions that can keep one.
-        reasons (dict[int, str]): By layer, why an attention there cannot, said of several.
-        entries (int): Entries of the plain model's prompt cache.
-    """
-
-    sites: list[Site]
-    reasons: dict[int, str]
-    entries: int
+from .everywhere import find_everywhere
+from .found import Found, Site, takes_cache
+from .projections import OUTPUT, PACKED
+from .spread import Spread
 
 
 class Choice(NamedTuple):
@@ -64,25 +19,25 @@ class Choice(NamedTuple):
     Args:
         sites (list[Site]): The attentions that get one.
         note (str): One line on attentions that could keep one and get none; empty: there are none.
+        spread (Spread): Which processes have them.
     """
 
     sites: list[Site]
     note: str
+    spread: Spread
 
 
-def choose_sites(model: nn.Module, config: DeltaMemConfig) -> list[Site]:
-    """The attentions that get a memory, in order of the layers.
+def choose(model: nn.Module, config: DeltaMemConfig) -> Choice:
+    """The attentions that get a memory, in order of the layers, and where the model lies.
+
+    Under mlx's distributed engine it is the same in all processes that have a part of the model,
+    and all of them call it.
 
     Raises:
         ValueError: If there is none, or none where the config wants one; every reason is listed.
     """
-    return choose(model, config).sites
-
-
-def choose(model: nn.Module, config: DeltaMemConfig) -> Choice:
-    """``choose_sites``, with a line on the layers that were left out."""
-    found = find_sites(model)
-    named = [_named(found, block, config) for block in range(len(model.layers))]
+    found, spread = find_everywhere(model)
+    named = [_named(found, block, config) for block in range(spread.layers)]
     most = max(1, *map(len, named))
     count = len(named) * most
     outside = [i for i in config.target_layers if i >= count]
@@ -96,12 +51,33 @@ def choose(model: nn.Module, config: DeltaMemConfig) -> Choice:
     ]
     able = [s for s in wanted if set(config.delta_heads) <= set(s.projections.heads)]
     left_out = _by_reason([*found.reasons.items(), *_lacking(wanted, config)])
-    problems = list(_problems(found, wanted, config)) + _gaps(found, able)
+    here = [site for site in able if site.attention is not None]
+    problems = list(_problems(found, wanted, config)) + _gaps(found, here)
+    problems += _without(able, spread)
     if problems or not able:
         raise ValueError(_refusal(model, problems or left_out))
     layers = spans(site.layer for site in able)
     note = f"A memory in layers {layers}: {'; '.join(left_out)}." if left_out else ""
-    return Choice(able, note)
+    return Choice(able, note, replace(spread, memories=_dealt_out(able, spread)))
+
+
+def _dealt_out(sites: list[Site], spread: Spread) -> tuple[tuple[int, ...], ...]:
+    """The layers with a memory in each process."""
+    return tuple(
+        tuple(site.layer for site in sites if not spread.pipelined or site.rank == rank)
+        for rank in range(spread.ranks.size)
+    )
+
+
+def _without(sites: list[Site], spread: Spread) -> list[str]:
+    """What stands against a pipeline with processes that would have no memory."""
+    none = [str(rank) for rank, got in enumerate(_dealt_out(sites, spread)) if not got]
+    if not sites or not none:
+        return []
+    return [
+        f"none of the layers that rank {', '.join(none)} of the pipeline has would have a memory; "
+        "use fewer processes, or tensor parallelism"
+    ]
 
 
 def _named(found: Found, block: int, config: DeltaMemConfig) -> list[Site]:
@@ -184,58 +160,3 @@ def _refusal(model: nn.Module, problems: list[str]) -> str:
             f"found {', '.join(classes) or 'no attention'}"
         ]
     return f"Cannot attach a memory to {name!r}: " + "; ".join(dict.fromkeys(problems)) + "."
-
-
-def find_sites(model: nn.Module) -> Found:
-    """All attentions of the model that can keep a memory, and reasons why others cannot.
-
-    Which cache an attention gets, and which projections it uses, is not in its names but in its
-    model's forward, so one token is run through it.
-    """
-    named = [
-        (block, *candidate)
-        for block, layer in enumerate(model.layers)
-        for candidate in candidates(layer)
-    ]
-    run = DryRun(model, [(attention, projections) for *_, attention, projections in named])
-    paths = {id(c): path for path, c in _walk(run.caches)}
-    found = Found([], {}, run.entries)
-    for block, name, attention, projections in named:
-        seen = run.seen.get(id(attention), WhatRan())
-        if any(isinstance(c, ArraysCache) for c in seen.caches):
-            continue  # not a softmax attention: a recurrent layer keeps its own state
-        places = {paths.get(id(cache)) for cache in seen.caches}
-        if reason := _reason(seen, projections, places):
-            found.reasons[block] = reason
-            continue
-        called = {head for head in projections.heads if projections.attribute(head) in seen.called}
-        usable = replace(seen.layout or projections, dims=seen.width).restricted(called)
-        path = next(place for place in places if place is not None)
-        found.sites.append(Site(block, block, name, attention, usable, path, seen.own_cache))
-    return found
-
-
-def _reason(seen: WhatRan, projections: Projections, places: set[CachePath | None]) -> str:
-    """Why an attention cannot keep a memory, said of several layers; empty: it can."""
-    if not seen.called:
-        return "have their projections called past the attention"
-    if not places or None in places:
-        return "are given no part of the prompt cache"
-    if len(places) > 1:
-        return "use several KV caches a token"
-    if seen.layout is None:
-        return f"have a {projections.packed} whose rows lie in no order that is known here"
-    missing = [h for h in "qo" if projections.attribute(h) not in seen.called]
-    return f"do not use their {' and '.join(missing)} projection" if missing else ""
-
-
-def takes_cache(module: nn.Module) -> bool:
-    """Whether a module is called with a part of the prompt cache."""
-    return "cache" in inspect.signature(type(module).__call__).parameters
-
-
-def _walk(caches: Sequence[object], path: CachePath = ()) -> Iterator[tuple[CachePath, object]]:
-    for i, cache in enumerate(caches):
-        yield (*path, i), cache
-        if isinstance(cache, CacheList):
-            yield from _walk(cache.caches, (*path, i))

@@ -14,8 +14,9 @@ import mlx.nn as nn
 from mlx_lm.models.cache import CacheList
 
 from ..compat import BaseCache
+from ..model.cache_parts import part_at, put_part
 from ..model.layer_cache import LayerCache, NoKeys
-from ..model.patch import attachment, part_at, put_part
+from ..model.patch import attachment
 from ..ops import ScanSpec, activate, delta_scan
 
 

@@ -15,7 +15,7 @@ FLOORS = (
     ("ops", "builtin", "problems", "_version"),
     ("files",),
     ("forms",),
-    ("compat", "config", "hub"),
+    ("compat", "config", "hub", "ranks"),
     ("model", "text"),
     ("adapters",),
     ("memory", "training"),

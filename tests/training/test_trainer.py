@@ -4,8 +4,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from distributed_run import SETTINGS, train, updater
+from launching import launch
 from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 from tiny import TOKENIZER, tiny_model, weights_of
@@ -333,20 +332,6 @@ def test_learning_rate_rises_then_falls() -> None:
     assert rates[99] == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
     constant = TrainSettings(iters=10, learning_rate=1.0, lr_schedule="constant", warmup=0.0)
     assert {constant.learning_rate_at(i) for i in range(10)} == {1.0}
-
-
-def launch(*words: str | Path, size: int = 2) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name("mlx.launch")
-    if not program.exists():
-        pytest.skip("mlx.launch is not installed beside this Python")
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
-    return subprocess.run(
-        [program, "-n", str(size), "--", sys.executable, *map(str, words)],
-        env=os.environ | {"PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.fixture(scope="module")
