@@ -68,6 +68,7 @@ class ChatOptions:
     "deltamem-mlx chat",
     "deltamem-mlx chat --model MODEL --adapter ADAPTER --memory me.safetensors",
     "deltamem-mlx chat --model MODEL --adapter ADAPTER --max-context 2048",
+    defaults=True,
 )
 def chat(options: ChatOptions) -> None:
     """Chat with a model that remembers.

@@ -40,6 +40,14 @@ if TYPE_CHECKING:
     from deltamem_mlx.session.session import MemorySession
     from deltamem_mlx.text.sources import Source
 
+Text = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="PROMPT",
+        help="What to answer, in quotes; - reads standard input.",
+        show_default=False,
+    ),
+]
 Remember = Annotated[
     list[Path] | None,
     typer.Option(
@@ -101,6 +109,7 @@ class Printed:
 class GenerateOptions:
     """What `generate` was asked for."""
 
+    text: Text = None
     model: o.Model = None
     adapter: o.Adapter = None
     prompt: o.Prompt = None
@@ -127,12 +136,12 @@ class GenerateOptions:
 
 
 @command(
-    "deltamem-mlx generate --prompt 'where does anna live ?' --remember facts.txt",
-    "deltamem-mlx generate --model MODEL --adapter ADAPTER --memory me.safetensors "
-    "--prompt 'My dog is called Rex.'",
-    "deltamem-mlx generate --model MODEL --adapter ADAPTER --remember notes.txt --compare "
-    "--prompt 'What did I note?'",
-    "echo Hello | deltamem-mlx generate --model MODEL --prompt -",
+    "deltamem-mlx generate 'where does anna live ?' --remember facts.txt",
+    "deltamem-mlx generate 'My dog is called Rex.' --model MODEL --adapter ADAPTER --memory me",
+    "deltamem-mlx generate 'What did I note?' --model MODEL --adapter ADAPTER --remember notes.txt "
+    "--compare",
+    "echo Hello | deltamem-mlx generate - --model MODEL",
+    defaults=True,
 )
 def generate(options: GenerateOptions) -> None:
     """Answer one prompt.
@@ -143,7 +152,7 @@ def generate(options: GenerateOptions) -> None:
     With --memory, the memory goes on from one command to the next. Without --model and --adapter,
     the built-in demo pair answers.
     """
-    text = _prompt(options.prompt)
+    text = _prompt(options)
     notes = _checked(options)
     model, tokenizer = load_pair(
         options.model, options.adapter, trust_remote_code=options.trust_remote_code
@@ -213,13 +222,16 @@ def _from_memory(
     return answer, more
 
 
-def _prompt(prompt: str | None) -> str:
+def _prompt(options: GenerateOptions) -> str:
+    if options.text is not None and options.prompt is not None:
+        raise UsageError("There are two prompts: give it in quotes, or by --prompt.")
+    prompt = options.text if options.prompt is None else options.prompt
     if prompt is None:
-        raise UsageError("Give a prompt: --prompt TEXT, or --prompt - to read standard input.")
+        raise UsageError('Give a prompt: generate "PROMPT", or - to read standard input.')
     text = standard_input() if prompt == "-" else prompt
     if not text.strip():
-        where = "standard input" if prompt == "-" else "--prompt"
-        raise UsageError(f"The prompt from {where} is empty.")
+        where = "from standard input " if prompt == "-" else ""
+        raise UsageError(f"The prompt {where}is empty.")
     return text
 
 

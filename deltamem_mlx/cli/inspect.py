@@ -29,6 +29,7 @@ TEXTS = (".txt", ".md", ".json", ".jsonl")
     "deltamem-mlx inspect anna.safetensors --model MODEL --adapter ADAPTER "
     "--probe 'What am I allergic to?' --answer walnuts",
     "deltamem-mlx inspect --trace talk.jsonl --model MODEL --adapter ADAPTER --plot talk.png",
+    defaults=True,
 )
 def inspect(
     target: i.Target = None,

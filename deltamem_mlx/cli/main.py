@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "remember": "deltamem_mlx.cli.remember:remember",
     "chat": "deltamem_mlx.cli.chat:chat",
     "memories": "deltamem_mlx.cli.memories.app:app",
+    "config": "deltamem_mlx.cli.config:config",
     "convert": "deltamem_mlx.cli.convert:convert",
     "upload": "deltamem_mlx.cli.upload:upload",
     "train": "deltamem_mlx.cli.train:train",

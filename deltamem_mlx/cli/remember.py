@@ -65,6 +65,7 @@ class RememberOptions:
     "deltamem-mlx remember notes/ 'letters/*.txt' --model MODEL --adapter ADAPTER "
     "--memory me.safetensors",
     "echo 'My dog is called Rex.' | deltamem-mlx remember - --memory me.safetensors",
+    defaults=True,
 )
 def remember(options: RememberOptions) -> None:
     """Write files into a memory.

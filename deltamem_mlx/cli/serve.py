@@ -28,6 +28,7 @@ USUAL = ServeSettings()
     "deltamem-mlx serve --model MODEL --adapter ADAPTER --port 8080 --memory-dir memories",
     """curl localhost:8080/v1/chat/completions -H 'X-Delta-Mem-Session: me' -d '{"messages": """
     """[{"role": "user", "content": "My dog is called Rex."}]}'""",
+    defaults=True,
 )
 def serve(
     model: o.Model = None,

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from .reading import expanded
 
 LOCK = ".lock"
@@ -29,6 +27,8 @@ def locked_folder(folder: str | Path, purpose: str) -> Iterator[Path]:
     Raises:
         FolderInUse: If another process has it.
     """
+    from filelock import FileLock, Timeout  # here: `--help` does not wait for it
+
     folder = expanded(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, mode=0o600)

@@ -272,7 +272,7 @@ def test_names_what_to_do_where_the_built_in_pair_is_missing(
 def test_wrong_use_exits_with_2(qwen3_tiny: Path, adapter: Path, tmp_path: Path) -> None:
     pair = ("--model", qwen3_tiny, "--adapter", adapter)
     assert "Give a prompt" in refused(2, *pair)
-    assert "--prompt is empty" in refused(2, *pair, "--prompt", " \n")
+    assert "prompt is empty" in refused(2, *pair, "--prompt", " \n")
     assert "standard input is empty" in refused(2, *pair, "--prompt", "-")
     assert "--tempo" in refused(2, *pair, "--prompt", "Who?", "--tempo", "1")
     assert ".safetensors" in refused(2, *pair, "--prompt", "Who?", "--memory", "memory.bin")

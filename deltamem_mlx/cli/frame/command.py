@@ -8,8 +8,10 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import typer
 from rich.markup import escape
 
+from deltamem_mlx.cli.frame.defaults import with_defaults
 from deltamem_mlx.cli.frame.parse import check_texts
 from deltamem_mlx.cli.options.shared import Config, Debug, Quiet
 from deltamem_mlx.files import expanded
@@ -17,7 +19,9 @@ from deltamem_mlx.files import expanded
 COMMON = {"config": (Config, None), "quiet": (Quiet, False), "debug": (Debug, False)}
 
 
-def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(
+    *examples: str, defaults: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Adds `--config`, `--quiet`, `--debug`, and examples at the end of the help text.
 
     The function does not see the added flags: `output` acts on quiet and debug. A parameter that
@@ -25,6 +29,7 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
 
     Args:
         examples (str): Command lines as one would type them.
+        defaults (bool): What is not given is what the user wants everywhere (`frame.defaults`).
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -38,7 +43,9 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
         flags = {parameter.name: _flag(parameter) for parameter in parameters}
 
         @functools.wraps(function)
-        def run(**options: object) -> None:
+        def run(ctx: typer.Context | None = None, **options: Any) -> None:
+            if defaults and ctx is not None:
+                options = with_defaults(ctx, options)
             check_texts(options, flags)
             own = {name: _at_home(v) for name, v in options.items() if name not in COMMON}
             for name, group in groups.items():
@@ -49,7 +56,8 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind)
             for name, (kind, value) in COMMON.items()
         ]
-        shown = signature.replace(parameters=[*parameters, *added])
+        context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        shown = signature.replace(parameters=[*parameters, *added, context])
         vars(run)["__signature__"] = shown
         run.__doc__ = help_text(function, *examples)
         return run

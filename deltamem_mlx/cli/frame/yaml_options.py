@@ -29,14 +29,19 @@ def use_config(ctx: typer.Context, path: Path | None) -> Path | None:
     """
     if path is not None and not ctx.resilient_parsing:
         path = expanded(path)
-        values = _read(path)
+        values = read_yaml(path)
         params = _params_by_key(ctx)
         _refuse_unknown(values, params, path, ctx)
         ctx.default_map = dict(ctx.default_map or {}) | _defaults(values, params, path)
     return path
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The options in a file, values as they stand there.
+
+    Raises:
+        typer.BadParameter: If there is no such file, or it is no YAML mapping.
+    """
     import yaml
 
     try:
@@ -76,17 +81,18 @@ def _value(node: Any) -> object:
     return None if node.tag == "tag:yaml.org,2002:null" else str(node.value)
 
 
-def _key(flag: str) -> str:
+def as_key(flag: str) -> str:
+    """A flag or key, written with dashes or underscores, as the parameter's name."""
     return flag.lstrip("-").replace("-", "_")
 
 
 def _params_by_key(ctx: typer.Context) -> dict[str, typer.CallbackParam]:
     """Every long flag of the command, as a key, with the parameter it sets."""
     return {
-        _key(flag): cast(typer.CallbackParam, param)  # Typer makes all of its own
+        as_key(flag): cast(typer.CallbackParam, param)  # Typer makes all of its own
         for param in ctx.command.params
         for flag in param.opts
-        if flag.startswith("--") and _key(flag) not in COMMAND_LINE_ONLY
+        if flag.startswith("--") and as_key(flag) not in COMMAND_LINE_ONLY
     }
 
 
@@ -96,12 +102,12 @@ def _refuse_unknown(
     path: Path,
     ctx: typer.Context,
 ) -> None:
-    unknown = [key for key in values if _key(key) not in params]
+    unknown = [key for key in values if as_key(key) not in params]
     if not unknown:
         return
     said = []
     for key in unknown:
-        near = [match.replace("_", "-") for match in get_close_matches(_key(key), params)]
+        near = [match.replace("_", "-") for match in get_close_matches(as_key(key), params)]
         said.append(f"{key!r}" + (f" (close: {', '.join(near)})" if near else ""))
     raise typer.BadParameter(
         f"{str(path)!r} has keys that are no flags of '{ctx.command_path}': {', '.join(said)}."
@@ -114,7 +120,7 @@ def _defaults(
     """Values under the names that the parser looks defaults up by; null counts as not given."""
     defaults: dict[str, Any] = {}
     for key, value in values.items():
-        param = params[_key(key)]
+        param = params[as_key(key)]
         if param.name in defaults:
             flags = ", ".join(param.opts)
             raise typer.BadParameter(f"{str(path)!r} sets one option twice: {flags}.")

@@ -69,7 +69,7 @@ TrustRemoteCode = Annotated[
 ]
 Prompt = Annotated[
     str | None,
-    typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; - reads standard input."),
+    typer.Option("--prompt", "-p", metavar="TEXT", help="The same as PROMPT."),
 ]
 SystemPrompt = Annotated[
     str | None,

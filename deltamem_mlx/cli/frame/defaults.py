@@ -1,0 +1,99 @@
+"""What a user wants everywhere: from a file in a folder of theirs, and from the environment.
+
+They stand in where neither the command line nor `--config` says anything. The environment is
+stronger than the file; whoever names a model or an adapter leaves the weaker ones' model, adapter
+and memory, which belong together.
+"""
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import typer
+
+from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.frame.yaml_options import as_key, read_yaml
+from deltamem_mlx.problems import shortened
+
+PAIR = ("model", "adapter", "memory")
+KEYS = (*PAIR, "system_prompt", "max_tokens", "temp", "top_p", "top_k", "min_p")
+
+
+class DefaultValue(NamedTuple):
+    """A default as it was written, and where."""
+
+    text: str
+    source: str
+
+
+def variable(key: str) -> str:
+    """The environment variable of a key; model, adapter and memory have one."""
+    return f"DELTAMEM_{key.upper()}"
+
+
+def defaults() -> dict[str, DefaultValue]:
+    """What is set, by key.
+
+    Raises:
+        UsageError: If the file cannot be used.
+    """
+    from deltamem_mlx.files.places import defaults_file
+
+    path = defaults_file()
+    found = _of_file(path) if path.is_file() else {}
+    given = {key: os.environ[variable(key)] for key in PAIR if variable(key) in os.environ}
+    for key in PAIR if given.get("model") or given.get("adapter") else given:
+        found.pop(key, None)
+    # One that is empty takes away what the file says.
+    return found | {k: DefaultValue(text, variable(k)) for k, text in given.items() if text}
+
+
+def with_defaults(ctx: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a command, with defaults in the place of those that were not given.
+
+    Raises:
+        UsageError: If one of them cannot be used.
+    """
+    open_ = {name for name in options if _not_given(ctx, name)}
+    found = {key: default for key, default in defaults().items() if key in open_}
+    if any(key in options and key not in open_ for key in ("model", "adapter")):
+        found = {key: default for key, default in found.items() if key not in PAIR}
+    parameters = {parameter.name: parameter for parameter in ctx.command.params}
+    for key, default in found.items():
+        try:
+            options[key] = parameters[key].process_value(ctx, default.text)
+        except typer.BadParameter as error:
+            raise UsageError(f"{default.source}: {as_flag(key)}: {error.message}") from None
+    return options
+
+
+def as_flag(key: str) -> str:
+    """A key as it is written: a flag without its dashes."""
+    return key.replace("_", "-")
+
+
+def _not_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "DEFAULT"
+
+
+def _of_file(path: Path) -> dict[str, DefaultValue]:
+    try:
+        values = read_yaml(path)
+    except typer.BadParameter as error:
+        raise UsageError(f"The defaults in {error.message}") from None
+    found: dict[str, DefaultValue] = {}
+    for name, value in values.items():
+        key = as_key(name)
+        if key not in KEYS:
+            near = get_close_matches(key, KEYS, 1) or KEYS
+            raise UsageError(
+                f"The defaults in {str(path)!r} have no {shortened(name)}; expected "
+                f"{', '.join(map(as_flag, near))}."
+            )
+        if isinstance(value, dict | list):
+            raise UsageError(f"The defaults in {str(path)!r}: {name} takes one value.")
+        if value is not None:
+            found[key] = DefaultValue(str(value), str(path))
+    return found
