@@ -85,13 +85,20 @@ def config_in(folder: Path) -> str:
     whole = {form.config for form in FORMS if all(name in there for name in form.files)}
     found = whole or {form.config for form in FORMS if form.config in there}
     if not found:
-        raise FileNotFoundError(f"{folder} holds neither {PUBLISHED.config} nor {MLX_LM.config}.")
+        model = " It holds a model: are the two swapped?" if _is_model(folder) else ""
+        raise FileNotFoundError(
+            f"{folder} holds neither {PUBLISHED.config} nor {MLX_LM.config}.{model}"
+        )
     if len(found) > 1:
         raise ValueError(_two(folder))
     [config] = found
     if config == MLX_LM.config:
         _refuse_other_kinds(folder)
     return config
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
 
 
 def settings_of(path: Path, values: Mapping[str, object]) -> Mapping[str, object]:

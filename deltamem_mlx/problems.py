@@ -46,7 +46,13 @@ def kind_of(value: object) -> str:
     """What a value is, in the words of JSON."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else "true or false"
-    kinds = {str: "text", Mapping: "an object", Sequence: "a list", Number: "a number"}
+    kinds = {
+        str: "text",
+        bytes: "bytes",
+        Mapping: "an object",
+        Sequence: "a list",
+        Number: "a number",
+    }
     found = (name for kind, name in kinds.items() if isinstance(value, kind))
     return next(found, None) or shortened(value)
 

@@ -14,6 +14,7 @@ from ..config import DeltaMemConfig
 from ..files import expanded, read_json, write_atomically, write_text
 from ..forms import (
     FINE_TUNE_TYPE,
+    FORMS,
     MLX_LM,
     PUBLISHED,
     AdapterForm,
@@ -73,6 +74,21 @@ def read_adapter(folder: str | Path) -> AdapterFiles:
     folder = Path(folder)
     form = form_in(folder)
     return _read(folder, folder / form.config, folder / form.weights)
+
+
+def refuse_adapter(folder: Path) -> Path:
+    """The folder, unless it holds an adapter where a model is to be.
+
+    Raises:
+        FileNotFoundError: If it does.
+    """
+    names = {name for form in FORMS for name in form.files}
+    if not (folder / "config.json").exists() and any((folder / name).exists() for name in names):
+        raise FileNotFoundError(
+            f"{folder} holds an adapter, not a model. The model comes first: dm.load(model, "
+            "adapter); --model MODEL --adapter ADAPTER."
+        )
+    return folder
 
 
 def read_copy(weights: Path) -> AdapterFiles:

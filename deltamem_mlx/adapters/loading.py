@@ -14,6 +14,7 @@ from .. import builtin
 from ..files import expanded
 from ..hub import ADAPTER_FILES, MODEL_FILES, resolve
 from ..model import fingerprint as fingerprints
+from ..model.arguments import expect
 from ..model.fingerprint import is_off
 from ..model.parameters import adapter_shapes
 from ..model.patch import (
@@ -36,7 +37,13 @@ from ..model.patch import (
 from ..model.sites import Choice, choose
 from ..model.spread import spread_of
 from ..problems import first_few, shortened
-from .files import AdapterFiles, read_adapter, refuse_to_replace, write_adapter
+from .files import (
+    AdapterFiles,
+    read_adapter,
+    refuse_adapter,
+    refuse_to_replace,
+    write_adapter,
+)
 from .ports import with_gates
 
 # What the names of quantized and converted models end with.
@@ -60,7 +67,7 @@ class LoadOptions(TypedDict, total=False):
 
 @overload
 def load(
-    model: str = BUILTIN,
+    model: str | Path = BUILTIN,
     adapter: str | Path | AdapterFiles | None = None,
     *,
     return_config: Literal[False] = False,
@@ -70,7 +77,7 @@ def load(
 
 @overload
 def load(
-    model: str = BUILTIN,
+    model: str | Path = BUILTIN,
     adapter: str | Path | AdapterFiles | None = None,
     *,
     return_config: Literal[True],
@@ -79,7 +86,7 @@ def load(
 
 
 def load(
-    model: str = BUILTIN,
+    model: str | Path = BUILTIN,
     adapter: str | Path | AdapterFiles | None = None,
     *,
     return_config: bool = False,
@@ -88,8 +95,8 @@ def load(
     """``mlx_lm.load`` plus an adapter.
 
     Args:
-        model (str): A local folder or a Hub repository, ``user/repo`` or ``user/repo@revision``;
-          ``builtin``: the tiny model that the package carries.
+        model (str or Path): A local folder or a Hub repository, ``user/repo`` or
+          ``user/repo@revision``; ``builtin``: the tiny model that the package carries.
         adapter (str): The same for a δ-mem adapter, or one that was read before. Default: the plain
           model; of ``builtin``, its own adapter.
         return_config (bool): Give the model's config as well, as ``mlx_lm.load`` does.
@@ -109,7 +116,7 @@ def load(
     if str(model) == BUILTIN:
         model, adapter = str(builtin.base_folder()), adapter or builtin.adapter_folder()
     files = adapter if adapter is None or isinstance(adapter, AdapterFiles) else read(adapter)
-    folder = resolve(model, allow_patterns=MODEL_FILES)
+    folder = refuse_adapter(resolve(model, allow_patterns=MODEL_FILES))
     # One call gives two or three values, by a flag: its stub says either.
     loaded = mlx_lm_load(str(folder), return_config=True, **mlx_lm_load_kwargs)
     plain, tokenizer, config = cast(Loaded, loaded)
@@ -145,6 +152,7 @@ def load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
         ValueError: If the adapter is damaged or does not fit the model; of every kind of misfit the
           first few are listed.
     """
+    expect("dm.load_adapter(model, adapter)", model=model, path=adapter)
     spread = spread_of(model)
     files = spread.ranks.by_first(lambda: read(adapter))
     warn_of_frozen(model)
@@ -218,6 +226,7 @@ def save_adapter(model: nn.Module, folder: str | Path, *, form: str = "mlx-lm") 
         ValueError: If the model has no adapter or the form is unknown.
         OSError: If the folder holds an adapter of another kind or form, or cannot be written.
     """
+    expect("dm.save_adapter(model, folder)", model=model, folder=folder)
     adapter = adapter_of(model, expanded(folder))
 
     def write() -> None:

@@ -13,6 +13,7 @@ from mlx_lm.models.cache import (
     CacheList,
 )
 
+from ..model.arguments import expect
 from ..model.cache import MemoryCache, Observer
 from ..model.ingest import IdRows, Ingest, span_ids
 from ..model.layer_cache import DeltaMemCache
@@ -28,6 +29,7 @@ def memories(cache: PromptCache) -> dict[int, MemoryCache]:
     Raises:
         ValueError: If there is none.
     """
+    expect("dm.memory_state(cache), dm.forget_context(cache) and the like", cache=cache)
     found = {m.layer: m for m in sorted(_memories(cache), key=lambda m: m.layer)}
     if not found:
         raise ValueError(

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from ..adapters.loading import base_model_of, fingerprint
 from ..files import Witness, checked_file, write_atomically
+from ..model.arguments import expect
 from ..model.patch import spread_of_memory
 from ..problems import MAPPING, first_few, list_of, misfits, text_field, whole_number
 from .actions import PromptCache, memories, memory_state, set_memory_state
@@ -72,6 +73,7 @@ def save_memory(path: str | Path, cache: PromptCache, model: nn.Module, *, note:
         ValueError: If the cache holds no memory, or holds NaN.
         OSError: If the file cannot be written; what was there is unchanged then.
     """
+    expect("dm.save_memory(path, cache, model)", path=path, cache=cache, model=model)
     memory = memory_of(cache, model, note=note)
     spread_of_memory(model).ranks.by_first(lambda: write_memory(path, memory))
 
@@ -113,6 +115,7 @@ def load_memory(path: str | Path, model: nn.Module) -> PromptCache:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, or was written under another adapter or shape.
     """
+    expect("dm.load_memory(path, model)", path=path, model=model)
     memory = spread_of_memory(model).ranks.by_first(lambda: read_memory(path))
     cache = make_prompt_cache(model)
     restore_memory(path, memory, cache, model)

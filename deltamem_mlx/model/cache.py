@@ -62,6 +62,12 @@ class MemoryCache(BaseCache):
         self.observer: Observer | None = None
         self.trail: Trail | None = None
 
+    def __repr__(self) -> str:
+        many = f"{self.batch_size} conversations, " if self.batch_size > 1 else ""
+        written = f"{sum(self.written):,} tokens written"
+        shape = f"{f'{self.heads} × ' * (self.heads > 1)}{self.rank} × {self.rank}"
+        return f"MemoryCache(layer {self.layer}, {shape}, {many}{written})"
+
     def fresh(self) -> "MemoryCache":
         """An empty memory of the same kind."""
         return MemoryCache(self.layer, self.heads, self.rank, self.granularity, self.mark)

@@ -103,6 +103,12 @@ class DeltaMemCache(LayerCache):
     def __init__(self, kv: BaseCache | None, *memories: MemoryCache):
         self.caches = (NoKeys() if kv is None else kv, *memories)
 
+    def __repr__(self) -> str:
+        kv = "no keys" if self.kv is None else type(self.kv).__name__
+        tokens = getattr(self.kv, "offset", None)
+        held = f" of {tokens:,} tokens" if isinstance(tokens, int) else ""
+        return f"DeltaMemCache({kv}{held}, {', '.join(map(repr, self.memories))})"
+
     @property
     def memory(self) -> MemoryCache:
         """The layer's memory; of several layers that of the first."""

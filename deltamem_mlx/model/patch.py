@@ -17,6 +17,7 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache
 from .. import builtin
 from ..compat import BaseCache, trains_layers, wanted_max_kv_size, writes_model
 from ..config import DeltaMemConfig
+from .arguments import expect
 from .attention import DeltaMemAttention, memory_class
 from .cache_parts import part_at, put_part
 from .fingerprint import AdapterMark
@@ -141,6 +142,7 @@ def attach(model: nn.Module, config: DeltaMemConfig, *, seed: int | None = None)
     Raises:
         ValueError: If the model has an adapter already, or no attention that can keep a memory.
     """
+    expect("dm.attach(model, config)", model=model, config=config)
     refuse_attached(model)
     choice = choose(model, config)
     if choice.note:

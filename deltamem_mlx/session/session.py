@@ -17,6 +17,7 @@ from ..files import Witness, expanded
 from ..memory.actions import memories, memory_state
 from ..memory.file import memory_of, read_memory, restore_memory, write_memory
 from ..memory.measures import layer_measures
+from ..model.arguments import expect
 from ..problems import as_whole
 from ..text.messages import Message
 from ..text.turns import as_messages
@@ -31,6 +32,7 @@ from .file import (
 from .generation import Generation
 from .lock import TurnLock
 from .past import Before
+from .shown import described, html
 from .talk import Talk
 
 
@@ -85,6 +87,13 @@ class MemorySession(Talk):
     Raises:
         TypeError, ValueError: If the model has no adapter, or an argument cannot be used.
     """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({described(self._conversation)})"
+
+    def _repr_html_(self) -> str:
+        with self._lock.reading():
+            return html(type(self).__name__, self._conversation)
 
     def undo(self, turns: int = 1) -> list[Message]:
         """Go back to before the last turns, as if they had never been.
@@ -269,6 +278,8 @@ class MemorySession(Talk):
             FileNotFoundError: If there is nothing.
             ValueError: If it is damaged, altered, or was saved under another adapter.
         """
+        usage = "MemorySession.restore(path, model, tokenizer)"
+        expect(usage, path=path, model=model, tokenizer=tokenizer)
         path, witness = expanded(path), Witness()
         if path.is_dir():
             witness.note(path / SESSION)

@@ -13,6 +13,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..files import Witness, expanded
 from ..memory.actions import PromptCache
+from ..model.arguments import expect
 from ..model.patch import pack
 from ..text.files import read_messages
 from ..text.messages import Message, check_messages
@@ -46,6 +47,7 @@ class Talk:
         undo_turns: int = UNDO_TURNS,
         undo_bytes: int = UNDO_BYTES,
     ):
+        expect("MemorySession(model, tokenizer)", model=model, tokenizer=tokenizer)
         pack(model)
         if max_context is not None and max_context < 1:
             raise ValueError(f"max_context is {max_context}; expected 1 token or more, or None.")

@@ -1,6 +1,7 @@
 """Which tokens a turn adds to a conversation, before the reply and after it."""
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import PurePath
 from typing import NamedTuple
 
 from ..problems import not_unicode
@@ -50,6 +51,11 @@ def as_messages(text_or_messages: str | Message | Sequence[Message]) -> list[Mes
         if why := not_unicode(text_or_messages):
             raise ValueError(f"The text {why}; expected Unicode text.")
         return [{"role": "user", "content": text_or_messages}]
+    if isinstance(text_or_messages, PurePath):
+        raise TypeError(
+            f"{str(text_or_messages)!r} is a path; expected text or messages. What a file holds is "
+            "told by session.remember(Path(…))."
+        )
     if isinstance(text_or_messages, Mapping):
         text_or_messages = [text_or_messages]
     check_messages(text_or_messages)
