@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what a checker and an editor see
     from .memory.actions import write_spans as write_spans
     from .memory.file import load_memory as load_memory
     from .memory.file import save_memory as save_memory
+    from .memory.undo import undo_memory_file as undo_memory_file
     from .model.patch import attach as attach
     from .model.patch import detach as detach
     from .ops import delta_scan as delta_scan
@@ -48,6 +49,7 @@ _HOMES = {
         "write_spans",
     ),
     "memory.file": ("load_memory", "save_memory"),
+    "memory.undo": ("undo_memory_file",),
     "ops": ("delta_scan",),
     "model.patch": ("attach", "detach"),
     "adapters.registration": ("register", "unregister"),

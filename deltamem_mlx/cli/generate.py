@@ -194,6 +194,8 @@ def _from_memory(
     notes: list["Source"],
 ) -> tuple[GeneratedAnswer, dict[str, Any]]:
     """The answer, and what else is to be said of it. The memory is saved."""
+    from deltamem_mlx.memory.history import HISTORY_TURNS
+
     settings, generation = session_settings(options), generation_of(options)
     session = open_session(options.memory, model, tokenizer, settings)
     remembered = _remember(session, notes, options) if notes else 0
@@ -204,7 +206,7 @@ def _from_memory(
         answer = _show(pieces, quiet=options.json)
     stats = session.stats()
     if options.memory is not None and not options.read_only:
-        session.save(options.memory)
+        session.save(options.memory, history=HISTORY_TURNS)
         output.note(f"Saved the memory to {options.memory}.")
     if answer.lost is not None:
         raise answer.lost

@@ -41,6 +41,8 @@ def serve(
     allowed_hosts: s.AllowedHosts = "",
     memory_dir: s.MemoryDir = USUAL.memory_dir,
     memory_bytes: s.MemoryBytes = USUAL.memory_bytes,
+    undo_turns: s.UndoTurns = USUAL.undo_turns,
+    one_chat: s.OneChat = USUAL.one_chat,
     max_context: s.MaxContext = USUAL.max_context,
     max_tokens: s.MaxTokens = USUAL.max_tokens,
     max_tokens_limit: s.MaxTokensLimit = USUAL.max_tokens_limit,

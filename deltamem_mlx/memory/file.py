@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,9 +22,12 @@ from ..model.arguments import expect
 from ..model.patch import spread_of_memory
 from ..problems import MAPPING, first_few, list_of, misfits, text_field, whole_number
 from .actions import PromptCache, memories, memory_state, set_memory_state
+from .contents import MemoryFile as MemoryFile
+from .history import PastTurn, history_problems
+from .told import Told, told_in_note, told_problems
 
 FORMAT = "deltamem_mlx.memory"
-VERSION = 1
+VERSIONS = "1", "2"  # the second knows what was told, and the last turns
 MOST_BYTES = 1 << 30  # far more than any memory with its notes
 _MOST_CONVERSATIONS = 1 << 16
 _SCHEMA = {
@@ -33,27 +37,8 @@ _SCHEMA = {
     "created": text_field(256),
     "note": text_field(MOST_BYTES),
 }
-
-
-@dataclass(frozen=True)
-class MemoryFile:
-    """A memory as its file holds it.
-
-    Args:
-        states (dict[int, np.ndarray]): Layer index → float32 [B, H, r, r].
-        adapter (str): Fingerprint of the adapter that wrote it.
-        base_model (dict[str, object]): Name, type and shape of the model.
-        tokens_written (list[int]): Tokens written, per conversation.
-        created (str): When it was saved, UTC in ISO format.
-        note (str): Free text.
-    """
-
-    states: dict[int, np.ndarray]
-    adapter: str
-    base_model: dict[str, object]
-    tokens_written: list[int]
-    created: str
-    note: str = ""
+_NAMES = {*_SCHEMA, "told", "history"}
+_STATE, _PAST = "state.", "history."  # begin the names of tensors
 
 
 def save_memory(path: str | Path, cache: PromptCache, model: nn.Module, *, note: str = "") -> None:
@@ -100,9 +85,12 @@ def write_memory(path: str | Path, memory: MemoryFile, witness: Witness | None =
         OSError: If it cannot be written, or ``witness`` finds that it was changed meanwhile.
     """
     _check_finite(Path(path), memory.states)
-    metadata = {"format": FORMAT, "version": str(VERSION), "memory": _metadata(memory)}
-    metadata["checksum"] = _checksum(metadata["memory"], memory.states)
-    tensors = {f"state.{i}": state for i, state in memory.states.items()}
+    version = VERSIONS[memory.told is not None or bool(memory.history)]
+    metadata = {"format": FORMAT, "version": version, "memory": _metadata(memory)}
+    packed = [turn.packed for turn in memory.history]
+    metadata["checksum"] = _checksum(metadata, memory.states, packed)
+    tensors = {f"{_STATE}{i}": state for i, state in memory.states.items()}
+    tensors |= {f"{_PAST}{n}": turn for n, turn in enumerate(packed)}
     write_atomically(path, lambda p: save_file(tensors, p, metadata=metadata), 0o600, witness)
 
 
@@ -138,11 +126,22 @@ def restore_memory(
             f"{name}; this one is {loaded[:12]}). Load the adapter it was saved with."
         )
     try:
-        set_memory_state(cache, {i: mx.array(state) for i, state in memory.states.items()})
+        put_memory(cache, memory)
     except ValueError as error:
         raise ValueError(f"{path} does not fit this model. {error}") from error
+
+
+def put_memory(cache: PromptCache, memory: MemoryFile) -> None:
+    """Put a memory into a prompt cache. One that is new leaves the cache as fresh as it is.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    set_memory_state(cache, {i: mx.array(state) for i, state in memory.states.items()})
     for layer in memories(cache).values():
         layer.written = list(memory.tokens_written)
+        if memory.is_new:
+            layer.matrix = None
 
 
 def read_memory(path: str | Path) -> MemoryFile:
@@ -159,34 +158,66 @@ def read_memory(path: str | Path) -> MemoryFile:
         raise ValueError(f"{path} is no memory file, or truncated: {error}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is a safetensors file, but not a memory saved by this package.")
-    if metadata.get("version") != str(VERSION):
+    if metadata.get("version") not in VERSIONS:
         raise ValueError(
-            f"{path} has format version {metadata.get('version')}, expected {VERSION}. Use the "
-            "version of deltamem-mlx that wrote it."
+            f"{path} has format version {metadata.get('version')}, expected "
+            f"{' or '.join(VERSIONS)}. Use the version of deltamem-mlx that wrote it."
         )
     try:
-        states = {int(name.removeprefix("state.")): x for name, x in sorted(tensors.items())}
-        if {f"state.{i}" for i in states} != set(tensors):
-            raise ValueError("its tensors have other names than state.LAYER")
+        states, packed = _numbered(tensors, _STATE), _numbered(tensors, _PAST)
+        names = {*(f"{_STATE}{i}" for i in states), *(f"{_PAST}{n}" for n in packed)}
+        if names != set(tensors) or list(packed) != list(range(len(packed))):
+            raise ValueError("its tensors have other names than state.LAYER and history.TURN")
         values = json.loads(metadata["memory"])
-        whole = metadata.get("checksum") == _checksum(metadata["memory"], states)
+        past = list(packed.values())
+        whole = metadata.get("checksum") == _checksum(metadata, states, past)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error!r:.200}") from error
     if not whole:
         raise ValueError(f"{path} was altered or damaged: its checksum does not match.")
-    problems = _problems(values, states)
+    problems = _problems(values, states, past)
     if problems:
         raise ValueError(f"{path} is damaged: {'; '.join(first_few(problems))}.")
     _check_finite(path, states)
-    return MemoryFile(states=states, **{name: values[name] for name in values})
+    return _memory(values, states, past)
 
 
-def _problems(values: object, states: Mapping[int, np.ndarray]) -> list[str]:
+def _numbered(tensors: Mapping[str, np.ndarray], kind: str) -> dict[int, np.ndarray]:
+    """The tensors whose names begin so, by the number that follows, in order."""
+    found = {
+        int(name.removeprefix(kind)): x for name, x in tensors.items() if name.startswith(kind)
+    }
+    return dict(sorted(found.items()))
+
+
+def _memory(
+    values: dict[str, Any], states: dict[int, np.ndarray], packed: Sequence[np.ndarray]
+) -> MemoryFile:
+    told, turns = values.pop("told", None), values.pop("history", [])
+    memory = MemoryFile(
+        states=states,
+        **values,
+        told=None if told is None else Told.from_json(told),
+        history=tuple(map(PastTurn.from_json, turns, packed)),
+    )
+    if memory.told is None and (told_before := told_in_note(memory.note)) is not None:
+        return replace(memory, note="", told=told_before)
+    return memory
+
+
+def _problems(
+    values: object, states: Mapping[int, np.ndarray], packed: Sequence[np.ndarray]
+) -> list[str]:
     """What a memory file holds that none may: a checksum says only that it was meant so."""
     if not isinstance(values, dict):
         return ["what is said of the memory is no object"]
     problems = misfits({"note": ""} | values, _SCHEMA)
-    problems += [f"{name}: not known" for name in values if name not in _SCHEMA]
+    problems += [f"{name}: not known" for name in values if name not in _NAMES]
+    if "told" in values:
+        problems += [f"told.{line}" for line in told_problems(values["told"])]
+    if not problems:
+        turns = values.get("history", [])
+        problems = history_problems(turns, packed, len(values["tokens_written"]))
     if problems:
         return problems
     if not states:
@@ -217,16 +248,26 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]
 
 
 def _metadata(memory: MemoryFile) -> str:
-    values = asdict(replace(memory, states={}))
-    del values["states"]
+    values = {name: getattr(memory, name) for name in _SCHEMA}
+    if memory.told is not None:
+        values["told"] = memory.told.as_json()
+    if memory.history:
+        values["history"] = [turn.as_json() for turn in memory.history]
     return json.dumps(values, sort_keys=True)
 
 
-def _checksum(metadata: str, states: dict[int, np.ndarray]) -> str:
-    digest = hashlib.sha256(metadata.encode())
+def _checksum(
+    metadata: Mapping[str, str], states: Mapping[int, np.ndarray], packed: Sequence[np.ndarray]
+) -> str:
+    version = metadata["version"]
+    digest = hashlib.sha256(b"" if version == VERSIONS[0] else version.encode())
+    digest.update(metadata["memory"].encode())
     for i in sorted(states):
         digest.update(f"{i} {states[i].dtype} {states[i].shape}".encode())
         digest.update(np.ascontiguousarray(states[i]).tobytes())
+    for turn in packed:
+        digest.update(f"{turn.dtype} {turn.shape}".encode())
+        digest.update(np.ascontiguousarray(turn).tobytes())
     return digest.hexdigest()
 
 

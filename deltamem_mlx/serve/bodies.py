@@ -14,7 +14,7 @@ SESSION_HEADERS = ("X-Delta-Mem-Session", "X-Delta-Mem-Session-Key")
 SNIPPETS_HEADER = "X-Delta-Attention-State"
 SNIPPETS = ("attention_state", "attentionState", "delta_attention_state")
 MAX_KEY = 512
-_OPTIONS = {"session", "read_only", "remember", "reset", "context", "keep_partial"}
+_OPTIONS = {"session", "read_only", "remember", "reset", "context", "keep_partial", "one_chat"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class MemoryOptions:
         context (str): ``keep``: see the turns before, as long as they are in RAM; ``drop``: see
           this message only.
         keep_partial (bool): Keep what was said so far if the client goes away.
+        one_chat (bool): The request has all in it that the memory is to have been told.
     """
 
     session: str
@@ -37,6 +38,7 @@ class MemoryOptions:
     reset: bool = False
     context: Literal["keep", "drop"] = "keep"
     keep_partial: bool = False
+    one_chat: bool = False
 
 
 def parse(raw: bytes) -> dict[str, object]:
@@ -84,8 +86,12 @@ def check_key(key: object, param: str = "memory.session") -> str:
     return key
 
 
-def memory_options(body: Mapping[str, object], headers: Headers) -> MemoryOptions | None:
+def memory_options(
+    body: Mapping[str, object], headers: Headers, *, one_chat: bool = False
+) -> MemoryOptions | None:
     """What is asked of a memory, in the body or in headers; None: nothing.
+
+    ``one_chat`` is what holds where the request does not say.
 
     Raises:
         ApiError: If it is not understood, contradicts itself, or names different memories.
@@ -120,6 +126,7 @@ def memory_options(body: Mapping[str, object], headers: Headers) -> MemoryOption
         reset=fields.flag("memory.reset"),
         context=cast(Literal["keep", "drop"], given.get("context", "keep")),
         keep_partial=fields.flag("memory.keep_partial"),
+        one_chat=fields.flag("memory.one_chat", one_chat),
     )
     if options.read_only and (options.reset or options.remember):
         which = "memory.reset" if options.reset else "memory.remember"

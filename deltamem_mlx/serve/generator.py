@@ -18,10 +18,10 @@ from mlx_lm.server import (
 
 from .batch import RunningBatch, fresh_randomness, refusal
 from .errors import ApiError, ClientGone
-from .history import History
 from .job import Done, Job, PromptProgress, ServedRequest, Steps
 from .lengths import check_length, check_texts
 from .memories import Memories
+from .memory import HeldMemory
 from .metrics import ServerMetrics
 from .prompts import Prompt, ServedPrompts
 from .provider import ExactPromptCache, PairProvider, ServedPair
@@ -240,9 +240,7 @@ class MemoryGenerator(ResponseGenerator):
             pair=self.pair,
             settings=self.settings,
             options=options,
-            saved=None if options.reset else contents.saved,
-            talk=None if options.reset else contents.talk,
-            history=History.fresh() if options.reset else contents.history,
+            held=HeldMemory(contents.id, contents.key) if options.reset else contents,
             messages=request.messages,
             template_kwargs=self._template_kwargs(job),
             room=job.args.max_tokens,

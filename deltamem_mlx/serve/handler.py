@@ -54,7 +54,8 @@ def _used(job: Job, kept: TurnOutcome) -> dict[str, object]:
         "tokens_written": kept.written,
         "total_tokens_written": kept.saved.tokens_written[0],
         "messages_known": kept.known,
-        "turns": kept.history.turns,
+        "turns": kept.saved.told.turns if kept.saved.told else 0,
+        "turns_taken_back": kept.back,
         "bytes": sum(state.nbytes for state in kept.saved.states.values()),
         "context_tokens": len(kept.talk.context.tokens),
     }

@@ -1,155 +1,162 @@
-"""Which of the messages in a request a memory was fed before, told by fingerprints of them.
+"""Where a request goes on from: which of its messages a memory was told, and how far back."""
 
-A memory's file keeps the fingerprints, never a text: salted, and short.
-"""
-
-import hashlib
-import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from ..problems import Field, list_of, misfits, whole_number
+from mlx_lm.server import process_message_content
+
+from ..memory.history import PastTurn
+from ..memory.told import MOST_MESSAGES, Told
 from ..text.messages import Message
+from ..text.turns import leading_system
+from .bodies import MemoryOptions
 from .errors import ApiError
-
-_FORMAT = "deltamem_mlx.serve"
-# What is re-sent is compared with the newest so many messages.
-_KEPT = 4096
-_FINGERPRINT = Field(lambda v: isinstance(v, str) and _is_hex(v), "16 hex digits")
-_SCHEMA = {
-    "salt": _FINGERPRINT,
-    "system": list_of(_FINGERPRINT, _KEPT),
-    "messages": list_of(_FINGERPRINT, _KEPT),
-    "turns": whole_number(),
-}
+from .memory import HeldMemory
+from .tasks import is_task
 
 
-@dataclass(frozen=True)
-class History:
-    """What a memory was fed, as fingerprints.
+class Place(NamedTuple):
+    """Where a request goes on from.
 
     Attributes:
-        salt (str): Hex, different for every memory.
-        system (tuple[str, ...]): The system messages that open the conversation.
-        messages (tuple[str, ...]): The newest of the others, in order.
-        turns (int): Answers given.
+        known (int): So many of its first messages the memory was told by then.
+        back (int): So many turns came after that.
     """
 
-    salt: str
-    system: tuple[str, ...] = ()
-    messages: tuple[str, ...] = ()
-    turns: int = 0
+    known: int
+    back: int = 0
 
-    @classmethod
-    def fresh(cls) -> "History":
-        """Of an empty memory."""
-        return cls(os.urandom(8).hex())
 
-    @classmethod
-    def from_note(cls, note: str) -> "History":
-        """From the note of a memory file; fresh if another program wrote that."""
-        try:
-            values = json.loads(note)
-        except (ValueError, RecursionError):
-            return cls.fresh()
-        if not isinstance(values, dict) or values.pop("format", None) != _FORMAT:
-            return cls.fresh()
-        if set(values) != set(_SCHEMA) or misfits(values, _SCHEMA):
-            return cls.fresh()
-        lists = {name: tuple(values[name]) for name in ("system", "messages")}
-        return cls(**values | lists)
+def parts_of(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
+    """The system messages that open a request, and the others; contents as text."""
+    copied = [dict(message) for message in messages]
+    process_message_content(copied)
+    lead = leading_system(copied)
+    return lead, [*copied[len(lead) :]]
 
-    def to_note(self) -> str:
-        """For the note of a memory file."""
-        return json.dumps({"format": _FORMAT, **vars(self)}, separators=(",", ":"))
 
-    def fingerprint(self, message: Message) -> str:
-        """64 bits over what a client would send back of a message, in hex."""
-        said = json.dumps(_content(message), sort_keys=True, ensure_ascii=False)
-        salt = bytes.fromhex(self.salt)[:16]
-        return hashlib.blake2b(said.encode(), digest_size=8, salt=salt).hexdigest()
+def place_of(messages: Sequence[Message], held: HeldMemory, options: MemoryOptions) -> Place:
+    """Where a request goes on from.
 
-    def of(self, messages: Sequence[Message]) -> tuple[str, ...]:
-        """The fingerprints of messages."""
-        return tuple(map(self.fingerprint, messages))
+    From what the memory holds, if the request ends what that was told, or is new altogether. Else
+    from the latest of its last turns whose beginning the request has in it: an answer is asked for
+    again, or a message was edited.
 
-    def after_turn(self, system: Sequence[Message], said: Sequence[Message]) -> "History":
-        """With one more turn; ``system`` is what opened it."""
-        return replace(
-            self,
-            system=self.of(system) or self.system,
-            messages=(*self.messages, *self.of(said))[-_KEPT:],
-            turns=self.turns + 1,
+    Args:
+        messages (Sequence[Message]): Of the request, without the system messages at its start.
+        held (HeldMemory): The memory.
+        options (MemoryOptions): What the request asks of the memory. With ``one_chat``, it has all
+          in it that the memory is to have been told.
+
+    Raises:
+        ApiError: If an earlier part of the request is not what this memory was told, so that all
+          of it would be written again; or what it goes on from is not kept.
+    """
+    told, history = held.told, held.saved.history if held.saved else ()
+    sent, aside = told.of(messages), is_task(messages)
+    tolds = _tolds(told, history)
+    complete = len(told.messages) < MOST_MESSAGES  # else what was told first is not known
+    if options.one_chat and complete and not aside:
+        for back, before in enumerate(tolds):
+            if before.messages == sent[: len(before.messages)]:
+                return Place(len(before.messages), back)
+        raise _conflict(sent, told, history, between=False)
+    again = _is_said_again(sent, told, history)
+    if again and not (options.read_only and held.has_written(1)):
+        return Place(0, back=1)
+    found, between = None, False
+    for back, before in enumerate(tolds):
+        known = _known(sent[:-1] if back else sent, before)
+        if known is None:
+            continue
+        dropped = history[len(history) - back :]
+        if back and not aside and not _of_one_chat(dropped, sent[known], told, before):
+            between = True
+        elif known >= len(before.messages):
+            return Place(known, back)  # all of it, from its first message
+        elif found is None:
+            found = Place(known, back)
+    if found is not None:
+        return found
+    if told.messages and any(message["role"] == "assistant" for message in messages):
+        raise _conflict(sent, told, history, between=between)
+    return Place(0)
+
+
+def _known(sent: tuple[str, ...], told: Told) -> int | None:
+    """How many of the messages sent end with the end of what was told; None: they do not."""
+    fed = told.messages
+    for end in range(len(sent), 0, -1):
+        overlap = min(end, len(fed))
+        if overlap and sent[end - 1] == fed[-1] and sent[end - overlap : end] == fed[-overlap:]:
+            return end
+    return None
+
+
+def _tolds(told: Told, history: Sequence[PastTurn]) -> list[Told]:
+    """What had been told before none, one, two, ... of the last turns."""
+    found = [told]
+    for turn in reversed(history):
+        before = turn.told_before(found[-1])
+        found.append(before or told)
+    return found
+
+
+def _is_said_again(sent: tuple[str, ...], told: Told, history: Sequence[PastTurn]) -> bool:
+    """Whether the last turn was just this and an answer, and this asks for that again.
+
+    A client that sends its new message alone may say a thing twice. One that sends all has nothing
+    before the first message of a chat.
+    """
+    if not history or not history[-1].alone or history[-1].added != len(sent) + 1:
+        return False
+    last = told.messages[-history[-1].added :]
+    first = history[-1].turns == 0 or (len(history) > 1 and not history[-2].alone)
+    return first and last[:-1] == sent
+
+
+def _of_one_chat(turns: Sequence[PastTurn], following: str, told: Told, before: Told) -> bool:
+    """Whether these last turns are of the chat that a request goes on with.
+
+    A turn that came alone may have begun another chat, which is not to be lost; but if the request
+    has its first message, that is where it was said.
+    """
+    place = len(before.messages) - len(turns[0].lost)
+    resent = told.messages[place : place + 1] == (following,)
+    return (resent or not turns[0].alone) and not any(turn.alone for turn in turns[1:])
+
+
+def _conflict(
+    sent: tuple[str, ...], told: Told, history: Sequence[PastTurn], *, between: bool
+) -> ApiError:
+    """How a history that is sent again differs from what was told, and why that is the end."""
+    return ApiError(
+        409,
+        f"{_difference(sent, told, history, between)} Send only the new messages, or the "
+        "history as it was, or begin anew with memory.reset.",
+        code="history_conflict",
+        param="messages",
+    )
+
+
+def _difference(
+    sent: tuple[str, ...], told: Told, history: Sequence[PastTurn], between: bool
+) -> str:
+    if between:
+        return (
+            "After these messages the memory was told of another conversation, which an answer "
+            "from there would take back."
         )
-
-    def new_part(self, messages: Sequence[Message]) -> int:
-        """Where the messages that were not fed before begin.
-
-        Args:
-            messages (Sequence[Message]): Of a request, without the system messages at its start.
-
-        Raises:
-            ApiError: If an earlier part of them is not what this memory was fed, so that all of
-              it would be written again.
-        """
-        sent, fed = self.of(messages), self.messages
-        for start in range(len(sent), 0, -1):
-            overlap = min(start, len(fed))
-            if overlap and sent[start - overlap : start] == fed[len(fed) - overlap :]:
-                return start
-        if fed and any(message["role"] == "assistant" for message in messages):
-            raise ApiError(
-                409,
-                f"{self._conflict(sent)} Send only the new messages, or the history as it was, or "
-                "begin anew with memory.reset.",
-                code="history_conflict",
-                param="messages",
-            )
-        return 0
-
-    def _conflict(self, sent: tuple[str, ...]) -> str:
-        """How a history that is sent again differs from what was fed."""
-        known = next((n for n in range(len(sent), 0, -1) if _within(sent[:n], self.messages)), 0)
-        if known == len(sent):
-            return (
-                "This memory was told all of these messages, and more after them: what it was told "
-                "is in it, and an answer in the place of another is not possible."
-            )
-        if known:
-            return (
-                f"Message {known + 1} of the conversation is not what this memory was told there."
-            )
+    known = next((n for n in range(len(sent), 0, -1) if _within(sent[:n], told.messages)), 0)
+    if not known:
         return "The request re-sends a history that this memory was not told."
+    kept = f"the last {len(history)} turns" if history else "no turn"
+    back = f"The memory keeps the way back over {kept}, which does not reach as far."
+    if known == len(sent):
+        return f"This memory was told all of these messages, and more after them. {back}"
+    return f"Message {known + 1} of the conversation is not what this memory was told there. {back}"
 
 
 def _within(part: tuple[str, ...], whole: tuple[str, ...]) -> bool:
     starts = (i for i, one in enumerate(whole) if one == part[0])
     return any(whole[i : i + len(part)] == part for i in starts)
-
-
-def _content(message: Message) -> dict[str, object]:
-    content, calls = message.get("content"), message.get("tool_calls")
-    functions = [call.get("function") for call in calls] if isinstance(calls, list) else []
-    return {
-        "role": message["role"],
-        "content": content.strip() if isinstance(content, str) else "",
-        "calls": [
-            [function.get("name"), _arguments(function.get("arguments"))]
-            for function in functions
-            if isinstance(function, dict)
-        ],
-    }
-
-
-def _arguments(arguments: object) -> object:
-    if not isinstance(arguments, str):
-        return arguments
-    try:
-        return json.loads(arguments)
-    except ValueError:
-        return arguments
-
-
-def _is_hex(text: str) -> bool:
-    return len(text) == 16 and set(text) <= set("0123456789abcdef")

@@ -13,7 +13,6 @@ from ..memory.file import MemoryFile
 from ..session.conversation import Conversation
 from ..text.messages import Message
 from .bodies import MemoryOptions
-from .history import History
 from .memory import Memory
 
 
@@ -81,17 +80,17 @@ class TurnOutcome:
     Attributes:
         talk (Conversation): With its context.
         saved (MemoryFile): The memory, as its file is to hold it.
-        history (History): What it was fed.
         written (int): Tokens written by this turn.
         known (int): Messages of the request that had been fed before.
+        back (int): Turns that were taken back for it.
         keep_partial (bool): Keep it even if the client has gone.
     """
 
     talk: Conversation
     saved: MemoryFile
-    history: History
     written: int
     known: int
+    back: int
     keep_partial: bool
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from ..text.messages import Message
 from .errors import ApiError
+from .history import parts_of, place_of
 from .job import ServedRequest
 from .provider import ServedPair
 from .settings import ServeSettings
@@ -52,14 +53,15 @@ def check_texts(request: ServedRequest, pair: ServedPair, settings: ServeSetting
 
 
 def _texts(request: ServedRequest) -> Iterator[str]:
-    """What will be fed, as far as that is known before what is known is looked for."""
+    """What will be fed."""
     yield request.prompt
     messages: list[Message] = list(request.messages)
     if request.memory is not None and request.options is not None:
         yield from request.options.remember
-        if request.memory.history.messages and not request.options.reset:
-            replies = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-            messages = messages[replies[-1] + 1 :] if replies else messages
+        held = request.memory.contents
+        if held.told.messages and not request.options.reset:
+            lead, rest = parts_of(messages)
+            messages = [*lead, *rest[place_of(rest, held, request.options).known :]]
     for message in messages:
         content = message.get("content")
         for part in content if isinstance(content, list) else [{"text": content}]:

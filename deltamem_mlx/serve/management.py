@@ -5,6 +5,7 @@ from functools import partial
 
 from .bodies import check_key, parse
 from .errors import ApiError
+from .fields import Fields
 from .wire import Wire
 
 Actions = Mapping[str, Callable[[], None]]  # by method
@@ -29,6 +30,12 @@ class Management(Wire):
             case [name, "fork"]:
                 self.account.route += "/fork"
                 return {"POST": partial(self._fork, _key(name))}
+            case [name, "turns"]:
+                self.account.route += "/turns"
+                return {"GET": partial(self._turns, _key(name))}
+            case [name, "undo"]:
+                self.account.route += "/undo"
+                return {"POST": partial(self._undo, _key(name))}
             case [name, "export"]:
                 self.account.route += "/export"
                 return {"GET": partial(self._export, _key(name))}
@@ -39,6 +46,18 @@ class Management(Wire):
 
     def _show(self, key: str) -> None:
         self.send_json(self.serving.memories.look(key).stats())
+
+    def _turns(self, key: str) -> None:
+        turns = self.serving.memories.look(key).turns()
+        self.send_json({"object": "list", "data": turns})
+
+    def _undo(self, key: str) -> None:
+        raw = self.read_body() if "Content-Length" in self.headers else b""
+        fields = Fields(parse(raw) if raw else {})
+        if set(fields.values) - {"turns"}:
+            raise ApiError(400, 'The body is {"turns": N}.', param="turns", code="invalid_value")
+        memory = self.serving.memories.undo(key, fields.whole("turns", 1, 1))
+        self.send_json(memory.stats())
 
     def _export(self, key: str) -> None:
         self.send_bytes(self.serving.memories.export(key), "application/octet-stream")

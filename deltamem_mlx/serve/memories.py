@@ -8,6 +8,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 
@@ -111,7 +112,7 @@ class Memories:
             with self.hold(key) as held:
                 found = held.contents
         if found.saved is None:
-            raise ApiError(404, "There is no memory of this key.", code="memory_not_found")
+            raise _not_found()
         return found, found.saved
 
     def listed(self) -> list[dict[str, object]]:
@@ -133,7 +134,7 @@ class Memories:
             ApiError: If there is none, or it is in use for too long.
         """
         if not self._delete(_id(key), key):
-            raise ApiError(404, "There is no memory of this key.", code="memory_not_found")
+            raise _not_found()
 
     def delete_all(self) -> int:
         """Forget all; returns how many there were.
@@ -165,6 +166,30 @@ class Memories:
                 raise ApiError(409, "There is a memory of that key already.", code="memory_exists")
             return self._keep(memory, saved)
 
+    def undo(self, key: str, turns: int) -> HeldMemory:
+        """Take back the last turns of a memory; of one that was begun by them nothing stays.
+
+        Raises:
+            ApiError: If there is none, so many turns are not kept, or it cannot be saved.
+        """
+        with self.hold(key) as memory:
+            held = memory.contents
+            if held.saved is None:
+                raise _not_found()
+            if turns > len(held.saved.history):
+                what = held.saved.cannot_go_back(turns)
+                raise ApiError(409, what, code="not_kept", param="turns")
+            try:
+                before = replace(held.saved, told=held.told).before(turns)
+            except ValueError as error:
+                what = f"This memory cannot be used: {error}."
+                raise ApiError(409, what, code="memory_unusable") from None
+            if before.is_new and not before.created:
+                self.folder.delete(memory.id)
+                memory.take(None)
+                return memory.contents
+            return self._keep(memory, before, held.talk, held.behind + turns)
+
     def export(self, key: str) -> bytes:
         """The file of a memory.
 
@@ -195,10 +220,14 @@ class Memories:
         }
 
     def _keep(
-        self, memory: Memory, saved: MemoryFile, talk: Conversation | None = None
+        self,
+        memory: Memory,
+        saved: MemoryFile,
+        talk: Conversation | None = None,
+        behind: int = 0,
     ) -> HeldMemory:
         self.folder.write(memory.id, saved)
-        memory.take(saved, talk)
+        memory.take(saved, talk, behind)
         kept = memory.contents
         self._trim()
         return kept
@@ -235,6 +264,10 @@ class Memories:
                 total -= memory.contents.nbytes
                 del self._all[memory.id]
                 self.evicted["memory"] += 1
+
+
+def _not_found() -> ApiError:
+    return ApiError(404, "There is no memory of this key.", code="memory_not_found")
 
 
 def _id(key: str) -> str:

@@ -3,9 +3,9 @@
 import threading
 from dataclasses import dataclass, field, replace
 
-from ..memory.file import MemoryFile
+from ..memory.contents import MemoryFile
+from ..memory.told import Told
 from ..session.conversation import Conversation
-from .history import History
 
 _FINGERPRINT_BYTES = 80  # of a text of 16 characters in a tuple
 
@@ -19,7 +19,8 @@ class HeldMemory:
         key (str): The key; None where only the file is known.
         saved (MemoryFile): As its file holds it; None: empty.
         talk (Conversation): With its context; None where that was dropped from RAM.
-        history (History): What it was fed.
+        told (Told): What it was told.
+        behind (int): Turns that ``talk`` has seen and that were taken back since.
         memory_bytes, context_bytes, note_bytes (int): What its states, its context, and all that
           is kept beside them take in RAM. Every turn of any memory asks all of them.
     """
@@ -28,27 +29,32 @@ class HeldMemory:
     key: str | None
     saved: MemoryFile | None = None
     talk: Conversation | None = None
-    history: History = field(default_factory=History.fresh)
+    told: Told = field(default_factory=Told.nothing)
+    behind: int = 0
     memory_bytes: int = 0
     context_bytes: int = 0
     note_bytes: int = 0
 
-    def after(self, saved: MemoryFile | None, talk: Conversation | None) -> "HeldMemory":
+    def after(
+        self, saved: MemoryFile | None, talk: Conversation | None, behind: int = 0
+    ) -> "HeldMemory":
         """What it holds once it is as ``saved`` says; None: nothing."""
         if saved is None:
             return HeldMemory(self.id, self.key)
-        history = History.from_note(saved.note)
-        fingerprints = len(history.system) + len(history.messages)
+        told = saved.told or Told.nothing()
+        fingerprints = len(told.system) + len(told.messages)
+        past = sum(turn.nbytes for turn in saved.history)
         said = sum(len(str(m.get("content"))) for m in talk.said.visible) if talk else 0
         return HeldMemory(
             self.id,
             self.key,
             saved,
             talk,
-            history,
+            told,
+            behind,
             memory_bytes=sum(state.nbytes for state in saved.states.values()),
             context_bytes=sum(c.nbytes for c in talk.context.cache) + said if talk else 0,
-            note_bytes=len(saved.note) + _FINGERPRINT_BYTES * fingerprints,
+            note_bytes=len(saved.note) + _FINGERPRINT_BYTES * fingerprints + past,
         )
 
     @property
@@ -56,17 +62,56 @@ class HeldMemory:
         """Bytes in RAM, the context included."""
         return self.memory_bytes + self.context_bytes + self.note_bytes
 
+    @property
+    def context_tokens(self) -> int:
+        """Tokens in the context, as far as the turns in it have not been taken back."""
+        if self.talk is None:
+            return 0
+        if not self.behind:
+            return len(self.talk.context.tokens)
+        place = self.talk.past.back(self.behind)
+        here = place is not None and place.mark.context is self.talk.context.which
+        return place.mark.length if place is not None and here else 0
+
+    def has_written(self, turns: int) -> bool:
+        """Whether any of the last turns, so many of which are kept, has written anything."""
+        saved = self.saved
+        return saved is not None and (
+            list(saved.history[-turns].tokens_written) != saved.tokens_written
+        )
+
+    def turns(self) -> list[dict[str, object]]:
+        """The turns that can be taken back, the last one first; no text."""
+        if self.saved is None:
+            return []
+        found, after, total = [], self.saved.tokens_written[0], self.told.turns
+        for back, turn in enumerate(reversed(self.saved.history), start=1):
+            found.append(
+                {
+                    "object": "memory.turn",
+                    "back": back,
+                    "answers": total - turn.turns,
+                    "messages": turn.added,
+                    "tokens_written": after - turn.tokens_written[0],
+                    "total_tokens_written": after,
+                    "before": turn.created or None,
+                }
+            )
+            after, total = turn.tokens_written[0], turn.turns
+        return found
+
     def stats(self) -> dict[str, object]:
         """Numbers about it; no text."""
         return {
             "object": "memory",
             "session": self.key,
             "id": self.id,
-            "turns": self.history.turns,
-            "messages": len(self.history.messages),
+            "turns": self.told.turns,
+            "undo_turns": len(self.saved.history) if self.saved else 0,
+            "messages": len(self.told.messages),
             "tokens_written": self.saved.tokens_written[0] if self.saved else 0,
             "bytes": self.memory_bytes,
-            "context_tokens": len(self.talk.context.tokens) if self.talk else 0,
+            "context_tokens": self.context_tokens,
             "context_bytes": self.context_bytes,
             "updated": self.saved.created if self.saved else None,
         }
@@ -95,27 +140,29 @@ class Memory:
         return self.contents.id
 
     @property
-    def history(self) -> History:
-        """What it was fed."""
-        return self.contents.history
+    def told(self) -> Told:
+        """What it was told."""
+        return self.contents.told
 
     def is_called(self, key: str | None) -> None:
         """Its key has become known."""
         if self.contents.key is None:
             self.contents = replace(self.contents, key=key)
 
-    def take(self, saved: MemoryFile | None, talk: Conversation | None = None) -> None:
+    def take(
+        self, saved: MemoryFile | None, talk: Conversation | None = None, behind: int = 0
+    ) -> None:
         """Become what ``saved`` is."""
-        self.contents = self.contents.after(saved, talk)
+        self.contents = self.contents.after(saved, talk, behind)
 
     def recall(self, before: HeldMemory) -> None:
         """Know what was fed before another program went on, if that kept no note of it."""
         now, then = self.contents, before.saved
-        if now.saved is None or then is None or now.history.turns:
+        if now.saved is None or then is None or now.saved.told or now.saved.history:
             return
         if now.saved.tokens_written[0] >= then.tokens_written[0]:
-            self.contents = replace(now, history=before.history)
+            self.contents = replace(now, told=before.told)
 
     def drop_context(self) -> None:
         """Go on from the memory alone."""
-        self.contents = replace(self.contents, talk=None, context_bytes=0)
+        self.contents = replace(self.contents, talk=None, behind=0, context_bytes=0)

@@ -26,6 +26,8 @@ class ServeSettings:
         memory_dir (Path): Where memory files lie; None: in RAM only.
         memory_bytes (int): RAM for memories and their contexts.
         max_context (int): Tokens in the context of one memory; then the oldest turns leave it.
+        undo_turns (int): Turns of each memory that can be taken back.
+        one_chat (bool): A key is one chat, whose requests have all of it in them.
         wait (float): How long a request waits for another of the same memory.
         max_queue (int): Requests waiting or running; more are refused.
         max_connections (int): Open connections; more are closed.
@@ -48,6 +50,8 @@ class ServeSettings:
     memory_dir: Path | None = None
     memory_bytes: int = 1 << 30
     max_context: int | None = 8192
+    undo_turns: int = 64
+    one_chat: bool = False
     wait: float = 30.0
     max_queue: int = 256
     max_connections: int = 512

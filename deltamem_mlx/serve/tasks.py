@@ -23,7 +23,7 @@ _FORM = re.compile(r"\b(punctuation|quotation|title case|words?|characters|only)
 
 def is_task(new: Sequence[Message]) -> bool:
     """Whether the last of the messages that a client sends is a task, and nothing that was said."""
-    said = new[-1].get("content")
-    if new[-1]["role"] != "user" or not isinstance(said, str):
+    said = new[-1].get("content") if new else None
+    if not isinstance(said, str) or new[-1]["role"] != "user":
         return False
     return bool(_MARKED.match(said) or (_TITLE.match(said) and _FORM.search(said)))

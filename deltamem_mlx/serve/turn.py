@@ -1,28 +1,29 @@
 """What one request adds to a memory: which messages are new, and what is fed in which order."""
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.server import process_message_content
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..memory.actions import memories, memory_state, set_memory_state
-from ..memory.file import MemoryFile
+from ..memory.actions import memories, memory_state
+from ..memory.contents import MemoryFile
+from ..memory.file import put_memory
 from ..model.ingest import Ingest, span_ids
 from ..session.conversation import Conversation
-from ..session.past import Said
+from ..session.past import Before, Past, Said
 from ..text.messages import Message
 from ..text.spans import Spans
 from ..text.turns import Turn, as_messages, leading_system, turn_of
 from .bodies import MemoryOptions
 from .errors import ApiError
-from .history import History
+from .history import Place, parts_of, place_of
 from .job import Answer, Fed, Feed, Steps, TurnOutcome
 from .lengths import check_length, max_context
+from .memory import HeldMemory
 from .provider import ServedPair
 from .settings import ServeSettings
 from .tasks import is_task
@@ -36,9 +37,7 @@ class MemoryTurn:
         pair (ServedPair): The model.
         settings (ServeSettings): Of the server.
         options (MemoryOptions): What the request asks of the memory.
-        saved (MemoryFile): The memory as it is; None: empty.
-        talk (Conversation): Its context, if that is in RAM. Not changed.
-        history (History): What it was fed.
+        held (HeldMemory): The memory as it is. Not changed.
         messages (list[Message]): Of the request, as it came.
         template_kwargs (dict): For the chat template.
         room (int): Tokens that the answer may take.
@@ -47,9 +46,7 @@ class MemoryTurn:
     pair: ServedPair
     settings: ServeSettings
     options: MemoryOptions
-    saved: MemoryFile | None
-    talk: Conversation | None
-    history: History
+    held: HeldMemory
     messages: list[Message]
     template_kwargs: dict[str, object]
     room: int
@@ -62,12 +59,9 @@ class MemoryTurn:
         Raises:
             ApiError, ValueError, TypeError: If the messages cannot be used.
         """
-        messages = [dict(message) for message in self.messages]
-        process_message_content(messages)
-        lead = leading_system(messages)
-        rest = messages[len(lead) :]
-        known = self.history.new_part(rest)
-        new = as_messages(rest[known:]) if rest[known:] else []
+        lead, rest = parts_of(self.messages)
+        aside, place = is_task(rest), place_of(rest, self.held, self.options)
+        new = as_messages(rest[place.known :]) if rest[place.known :] else []
         if not new or new[-1]["role"] == "assistant":
             raise ApiError(
                 400,
@@ -75,8 +69,11 @@ class MemoryTurn:
                 param="messages",
                 code="nothing_new",
             )
-        talk = self._open(lead)
-        before = _written(talk)
+        if place.back and self.options.read_only and not aside:
+            _check_unwritten(self.held, place.back)
+        before = self._before(place.back)
+        talk = self._open(lead, before, place.back)
+        came = Before(talk.context.mark(memory=False), talk.said, new, True, self._writes)
         yield from self._remember(talk)
         if self.options.context == "drop":
             talk.forget()
@@ -85,7 +82,6 @@ class MemoryTurn:
             yield from self._feed(talk, turn.seen, write=False)
         length = len(talk.context.tokens) + len(turn.new.token_ids)
         check_length(length, self.pair, self.settings)
-        aside = is_task(new)
         fed = yield Answer(
             self._marked(talk.context.cache, turn.new, write=self._writes and not aside),
             talk.context.tokens,
@@ -101,39 +97,74 @@ class MemoryTurn:
             yield from self._close(talk, new, turn, fed)
         # All that was ever said would grow without end; the history recognises it.
         talk.said = talk.said._replace(messages=[])
-        history = self.history.after_turn(lead, [*new, fed.message])
-        return self._outcome(talk, history, _written(talk) - before, known)
+        talk.past.add(came)
+        talk.past.forget_visible(talk.context.which)
+        told = before.told or self.held.told
+        after = replace(before, told=told.after(lead, [*new, fed.message]))
+        return self._outcome(talk, before, after, place)
 
     @property
     def _writes(self) -> bool:
         return not self.options.read_only
 
-    def _open(self, lead: list[Message]) -> Conversation:
+    def _before(self, back: int) -> MemoryFile:
+        """The memory as it was before its last ``back`` turns."""
+        saved = self.held.saved or MemoryFile(
+            states={i: np.zeros(shape, np.float32) for i, shape in self.pair.shapes.items()},
+            adapter=self.pair.adapter,
+            base_model=self.pair.described,
+            tokens_written=[0],
+            created="",
+        )
+        try:
+            return replace(saved, told=self.held.told).before(back)
+        except ValueError as error:
+            what = f"This memory cannot be used: {error}."
+            raise ApiError(409, what, code="memory_unusable") from None
+
+    def _at(self, before: MemoryFile, back: int) -> Conversation | None:
+        """The context as it was before the last ``back`` turns; None: that is not in RAM."""
+        talk, behind = self.held.talk, back + self.held.behind
+        if talk is None or not behind:
+            return None if talk is None else talk.fork()
+        place = talk.past.back(behind)
+        if place is None:
+            return None
+        talk = talk.fork()
+        talk.past.take(behind)
+        states = {} if before.is_new else before.states
+        memory = {
+            i: (mx.array(states[i]) if i in states else None, list(before.tokens_written))
+            for i in before.states
+        }
+        talk.restore(place._replace(mark=place.mark._replace(memory=memory)), talk.past)
+        return talk
+
+    def _open(self, lead: list[Message], before: MemoryFile, back: int) -> Conversation:
         """A conversation of this turn's own, going on from the memory and its context."""
-        visible = self.talk.said.visible if self.talk else []
-        before = leading_system(visible)
-        lead = lead or before
-        same = self.history.of(lead) == self.history.of(before)
-        if self.talk and same and self.talk.rendered_with == self.template_kwargs:
-            return self.talk.fork()
+        talk = self._at(before, back)
+        visible = talk.said.visible if talk else []
+        system = leading_system(visible)
+        lead = lead or system
+        same = self.held.told.of(lead) == self.held.told.of(system)
+        if talk and same and talk.rendered_with == self.template_kwargs:
+            return talk
         # Another system prompt (one with a clock is, every time), or other tools: the context was
         # rendered with the old, so it is seen anew. Only the prompt of the first turn is written.
         cache = make_prompt_cache(self.pair.model)
-        if self.saved is not None:
-            set_memory_state(cache, {i: mx.array(s) for i, s in self.saved.states.items()})
-            for memory in memories(cache).values():
-                memory.written = list(self.saved.tokens_written)
-        talk = Conversation(
+        put_memory(cache, before)
+        anew = Conversation(
             self.pair.model,
             self.pair.tokenizer,
             cache,
             lead,
             max_context=max_context(self.pair, self.settings),
             template_kwargs=self.template_kwargs,
+            past=talk.past if talk else Past(self.settings.undo_turns),
         )
-        if self.talk:
-            talk.said = Said([], [*lead, *visible[len(before) :]], [])
-        return talk
+        if talk:
+            anew.said = Said([], [*lead, *visible[len(system) :]], [])
+        return anew
 
     def _close(
         self, talk: Conversation, new: list[Message], turn: Turn, fed: Fed
@@ -189,18 +220,34 @@ class MemoryTurn:
         return cache
 
     def _outcome(
-        self, talk: Conversation, history: History, written: int, known: int
+        self, talk: Conversation, before: MemoryFile, after: MemoryFile, place: Place
     ) -> TurnOutcome:
-        states = {i: np.array(state) for i, state in memory_state(talk.context.cache).items()}
-        saved = MemoryFile(
-            states=states,
-            adapter=self.pair.adapter,
-            base_model=self.pair.described,
+        saved = replace(
+            after,
+            states={i: np.array(state) for i, state in memory_state(talk.context.cache).items()},
             tokens_written=[_written(talk)],
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            note=history.to_note(),
         )
-        return TurnOutcome(talk, saved, history, written, known, self.options.keep_partial)
+        return TurnOutcome(
+            talk,
+            saved.keeping(before, turns=self.settings.undo_turns, alone=not place.known),
+            written=saved.tokens_written[0] - before.tokens_written[0],
+            known=place.known,
+            back=place.back,
+            keep_partial=self.options.keep_partial,
+        )
+
+
+def _check_unwritten(held: HeldMemory, back: int) -> None:
+    """Raises ApiError if the last ``back`` turns wrote anything, which would be taken back."""
+    if held.has_written(back):
+        raise ApiError(
+            409,
+            "The request goes on from before turns that were written, and with read_only nothing "
+            "is taken back. Send the history as it was, or leave read_only out.",
+            code="history_conflict",
+            param="memory.read_only",
+        )
 
 
 def mark(cache: list, spans: Spans, granularity: str, *, write: bool) -> None:

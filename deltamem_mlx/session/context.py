@@ -82,10 +82,14 @@ class Context:
         self.tokens = []
         self._which = object()
 
-    def mark(self, length: int | None = None) -> Mark:
-        """The present point; ``length`` where ``tokens`` does not list yet what was fed."""
-        memory = {i: (m.matrix, m.written) for i, m in memories(self.cache).items()}
-        return Mark(self._which, len(self.tokens) if length is None else length, memory)
+    def mark(self, length: int | None = None, *, memory: bool = True) -> Mark:
+        """The present point; ``length`` where ``tokens`` does not list yet what was fed.
+
+        Without its ``memory``, that has to be put in before one can go back.
+        """
+        held = memories(self.cache) if memory else {}
+        states = {i: (m.matrix, m.written) for i, m in held.items()}
+        return Mark(self._which, len(self.tokens) if length is None else length, states)
 
     def held(self) -> int:
         """How many tokens the KV cache says it was fed."""

@@ -208,9 +208,11 @@ class Conversation:
         self.said = self.said._replace(turns=self.said.turns + 1)
 
     def _commit(self, new: list[Message], spans: Spans) -> None:
-        messages, visible, pending, turns = self.said
+        messages, visible, pending = self.said[:3]
         new = [*pending, *new]
-        self.said = Said([*messages, *new], [*visible, *new], [], turns)
+        self.said = self.said._replace(
+            messages=[*messages, *new], visible=[*visible, *new], pending=[]
+        )
         self._known = self.said.visible, spans
 
     def _known_spans(self) -> Spans | None:

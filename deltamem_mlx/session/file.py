@@ -173,7 +173,9 @@ def _own_folder(folder: Path) -> set[str]:
 
 def _text_and_settings(saved: SavedSession) -> dict[str, object]:
     """What a session is beside its prompt cache."""
-    return {"opening": saved.opening, **saved.said._asdict(), **saved.settings}
+    said = saved.said._asdict()
+    del said["filed"]  # of a memory file: a folder has all that it needs
+    return {"opening": saved.opening, **said, **saved.settings}
 
 
 def _check_savable(folder: Path, saved: SavedSession, text: dict[str, object]) -> None:
@@ -215,7 +217,7 @@ def read_folder(
             "it was saved with."
         )
     fresh = make_cache(values["max_kv_size"])
-    said = Said(*(values[name] for name in Said._fields))
+    said = Said(*(values[name] for name in ("messages", "visible", "pending", "turns")))
     context, past = object(), []
     if "past" in values:
         file = verified(folder, values["past"])

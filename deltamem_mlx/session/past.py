@@ -4,7 +4,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from ..memory.contents import MemoryFile
 from ..text.messages import Message
+from ..text.turns import leading_system
 from .context import Mark
 
 UNDO_TURNS = 64
@@ -20,12 +22,14 @@ class Said(NamedTuple):
             fed again without writing.
         pending (list[Message]): To be fed with the next turn.
         turns (int): Replies generated.
+        filed (MemoryFile): The memory file that the conversation goes on from; None: there is none.
     """
 
     messages: list[Message]
     visible: list[Message]
     pending: list[Message]
     turns: int = 0
+    filed: MemoryFile | None = None
 
 
 class Before(NamedTuple):
@@ -49,6 +53,11 @@ class Before(NamedTuple):
     def nbytes(self) -> int:
         """Bytes of the states."""
         return sum(m.nbytes for m, _ in self.mark.memory.values() if m is not None)
+
+    @property
+    def is_filed(self) -> bool:
+        """Whether it is known from a memory file only, which has no text."""
+        return not self.new and self.said.filed is not None and not self.said.messages
 
     @property
     def coming(self) -> list[Message]:
@@ -95,7 +104,22 @@ class Past:
 
     def last(self) -> Before | None:
         """The last turn that is kept."""
-        return self._kept[-1] if self._kept else None
+        return self.back(1)
+
+    def back(self, turns: int) -> Before | None:
+        """The first of the last ``turns``, at least one; None: so many are not kept."""
+        return self._kept[-turns] if turns <= len(self._kept) else None
+
+    def forget_visible(self, context: object) -> None:
+        """Let go of the messages before turns in other contexts, the last turn's excepted.
+
+        Whoever goes back to there sees the system messages only.
+        """
+        for i, before in enumerate(list(self._kept)[:-1]):
+            said = before.said
+            if before.mark.context is not context:
+                said = said._replace(visible=leading_system(said.visible), pending=[])
+                self._kept[i] = before._replace(said=said, new=[])
 
     def take(self, turns: int) -> list[Before]:
         """Take the last ``turns`` away; returns them, the oldest first.

@@ -29,6 +29,7 @@ from .file import (
     read_folder,
     save_folder,
 )
+from .filing import go_on_from, with_last_turns
 from .generation import Generation
 from .lock import TurnLock
 from .past import Before
@@ -129,6 +130,11 @@ class MemorySession(Talk):
 
         def again() -> Generator[GenerationResponse, None, None]:
             last = self._conversation.past.last()
+            if last is not None and last.is_filed:
+                raise ValueError(
+                    "What the last turn was is not known: a memory file keeps no text. It can be "
+                    "taken back with undo()."
+                )
             if last is None or not last.answered:
                 raise ValueError("The last turn was not answered: there is nothing to regenerate.")
             with self._restored_on_error():
@@ -222,23 +228,41 @@ class MemorySession(Talk):
                 },
             }
 
-    def save(self, path: str | Path, *, note: str = "") -> None:
+    def save(
+        self, path: str | Path, *, note: str | None = None, history: int | None = None
+    ) -> None:
         """Save to a file ending in ``.safetensors`` the memory alone, else to a folder everything.
 
         A session restored from a folder goes on exactly as this one would, and can be taken back
         as far. A memory file has no text in it but ``note``. A file that another program has
         changed since this session read or wrote it, or was made, is not replaced.
 
+        Args:
+            path (Path): The file or folder.
+            note (str): Free text to keep with it. Default: that of the memory file that the
+              session was restored from.
+            history (int): How many of the last turns can be taken back from a memory file, by a
+              session restored from it or by ``dm.undo_memory_file``; they take up to 2 MB.
+              Default: as many as the file that the session was restored from can keep, and none
+              where that keeps none, or there is none. A folder keeps all that the session does.
+
         Raises:
-            ValueError: If the state is not finite, or the folder holds other things.
+            ValueError: If the state is not finite, the folder holds other things, or ``history``
+              is less than 0.
             OSError: If it cannot be written, or another program has changed it.
         """
+        if history is not None and history < 0:
+            raise ValueError(f"history is {history}; expected 0 turns or more.")
         path = expanded(path)
         with self._lock:
             if path.suffix.lower() == SUFFIX:
-                write_memory(path, memory_of(self.cache, self.model, note=note), self._witness)
+                filed = self._conversation.said.filed
+                note = filed.note if note is None and filed is not None else note or ""
+                memory = memory_of(self.cache, self.model, note=note)
+                memory = with_last_turns(self._conversation, memory, history)
+                write_memory(path, memory, self._witness)
             else:
-                save_folder(path, self._saved(), self._witness, note)
+                save_folder(path, self._saved(), self._witness, note or "")
 
     def _saved(self) -> SavedSession:
         talk = self._conversation
@@ -306,7 +330,12 @@ class MemorySession(Talk):
                 "session has one. Load it with dm.load_memory."
             )
         restore_memory(path, memory, cache, model)
-        return cls(model, tokenizer, **settings, prompt_cache=cache)
+        session = cls(model, tokenizer, **settings, prompt_cache=cache)
+        try:
+            go_on_from(session._conversation, memory)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}.") from error
+        return session
 
     @classmethod
     def _from_folder(

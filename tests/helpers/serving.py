@@ -14,7 +14,9 @@ from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from safetensors.numpy import load
 
 import deltamem_mlx as dm
 from deltamem_mlx import builtin
@@ -112,6 +114,12 @@ class Client:
     def memory(self, method: str, key: str, rest: str = "", body: object = None) -> Reply:
         """A request to ``/v1/memories/{key}``."""
         return self.request(method, f"/v1/memories/{quote(key, safe='')}{rest}", body)
+
+
+def states_in(file: bytes) -> dict[int, np.ndarray]:
+    """Layer index → the states in the bytes of a memory file."""
+    names = {name: x for name, x in load(file).items() if name.startswith("state.")}
+    return {int(name.removeprefix("state.")): x for name, x in names.items()}
 
 
 def memory_files(folder: Path) -> list[Path]:

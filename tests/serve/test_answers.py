@@ -127,7 +127,7 @@ def test_a_half_turn_is_kept_if_it_was_asked_for(serving: Server, client: Client
     next(answer)
     answer.close()
     with serving.memories.hold("stayer") as memory:
-        assert memory.history.turns == 2
+        assert memory.told.turns == 2
 
 
 def test_many_at_once_are_answered_as_alone(client: Client) -> None:

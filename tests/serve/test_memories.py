@@ -9,7 +9,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from safetensors.numpy import load
 from serving import (
     ANSWER,
     FACT,
@@ -20,6 +19,7 @@ from serving import (
     assistant,
     builtin_pair,
     memory_files,
+    states_in,
     user,
 )
 
@@ -73,20 +73,17 @@ def test_turns_are_those_of_a_session(client: Client, pair: Pair) -> None:
         assert reply.memory["total_tokens_written"] == stats["tokens_written"]
         assert reply.memory["context_tokens"] == stats["context_tokens"]
     exported = client.memory("GET", "as-session", "/export").body
-    states = _states(exported)
+    states = states_in(exported)
     for layer, state in dm.memory_state(session.cache).items():
-        assert abs(states[layer] - state).max().item() < 1e-4
-
-
-def _states(file: bytes) -> dict:
-    return {int(k.removeprefix("state.")): mx.array(v) for k, v in load(file).items()}
+        assert abs(mx.array(states[layer]) - state).max().item() < 1e-4
 
 
 def test_turns_leave_nothing_behind(pair: Pair) -> None:
     """No array and no text more, once the context is as long as it gets."""
     long, turns = FACT + " " * 10_000, 15
-    with Server(*pair, "builtin", ServeSettings(port=0, max_context=128)) as serving:
+    with Server(*pair, "builtin", ServeSettings(port=0, max_context=128, undo_turns=8)) as serving:
         client = Client(serving.url)
+        client.chat(QUESTION, "long", max_tokens=4)
 
         def held() -> tuple[int, int]:
             """Bytes after so many turns more, the last in a context of its own."""
@@ -102,7 +99,7 @@ def test_turns_leave_nothing_behind(pair: Pair) -> None:
             (arrays, objects), (arrays_then, objects_then) = held(), held()
         finally:
             tracemalloc.stop()
-        assert client.memory("GET", "long").json["turns"] == 3 * turns
+        assert client.memory("GET", "long").json["turns"] == 1 + 3 * turns
     assert max(arrays_then - arrays, objects_then - objects) < turns * len(long) / 2
 
 
@@ -126,7 +123,7 @@ def test_read_only_writes_nothing(client: Client) -> None:
     reply = client.chat("anna lives in paris .", "reader", memory={"read_only": True})
     assert reply.memory["tokens_written"] == 0
     after = client.memory("GET", "reader", "/export").body
-    assert all((a == _states(after)[i]).all() for i, a in _states(before).items())
+    assert all((a == states_in(after)[i]).all() for i, a in states_in(before).items())
     assert ANSWER in client.chat(QUESTION, "reader", memory={"context": "drop"}).text
 
 
@@ -202,6 +199,7 @@ def test_forks_exports_and_puts_are_independent_copies(client: Client) -> None:
 
 def test_requests_of_one_memory_take_turns(client: Client) -> None:
     replies = []
+    client.chat(QUESTION, "busy")
 
     def ask() -> None:
         replies.append(client.chat(FACT, "busy"))
@@ -211,14 +209,14 @@ def test_requests_of_one_memory_take_turns(client: Client) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(reply.memory["turns"] for reply in replies) == [1, 2, 3, 4]
+    assert sorted(reply.memory["turns"] for reply in replies) == [2, 3, 4, 5]
 
 
 def test_a_reply_with_tool_calls_is_recognised_as_the_client_sends_it_back() -> None:
     from mlx_lm.generate import TextStateMachine
     from mlx_lm.server import GenerationContext
 
-    from deltamem_mlx.serve.history import History
+    from deltamem_mlx.memory.told import Told
     from deltamem_mlx.serve.reply import visible
 
     machine = TextStateMachine(
@@ -235,6 +233,6 @@ def test_a_reply_with_tool_calls_is_recognised_as_the_client_sends_it_back() -> 
         "content": "Let me see.",
         "tool_calls": [{"id": "1", "function": {"name": "look", "arguments": '{ "city":"Oslo" }'}}],
     }
-    history = History.fresh()
-    assert history.of([sent]) == history.of([message])
-    assert history.of([sent | {"content": "Let me be."}]) != history.of([message])
+    told = Told.nothing()
+    assert told.of([sent]) == told.of([message])
+    assert told.of([sent | {"content": "Let me be."}]) != told.of([message])

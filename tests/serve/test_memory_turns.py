@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from safetensors.numpy import load
-from serving import ANSWER, FACT, QUESTION, Client, assistant, builtin_pair, user
+from serving import ANSWER, FACT, QUESTION, Client, assistant, builtin_pair, states_in, user
 
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
@@ -60,13 +59,13 @@ def test_a_clients_task_is_answered_and_not_remembered(
     said = [user(FACT)]
     said.append(assistant(client.chat(said, "tasked", memory={"reset": True}).text))
     before = client.memory("GET", "tasked").json
-    states = load(client.memory("GET", "tasked", "/export").body)
+    states = states_in(client.memory("GET", "tasked", "/export").body)
     asked = [user(task)] if history == "alone" else [*said, user(task)]
     reply = client.chat(asked, "tasked", max_tokens=4)
     assert reply.status == 200 and reply.json["usage"]["completion_tokens"] > 0
     assert "memory" not in reply.json["usage"]
     assert client.memory("GET", "tasked").json == before
-    after = load(client.memory("GET", "tasked", "/export").body)
+    after = states_in(client.memory("GET", "tasked", "/export").body)
     assert all((after[name] == state).all() for name, state in states.items())
     go_on = client.chat([*said, user(QUESTION)], "tasked")
     assert go_on.memory["messages_known"] == 2 and ANSWER in go_on.text
@@ -138,15 +137,17 @@ def test_an_edited_history_is_refused_and_nothing_new_too(client: Client) -> Non
     assert "paris" in fresh.text and fresh.memory["turns"] == 1
 
 
-def test_a_refused_history_is_told_how_it_differs(client: Client) -> None:
-    said: list[dict] = []
-    for text in TURNS[:2]:
-        said.append(user(text))
-        said.append(assistant(client.chat(said, "differs").text))
-    again = client.chat(said[:3], "differs")  # a client's "regenerate"
-    assert again.code == "history_conflict" and "and more after them" in again.body.decode()
-    edit = client.chat([*said[:2], user("chris plays viola .")], "differs")
-    assert edit.code == "history_conflict" and "Message 3 " in edit.body.decode()
-    other = client.chat([user("hi"), assistant("ho"), user("hi")], "differs")
-    assert other.code == "history_conflict" and "was not told" in other.body.decode()
-    assert client.memory("GET", "differs").json["turns"] == 2
+def test_a_refused_history_is_told_how_it_differs() -> None:
+    settings = ServeSettings(port=0, undo_turns=0)
+    with Server(*builtin_pair(), "builtin", settings) as serving:
+        client, said = Client(serving.url), []
+        for text in TURNS[:2]:
+            said.append(user(text))
+            said.append(assistant(client.chat(said, "differs").text))
+        again = client.chat(said[:3], "differs")  # a client's "regenerate"
+        assert again.code == "history_conflict" and "and more after them" in again.body.decode()
+        edit = client.chat([*said[:2], user("chris plays viola .")], "differs")
+        assert edit.code == "history_conflict" and "Message 3 " in edit.body.decode()
+        other = client.chat([user("hi"), assistant("ho"), user("hi")], "differs")
+        assert other.code == "history_conflict" and "was not told" in other.body.decode()
+        assert client.memory("GET", "differs").json["turns"] == 2

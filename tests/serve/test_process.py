@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import openai
 import pytest
 from serving import Client, server
 
@@ -19,7 +20,6 @@ FACT, QUESTION = "anna lives in oslo .", "where does anna live ?"
 
 
 def test_openais_client_works_unmodified(tmp_path: Path) -> None:
-    openai = pytest.importorskip("openai")
     with server(log=tmp_path / "log") as (_, url):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
         (model,) = client.models.list().data

@@ -30,7 +30,7 @@ def client() -> Iterator[Client]:
 
 @pytest.fixture
 def parts(client: Client, tmp_path: Path) -> tuple[dict, dict[str, str], Tensors]:
-    """What a file holds: what is said of the memory, the rest of the metadata, the states."""
+    """What a file holds: what is said of the memory, the rest of the metadata, the tensors."""
     path = tmp_path / "kept.safetensors"
     path.write_bytes(client.memory("GET", "kept", "/export").body)
     with safe_open(path, framework="np") as file:
@@ -42,11 +42,13 @@ def parts(client: Client, tmp_path: Path) -> tuple[dict, dict[str, str], Tensors
 def forged(values: object, metadata: dict[str, str], tensors: Tensors) -> bytes:
     """A file with the checksum that belongs to it."""
     said = values if isinstance(values, str) else json.dumps(values, sort_keys=True)
-    digest = hashlib.sha256(said.encode())
-    numbered = {int(name.rpartition(".")[2]): x for name, x in tensors.items() if "." in name}
-    for i in sorted(numbered):
-        digest.update(f"{i} {numbered[i].dtype} {numbered[i].shape}".encode())
-        digest.update(np.ascontiguousarray(numbered[i]).tobytes())
+    digest = hashlib.sha256(b"2" + said.encode())
+    for kind in ("state.", "history."):
+        named = {int(n.removeprefix(kind)): x for n, x in tensors.items() if n.startswith(kind)}
+        for i in sorted(named):
+            about = f"{named[i].dtype} {named[i].shape}"
+            digest.update((f"{i} {about}" if kind == "state." else about).encode())
+            digest.update(np.ascontiguousarray(named[i]).tobytes())
     return save(tensors, metadata | {"memory": said, "checksum": digest.hexdigest()})
 
 
@@ -123,8 +125,52 @@ def test_states_that_are_not_this_models_are_refused(
     client: Client, parts: tuple[dict, dict[str, str], Tensors], change: Callable
 ) -> None:
     values, metadata, tensors = parts
-    assert_refused(client, forged(values, metadata, change(tensors)))
-    assert_refused(client, forged(values | {"tokens_written": [0, 0]}, metadata, change(tensors)))
+    past = {name: x for name, x in tensors.items() if name.startswith("history.")}
+    changed = change({name: x for name, x in tensors.items() if name not in past}) | past
+    assert_refused(client, forged(values, metadata, changed))
+    assert_refused(client, forged(values | {"tokens_written": [0, 0]}, metadata, changed))
+
+
+def test_every_field_of_a_history_that_is_sent_is_checked(
+    client: Client, parts: tuple[dict, dict[str, str], Tensors]
+) -> None:
+    values, metadata, tensors = parts
+    assert client.memory("PUT", "fits", body=forged(values, metadata, tensors)).status == 201
+    for part in ("told", "history"):
+        whole = values[part][0] if part == "history" else values[part]
+        for field in whole:
+            for wild in (*WILD, "é", ["x"] * 9000, [["0" * 16]]):
+                if type(wild) is type(whole[field]) and (wild == [] or isinstance(wild, bool)):
+                    continue
+                changed = whole | {field: wild}
+                if field == "created" and wild in ("", "x", "é"):
+                    continue
+                changed = [changed] if part == "history" else changed
+                assert_refused(client, forged(values | {part: changed}, metadata, tensors))
+        more = whole | {"more": 1}
+        more = [more] if part == "history" else more
+        assert_refused(client, forged(values | {part: more}, metadata, tensors))
+        for wild in WILD:
+            if not (part == "history" and wild == []):
+                assert_refused(client, forged(values | {part: wild}, metadata, tensors))
+    assert_refused(client, forged(values | {"history": []}, metadata, tensors))
+    for wild in (np.zeros((2, 2), np.uint8), np.zeros(3, np.float32)):
+        assert_refused(client, forged(values, metadata, tensors | {"history.0": wild}))
+    for name in ("history.1", "history.-1"):
+        extra = tensors | {name: np.zeros(3, np.uint8)}
+        assert_refused(client, forged(values, metadata, extra))
+    assert client.request("POST", CHAT, SAMPLED).status == 200
+
+
+@pytest.mark.parametrize("packed", [np.zeros(0, np.uint8), np.full(9, 120, np.uint8)])
+def test_turns_that_cannot_be_unpacked_are_refused_when_they_are_taken_back(
+    client: Client, parts: tuple[dict, dict[str, str], Tensors], packed: np.ndarray
+) -> None:
+    values, metadata, tensors = parts
+    file = forged(values, metadata, tensors | {"history.0": packed})
+    assert client.memory("PUT", "torn", body=file).status in (200, 201)
+    assert client.memory("POST", "torn", "/undo").code == "memory_unusable"
+    assert client.chat(QUESTION, "torn", max_tokens=2).status == 200
 
 
 NOTE = {"format": "deltamem_mlx.serve", "salt": "00" * 8, "system": [], "messages": [], "turns": 1}
@@ -142,6 +188,8 @@ def test_whatever_a_note_says_of_the_conversation_the_memory_can_be_used(
 ) -> None:
     """The history in it is the server's own account; another's begins a new one."""
     values, metadata, tensors = parts
+    values = {name: value for name, value in values.items() if name not in ("told", "history")}
+    tensors = {name: x for name, x in tensors.items() if name.startswith("state.")}
     notes = ["", "[]", "null", "{", "[" * 100_000, *(json.dumps(NOTE | change) for change in NOTES)]
     for note in notes:
         sent = client.memory(
@@ -162,7 +210,8 @@ def test_states_as_large_as_numbers_get_end_no_answer_but_their_own(
     client: Client, parts: tuple[dict, dict[str, str], Tensors], size: float
 ) -> None:
     values, metadata, tensors = parts
-    large = {name: np.full_like(x, size) for name, x in tensors.items()}
+    large = {name: np.full_like(x, size) for name, x in tensors.items() if "state" in name}
+    large = {name: large.get(name, x) for name, x in tensors.items()}
     assert client.memory("PUT", "large", body=forged(values, metadata, large)).status in (200, 201)
     reply = client.chat(QUESTION, "large", temperature=0.7, max_tokens=2)
     assert reply.status == 200 or reply.code == "memory_overflow", reply.body

@@ -7,8 +7,7 @@ import mlx.core as mx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load
-from serving import FACT, QUESTION, Client, Reply, assistant, builtin_pair, stream, user
+from serving import FACT, QUESTION, Client, Reply, assistant, builtin_pair, states_in, stream, user
 
 from deltamem_mlx.serve.saying import StopWords
 from deltamem_mlx.serve.server import Server
@@ -116,7 +115,7 @@ def test_what_is_remembered_is_what_was_said(client: Client, word: slice) -> Non
     assert second.text == told.text
     for count in ("total_tokens_written", "context_tokens"):
         assert second.memory[count] == told.memory[count]
-    states = [load(client.memory("GET", key, "/export").body) for key in ("stopped", "told")]
+    states = [states_in(client.memory("GET", key, "/export").body) for key in ("stopped", "told")]
     for name, state in states[0].items():
         assert mx.abs(mx.array(state) - mx.array(states[1][name])).max().item() < 1e-4
 

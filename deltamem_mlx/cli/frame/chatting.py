@@ -125,9 +125,11 @@ class Chat:
         self.ui.end_answer(last)
 
     def keep(self) -> None:
-        """Save the memory, if it is to be; a branch is not."""
+        """Save the memory and its last turns, if it is to be; a branch is not."""
+        from deltamem_mlx.memory.history import HISTORY_TURNS
+
         if self.memory is not None and not self.read_only and not self.branches:
-            self.session.save(self.memory)
+            self.session.save(self.memory, history=HISTORY_TURNS)
 
     # Commands.
 
@@ -164,7 +166,7 @@ class Chat:
             )
         alone = path.suffix.lower() == ".safetensors"
         text = json.dumps(self.session.messages, ensure_ascii=False)
-        self.session.save(path, note=text if transcript and alone else "")
+        self.session.save(path, note=text if transcript and alone else None)
         self.own.add(path)
         what = "the memory" if alone else "memory, context and text"
         self.ui.done("saved", f"{what}{' with text' if transcript and alone else ''} to {path}")
@@ -252,6 +254,8 @@ class Chat:
         self.ui.done("undone", f"{turns} turns; {said['undo_turns']} more can be")
 
     def retry(self, _: str) -> None:
+        if not self.session.stats()["turns"]:
+            raise ValueError("There is no question yet in this chat; /undo goes back before it.")
         taken = self.session.undo()
         if not taken:
             raise ValueError("The last turn was no question; /undo has taken it back.")
@@ -260,6 +264,8 @@ class Chat:
     def edit(self, argument: str) -> None:
         if not argument:
             raise ValueError("Expected /edit TEXT: what the last message is to be instead.")
+        if not self.session.stats()["turns"]:
+            raise ValueError("There is no message yet in this chat; /undo goes back before it.")
         self.session.undo()
         self.ask(argument)
 

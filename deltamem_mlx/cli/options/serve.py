@@ -8,6 +8,7 @@ from typer.models import OptionInfo
 
 from deltamem_mlx.cli.options import shared as o
 
+MOST_TURNS = 4096
 SERVER, LIMITS, BATCHING = "Server", "Limits", "Batching and prompt cache"
 
 
@@ -84,6 +85,25 @@ MemoryBytes = Annotated[
         panel=o.MEMORY,
         min=1,
         help="RAM for memories and their contexts; contexts not used for long go first.",
+    ),
+]
+UndoTurns = Annotated[
+    int,
+    _option(
+        "--undo-turns",
+        panel=o.MEMORY,
+        min=0,
+        max=MOST_TURNS,
+        help="Turns of each memory that can be taken back; 0: none.",
+    ),
+]
+OneChat = Annotated[
+    bool,
+    _option(
+        "--one-chat",
+        panel=o.MEMORY,
+        help="A key is one chat and requests have all of it: what one leaves out is taken back, "
+        "the first message too.",
     ),
 ]
 MaxContext = Annotated[

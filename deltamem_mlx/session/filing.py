@@ -1,0 +1,101 @@
+"""A conversation as a memory file that keeps its last turns; one that goes on from such a file."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+
+import mlx.core as mx
+import numpy as np
+
+from ..memory.contents import MemoryFile
+from ..memory.told import Told
+from ..text.messages import Message
+from ..text.turns import leading_system
+from .context import Mark
+from .conversation import Conversation
+from .past import Before, Said
+
+Memory = Mapping[int, tuple[mx.array | None, list[int]]]  # as in a `Mark`
+
+
+def with_last_turns(talk: Conversation, now: MemoryFile, turns: int | None) -> MemoryFile:
+    """The memory of a conversation as its file is to hold it.
+
+    What the file that the conversation goes on from said of earlier turns is kept, and what was
+    told since then is added: whoever wrote that knows again what is sent again.
+
+    Args:
+        talk (Conversation): A conversation.
+        now (MemoryFile): Its memory, as it is now.
+        turns (int): How many of the last turns can be taken back from the file; None: as before,
+          none where the conversation goes on from no file that keeps them.
+    """
+    points = [(before.said, before.mark.memory) for before in talk.past]
+    points.append((talk.said, talk.context.mark().memory))
+    file = points[0][0].filed
+    if turns is None:
+        kept = any(said.filed is not None and said.filed.history for said, _ in points)
+        turns = len(points) if kept else 0
+    if not turns and all(said.filed is None or said.filed.told is None for said, _ in points):
+        return now
+    found = _at(points[0], now, None)
+    if file is not None and _same(found, file):
+        found = file
+    for before, point in pairwise(points):
+        file, after = point[0].filed, _at(point, now, found.told)
+        if file is not None and file is not before[0].filed and _same(after, file):
+            found = file  # a turn of the file, as it has it
+        else:
+            found = after.keeping(found, turns=turns, alone=not _told_by(before[0]))
+    return replace(
+        now, told=found.told, history=found.history[max(0, len(found.history) - turns) :]
+    )
+
+
+def go_on_from(talk: Conversation, memory: MemoryFile) -> None:
+    """Make a new conversation with this memory know its last turns, so that they can be undone."""
+    seen = talk.said.visible
+    earlier = [memory]
+    for _ in memory.history[-talk.past.turns :] if talk.past.turns else ():
+        earlier.append(earlier[-1].before())
+    for before in earlier[:0:-1]:
+        states = {} if before.is_new else before.states
+        held = {
+            i: (mx.array(states[i]) if i in states else None, list(before.tokens_written))
+            for i in before.states
+        }
+        said = Said(seen, seen, talk.said.pending, filed=before)
+        if before.is_new:
+            said = Said([], [], [*seen, *talk.said.pending], filed=before)
+        talk.past.add(Before(Mark(object(), 0, held), said, [], answered=False, write=True))
+    talk.said = talk.said._replace(filed=memory)
+
+
+def _at(point: tuple[Said, Memory], now: MemoryFile, before: Told | None) -> MemoryFile:
+    """The memory at a point of a conversation; ``before`` is what it was told by the one before."""
+    said, memory = point
+    told = said.filed.told if said.filed is not None else before and Told(before.salt)
+    if told is not None and (new := _told_by(said)):
+        told = told.after(leading_system(said.messages), new, said.turns)
+    shapes = {i: state.shape for i, state in now.states.items()}
+    return replace(
+        now,
+        states={
+            i: np.zeros(shapes[i], np.float32) if matrix is None else np.array(matrix)
+            for i, (matrix, _) in memory.items()
+        },
+        tokens_written=list(next(iter(memory.values()))[1]),
+        created=said.filed.created if said.filed is not None else "",
+        told=told,
+    )
+
+
+def _told_by(said: Said) -> list[Message]:
+    """What was said in the conversation itself, without the system messages that open it."""
+    return said.messages[len(leading_system(said.messages)) :]
+
+
+def _same(one: MemoryFile, other: MemoryFile) -> bool:
+    return one.tokens_written == other.tokens_written and all(
+        np.array_equal(state, other.states[i]) for i, state in one.states.items()
+    )
