@@ -246,6 +246,7 @@ def _notes(paths: list[Path]) -> list["Source"]:
 def _remember(session: "MemorySession", notes: list["Source"], options: GenerateOptions) -> int:
     """Write the notes into the memory. What was written before Ctrl-C is saved with it."""
     from deltamem_mlx.cli.frame.telling import tell
+    from deltamem_mlx.memory.history import HISTORY_TURNS
 
     def remembered(source: "Source", tokens: int) -> None:
         output.note(f"Remembered {source.name}: {tokens} tokens.")
@@ -256,7 +257,7 @@ def _remember(session: "MemorySession", notes: list["Source"], options: Generate
     if told.stopped_in is not None:
         saved = ""
         if options.memory is not None and not options.read_only and told.tokens:
-            session.save(options.memory)
+            session.save(options.memory, history=HISTORY_TURNS)
             saved = f" and saved to {options.memory}"
         output.note(told.stopped(saved))
         raise KeyboardInterrupt

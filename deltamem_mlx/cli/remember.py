@@ -77,6 +77,7 @@ def remember(options: RememberOptions) -> None:
     Without --model and --adapter, the built-in demo pair reads.
     """
     from deltamem_mlx.cli.frame.telling import sources_of, tell
+    from deltamem_mlx.memory.history import HISTORY_TURNS
 
     if options.memory is None:
         raise UsageError("Say which memory is to remember: --memory FILE.safetensors")
@@ -92,13 +93,13 @@ def remember(options: RememberOptions) -> None:
     session = open_session(options.memory, model, tokenizer, settings)
 
     def remembered(source: "Source", tokens: int) -> None:
-        session.save(str(options.memory))
+        session.save(str(options.memory), history=HISTORY_TURNS)
         session.forget_context()
         output.note(f"Remembered {source.name}: {tokens:,} tokens.")
 
     told = tell(session, sources, step_size=options.prefill_step_size, after_each=remembered)
     if told.tokens:
-        session.save(options.memory)
+        session.save(options.memory, history=HISTORY_TURNS)
     _report(told, session, options)
     if told.stopped_in is not None:
         raise KeyboardInterrupt

@@ -19,7 +19,7 @@ def memories_text(memories: Sequence[ShelvedMemory]) -> str:
         else:
             said = [_tokens(memory), _turns(memory), _size(memory), _base(memory), file.adapter[:8]]
         rows.append([_name(memory), *said, _when(memory)])
-    columns = ["<name", "tokens", "turns", "size", "<base model", "<adapter", "<last used"]
+    columns = ["<name", "tokens", "can undo", "size", "<base model", "<adapter", "<last used"]
     if not any(row[2] for row in rows):
         columns, rows = _without(2, columns), [_without(2, row) for row in rows]
     return table(columns, rows)
@@ -38,7 +38,7 @@ def memory_card(memory: ShelvedMemory) -> str:
         {
             "memory": memory.name,
             "tokens written": _tokens(memory),
-            "turns": _turns(memory) or None,
+            "turns that can be undone": _turns(memory) or None,
             "conversations": f"{several}" if several > 1 else None,
             "size": _size(memory),
             "layers": f"{len(file.states)}",
@@ -66,6 +66,7 @@ def memories_json(memory: ShelvedMemory) -> dict[str, object]:
         "tokens_written": file.tokens_written,
         "base_model": file.base_model,
         "adapter": file.adapter,
+        "undo_turns": len(file.history),
         "note": file.note,
     }
 
@@ -79,7 +80,8 @@ def _tokens(memory: ShelvedMemory) -> str:
 
 
 def _turns(memory: ShelvedMemory) -> str:
-    return ""
+    """How many can be taken back."""
+    return f"{len(memory.file.history)}" if memory.file and memory.file.history else ""
 
 
 def _size(memory: ShelvedMemory) -> str:

@@ -168,6 +168,30 @@ def test_a_servers_memories_are_found_by_their_keys(saved: Path, tmp_path: Path)
     assert "There is none yet" in call("show", "anna", code=1).stderr
 
 
+def test_the_last_turns_of_a_memory_are_taken_back(run_cli: RunCli, tmp_path: Path) -> None:
+    for text in ("anna lives in oslo .", "anna lives in paris ."):
+        assert run_cli("generate", text, "--memory", "anna").returncode == 0
+    path = MemoryShelf().path("anna")
+    line = call("list").stdout.splitlines()[1]
+    assert "can undo" in call("list").stdout and line.split()[2] == "2"
+    assert json.loads(call("list", "--json").stdout)[0]["undo_turns"] == 2
+    undone = call("undo", "anna").stdout
+    assert undone.startswith("Took back 1 turn of anna") and "1 more can be" in undone
+    asked = run_cli("generate", "where does anna live ?", "--memory", "anna", "--read-only")
+    assert "oslo" in asked.stdout
+    too_many = call("undo", path, "-n", "2", code=1).stderr
+    assert f"{path}: 2 turns cannot be taken back: the last 1" in too_many
+    whole = json.loads(call("undo", path, "--json").stdout)
+    assert (whole["undo_turns"], whole["tokens_written"]) == (0, 0)
+    assert "none is kept" in call("undo", "anna", code=1).stderr
+    assert "No memory file" in call("undo", tmp_path / "gone.safetensors", code=1).stderr
+    folder = tmp_path / "memories"
+    folder.mkdir()
+    name = hashlib.sha256(b"key").hexdigest()
+    path.rename(folder / f"{name}.safetensors")
+    assert "none is kept" in call("undo", "key", "--folder", folder, code=1).stderr
+
+
 @pytest.mark.parametrize(
     "given, path",
     [

@@ -5,13 +5,14 @@ import typer
 from deltamem_mlx.cli.memories.change import copy, export, rename, take_in
 from deltamem_mlx.cli.memories.look import list_all, show
 from deltamem_mlx.cli.memories.remove import remove
+from deltamem_mlx.cli.memories.undo import undo
 
 app = typer.Typer()
 
 
 @app.callback(invoke_without_command=True)
 def _root(ctx: typer.Context) -> None:
-    """List, show, rename, copy and remove memories; take them out and in.
+    """List, show, rename, copy and remove memories; take turns back; take them out and in.
 
     A memory that --memory NAME names lies in a folder of yours; --folder names another, such as
     the --memory-dir of a server. Without a command, they are listed.
@@ -24,6 +25,7 @@ app.command("list")(list_all)
 app.command("show")(show)
 app.command("rename")(rename)
 app.command("copy")(copy)
+app.command("undo")(undo)
 app.command("remove")(remove)
 app.command("export")(export)
 app.command("import")(take_in)
