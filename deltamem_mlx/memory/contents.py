@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .history import HISTORY_BYTES, HISTORY_TURNS, PastTurn, bounded
-from .told import Told
+from .told import Fingerprints
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class MemoryFile:
         tokens_written (list[int]): Tokens written, per conversation.
         created (str): When it was saved, UTC in ISO format.
         note (str): Free text.
-        told (Told): What it was told, as fingerprints; None: that is not kept.
+        told (Fingerprints): What it was told, as fingerprints; None: that is not kept.
         history (tuple[PastTurn, ...]): The last turns, the oldest first: the way back.
     """
 
@@ -29,7 +29,7 @@ class MemoryFile:
     tokens_written: list[int]
     created: str
     note: str = ""
-    told: Told | None = None
+    told: Fingerprints | None = None
     history: tuple[PastTurn, ...] = ()
 
     @property

@@ -24,7 +24,7 @@ from ..problems import MAPPING, first_few, list_of, misfits, text_field, whole_n
 from .actions import PromptCache, memories, memory_state, set_memory_state
 from .contents import MemoryFile as MemoryFile
 from .history import PastTurn, history_problems
-from .told import Told, told_in_note, told_problems
+from .told import Fingerprints, told_in_note, told_problems
 
 FORMAT = "deltamem_mlx.memory"
 VERSIONS = "1", "2"  # the second knows what was told, and the last turns
@@ -197,7 +197,7 @@ def _memory(
     memory = MemoryFile(
         states=states,
         **values,
-        told=None if told is None else Told.from_json(told),
+        told=None if told is None else Fingerprints.from_json(told),
         history=tuple(map(PastTurn.from_json, turns, packed)),
     )
     if memory.told is None and (told_before := told_in_note(memory.note)) is not None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..problems import FLAG, list_of, misfits, text_field, whole_number
 from .packing import pack_states, unpack_states
-from .told import FINGERPRINT, MOST_MESSAGES, Told
+from .told import FINGERPRINT, MOST_MESSAGES, Fingerprints
 
 HISTORY_TURNS = 64
 HISTORY_BYTES = 2 << 20  # a file is written anew with every turn
@@ -59,7 +59,7 @@ class PastTurn:
         cls,
         before: States,
         after: States,
-        told: tuple[Told | None, Told | None],
+        told: tuple[Fingerprints | None, Fingerprints | None],
         *,
         tokens_written: Sequence[int],
         created: str,
@@ -108,12 +108,12 @@ class PastTurn:
             start += size
         return found
 
-    def told_before(self, after: Told | None) -> Told | None:
+    def told_before(self, after: Fingerprints | None) -> Fingerprints | None:
         """What the memory had been told before the turn."""
         if after is None:
             return None
         kept = after.messages[: max(0, len(after.messages) - self.added)]
-        return Told(after.salt, self.system, (*self.lost, *kept), self.turns)
+        return Fingerprints(after.salt, self.system, (*self.lost, *kept), self.turns)
 
     def as_json(self) -> dict[str, object]:
         """What a file says of it beside the packed states."""

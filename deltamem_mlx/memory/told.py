@@ -26,7 +26,7 @@ _SCHEMA = {
 
 
 @dataclass(frozen=True)
-class Told:
+class Fingerprints:
     """What a memory was told.
 
     Attributes:
@@ -42,12 +42,12 @@ class Told:
     turns: int = 0
 
     @classmethod
-    def nothing(cls) -> "Told":
+    def nothing(cls) -> "Fingerprints":
         """Of an empty memory."""
         return cls(os.urandom(8).hex())
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Told":
+    def from_json(cls, values: Mapping[str, Any]) -> "Fingerprints":
         """From what `as_json` gave; `told_problems` has to find nothing in it."""
         lists = {name: tuple(values[name]) for name in ("system", "messages")}
         return cls(**dict(values) | lists)
@@ -66,7 +66,9 @@ class Told:
         """The fingerprints of messages."""
         return tuple(map(self.fingerprint, messages))
 
-    def after(self, system: Sequence[Message], said: Sequence[Message], turns: int = 1) -> "Told":
+    def after(
+        self, system: Sequence[Message], said: Sequence[Message], turns: int = 1
+    ) -> "Fingerprints":
         """With ``turns`` more, in which ``said`` was said; ``system`` is what opened them."""
         return replace(
             self,
@@ -77,13 +79,13 @@ class Told:
 
 
 def told_problems(values: object) -> list[str]:
-    """What in a file's JSON is no `Told`, a line each."""
+    """What in a file's JSON is no `Fingerprints`, a line each."""
     if not isinstance(values, dict):
         return ["not an object"]
     return misfits(values, _SCHEMA) + [f"{n}: not known" for n in values if n not in _SCHEMA]
 
 
-def told_in_note(note: str) -> Told | None:
+def told_in_note(note: str) -> Fingerprints | None:
     """What the server of an older version kept in a memory's note; None: that is no such note."""
     if _OLD_FORMAT not in note:
         return None
@@ -93,7 +95,7 @@ def told_in_note(note: str) -> Told | None:
         return None
     if not isinstance(values, dict) or values.pop("format", None) != _OLD_FORMAT:
         return None
-    return None if told_problems(values) else Told.from_json(values)
+    return None if told_problems(values) else Fingerprints.from_json(values)
 
 
 def _content(message: Message) -> dict[str, object]:

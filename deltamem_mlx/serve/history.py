@@ -6,7 +6,7 @@ from typing import NamedTuple
 from mlx_lm.server import process_message_content
 
 from ..memory.history import PastTurn
-from ..memory.told import MOST_MESSAGES, Told
+from ..memory.told import MOST_MESSAGES, Fingerprints
 from ..text.messages import Message
 from ..text.turns import leading_system
 from .bodies import MemoryOptions
@@ -15,7 +15,7 @@ from .memory import HeldMemory
 from .tasks import is_task
 
 
-class Place(NamedTuple):
+class StartingPoint(NamedTuple):
     """Where a request goes on from.
 
     Attributes:
@@ -35,7 +35,9 @@ def parts_of(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]
     return lead, [*copied[len(lead) :]]
 
 
-def place_of(messages: Sequence[Message], held: HeldMemory, options: MemoryOptions) -> Place:
+def place_of(
+    messages: Sequence[Message], held: HeldMemory, options: MemoryOptions
+) -> StartingPoint:
     """Where a request goes on from.
 
     From what the memory holds, if the request ends what that was told, or is new altogether. Else
@@ -59,11 +61,11 @@ def place_of(messages: Sequence[Message], held: HeldMemory, options: MemoryOptio
     if options.one_chat and complete and not aside:
         for back, before in enumerate(tolds):
             if before.messages == sent[: len(before.messages)]:
-                return Place(len(before.messages), back)
+                return StartingPoint(len(before.messages), back)
         raise _conflict(sent, told, history, between=False)
     again = _is_said_again(sent, told, history)
     if again and not (options.read_only and held.has_written(1)):
-        return Place(0, back=1)
+        return StartingPoint(0, back=1)
     found, between = None, False
     for back, before in enumerate(tolds):
         known = _known(sent[:-1] if back else sent, before)
@@ -73,17 +75,17 @@ def place_of(messages: Sequence[Message], held: HeldMemory, options: MemoryOptio
         if back and not aside and not _of_one_chat(dropped, sent[known], told, before):
             between = True
         elif known >= len(before.messages):
-            return Place(known, back)  # all of it, from its first message
+            return StartingPoint(known, back)  # all of it, from its first message
         elif found is None:
-            found = Place(known, back)
+            found = StartingPoint(known, back)
     if found is not None:
         return found
     if told.messages and any(message["role"] == "assistant" for message in messages):
         raise _conflict(sent, told, history, between=between)
-    return Place(0)
+    return StartingPoint(0)
 
 
-def _known(sent: tuple[str, ...], told: Told) -> int | None:
+def _known(sent: tuple[str, ...], told: Fingerprints) -> int | None:
     """How many of the messages sent end with the end of what was told; None: they do not."""
     fed = told.messages
     for end in range(len(sent), 0, -1):
@@ -93,7 +95,7 @@ def _known(sent: tuple[str, ...], told: Told) -> int | None:
     return None
 
 
-def _tolds(told: Told, history: Sequence[PastTurn]) -> list[Told]:
+def _tolds(told: Fingerprints, history: Sequence[PastTurn]) -> list[Fingerprints]:
     """What had been told before none, one, two, ... of the last turns."""
     found = [told]
     for turn in reversed(history):
@@ -102,7 +104,7 @@ def _tolds(told: Told, history: Sequence[PastTurn]) -> list[Told]:
     return found
 
 
-def _is_said_again(sent: tuple[str, ...], told: Told, history: Sequence[PastTurn]) -> bool:
+def _is_said_again(sent: tuple[str, ...], told: Fingerprints, history: Sequence[PastTurn]) -> bool:
     """Whether the last turn was just this and an answer, and this asks for that again.
 
     A client that sends its new message alone may say a thing twice. One that sends all has nothing
@@ -115,7 +117,9 @@ def _is_said_again(sent: tuple[str, ...], told: Told, history: Sequence[PastTurn
     return first and last[:-1] == sent
 
 
-def _of_one_chat(turns: Sequence[PastTurn], following: str, told: Told, before: Told) -> bool:
+def _of_one_chat(
+    turns: Sequence[PastTurn], following: str, told: Fingerprints, before: Fingerprints
+) -> bool:
     """Whether these last turns are of the chat that a request goes on with.
 
     A turn that came alone may have begun another chat, which is not to be lost; but if the request
@@ -127,7 +131,7 @@ def _of_one_chat(turns: Sequence[PastTurn], following: str, told: Told, before: 
 
 
 def _conflict(
-    sent: tuple[str, ...], told: Told, history: Sequence[PastTurn], *, between: bool
+    sent: tuple[str, ...], told: Fingerprints, history: Sequence[PastTurn], *, between: bool
 ) -> ApiError:
     """How a history that is sent again differs from what was told, and why that is the end."""
     return ApiError(
@@ -140,7 +144,7 @@ def _conflict(
 
 
 def _difference(
-    sent: tuple[str, ...], told: Told, history: Sequence[PastTurn], between: bool
+    sent: tuple[str, ...], told: Fingerprints, history: Sequence[PastTurn], between: bool
 ) -> str:
     if between:
         return (

@@ -4,7 +4,7 @@ import threading
 from dataclasses import dataclass, field, replace
 
 from ..memory.contents import MemoryFile
-from ..memory.told import Told
+from ..memory.told import Fingerprints
 from ..session.conversation import Conversation
 
 _FINGERPRINT_BYTES = 80  # of a text of 16 characters in a tuple
@@ -19,7 +19,7 @@ class HeldMemory:
         key (str): The key; None where only the file is known.
         saved (MemoryFile): As its file holds it; None: empty.
         talk (Conversation): With its context; None where that was dropped from RAM.
-        told (Told): What it was told.
+        told (Fingerprints): What it was told.
         behind (int): Turns that ``talk`` has seen and that were taken back since.
         memory_bytes, context_bytes, note_bytes (int): What its states, its context, and all that
           is kept beside them take in RAM. Every turn of any memory asks all of them.
@@ -29,7 +29,7 @@ class HeldMemory:
     key: str | None
     saved: MemoryFile | None = None
     talk: Conversation | None = None
-    told: Told = field(default_factory=Told.nothing)
+    told: Fingerprints = field(default_factory=Fingerprints.nothing)
     behind: int = 0
     memory_bytes: int = 0
     context_bytes: int = 0
@@ -41,7 +41,7 @@ class HeldMemory:
         """What it holds once it is as ``saved`` says; None: nothing."""
         if saved is None:
             return HeldMemory(self.id, self.key)
-        told = saved.told or Told.nothing()
+        told = saved.told or Fingerprints.nothing()
         fingerprints = len(told.system) + len(told.messages)
         past = sum(turn.nbytes for turn in saved.history)
         said = sum(len(str(m.get("content"))) for m in talk.said.visible) if talk else 0
@@ -140,7 +140,7 @@ class Memory:
         return self.contents.id
 
     @property
-    def told(self) -> Told:
+    def told(self) -> Fingerprints:
         """What it was told."""
         return self.contents.told
 

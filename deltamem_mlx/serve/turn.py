@@ -20,7 +20,7 @@ from ..text.spans import Spans
 from ..text.turns import Turn, as_messages, leading_system, turn_of
 from .bodies import MemoryOptions
 from .errors import ApiError
-from .history import Place, parts_of, place_of
+from .history import StartingPoint, parts_of, place_of
 from .job import Answer, Fed, Feed, Steps, TurnOutcome
 from .lengths import check_length, max_context
 from .memory import HeldMemory
@@ -220,7 +220,7 @@ class MemoryTurn:
         return cache
 
     def _outcome(
-        self, talk: Conversation, before: MemoryFile, after: MemoryFile, place: Place
+        self, talk: Conversation, before: MemoryFile, after: MemoryFile, place: StartingPoint
     ) -> TurnOutcome:
         saved = replace(
             after,

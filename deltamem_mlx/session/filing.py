@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..memory.contents import MemoryFile
-from ..memory.told import Told
+from ..memory.told import Fingerprints
 from ..text.messages import Message
 from ..text.turns import leading_system
 from .context import Mark
@@ -71,10 +71,10 @@ def go_on_from(talk: Conversation, memory: MemoryFile) -> None:
     talk.said = talk.said._replace(filed=memory)
 
 
-def _at(point: tuple[Said, Memory], now: MemoryFile, before: Told | None) -> MemoryFile:
+def _at(point: tuple[Said, Memory], now: MemoryFile, before: Fingerprints | None) -> MemoryFile:
     """The memory at a point of a conversation; ``before`` is what it was told by the one before."""
     said, memory = point
-    told = said.filed.told if said.filed is not None else before and Told(before.salt)
+    told = said.filed.told if said.filed is not None else before and Fingerprints(before.salt)
     if told is not None and (new := _told_by(said)):
         told = told.after(leading_system(said.messages), new, said.turns)
     shapes = {i: state.shape for i, state in now.states.items()}

@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import mlx.nn as nn
 from mlx_lm.generate import GenerationResponse
@@ -14,9 +14,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..adapters.loading import base_model_of, fingerprint
 from ..files import Witness, expanded
-from ..memory.actions import memories, memory_state
 from ..memory.file import memory_of, read_memory, restore_memory, write_memory
-from ..memory.measures import layer_measures
 from ..model.arguments import expect
 from ..problems import as_whole
 from ..text.messages import Message
@@ -34,26 +32,8 @@ from .generation import Generation
 from .lock import TurnLock
 from .past import Before
 from .shown import described, html
+from .stats import Stats, stats_of
 from .talk import Talk
-
-
-class LayerNumbers(TypedDict):
-    """Of one layer's states: Frobenius norm, and how many directions they use."""
-
-    norm: float
-    effective_rank: float
-
-
-class Stats(TypedDict):
-    """Numbers about a conversation: see ``MemorySession.stats``."""
-
-    turns: int
-    undo_turns: int
-    messages: int
-    context_tokens: int
-    tokens_written: int
-    memory_bytes: int
-    layers: dict[int, LayerNumbers]
 
 
 class MemorySession(Talk):
@@ -213,20 +193,7 @@ class MemorySession(Talk):
             → ``norm``, ``effective_rank``.
         """
         with self._lock.reading():
-            said, context = self._conversation.said, self._conversation.context
-            found = list(memories(context.cache).values())
-            return {
-                "turns": said.turns,
-                "undo_turns": len(self._conversation.past),
-                "messages": len(said.messages) + len(said.pending),
-                "context_tokens": len(context.tokens),
-                "tokens_written": found[0].written[0],
-                "memory_bytes": sum(memory.nbytes for memory in found),
-                "layers": {
-                    layer.layer: {"norm": layer.norm, "effective_rank": layer.effective_rank}
-                    for layer in layer_measures(memory_state(context.cache))
-                },
-            }
+            return stats_of(self._conversation)
 
     def save(
         self, path: str | Path, *, note: str | None = None, history: int | None = None

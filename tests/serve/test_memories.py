@@ -216,7 +216,7 @@ def test_a_reply_with_tool_calls_is_recognised_as_the_client_sends_it_back() -> 
     from mlx_lm.generate import TextStateMachine
     from mlx_lm.server import GenerationContext
 
-    from deltamem_mlx.memory.told import Told
+    from deltamem_mlx.memory.told import Fingerprints
     from deltamem_mlx.serve.reply import visible
 
     machine = TextStateMachine(
@@ -233,6 +233,6 @@ def test_a_reply_with_tool_calls_is_recognised_as_the_client_sends_it_back() -> 
         "content": "Let me see.",
         "tool_calls": [{"id": "1", "function": {"name": "look", "arguments": '{ "city":"Oslo" }'}}],
     }
-    told = Told.nothing()
+    told = Fingerprints.nothing()
     assert told.of([sent]) == told.of([message])
     assert told.of([sent | {"content": "Let me be."}]) != told.of([message])

@@ -18,7 +18,7 @@ import deltamem_mlx as dm
 from deltamem_mlx.files import FileChanged
 from deltamem_mlx.memory.file import MemoryFile, read_memory, write_memory
 from deltamem_mlx.memory.history import HISTORY_BYTES, HISTORY_TURNS
-from deltamem_mlx.memory.told import Told
+from deltamem_mlx.memory.told import Fingerprints
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
@@ -234,7 +234,7 @@ def made(rows: int, layers: dict[int, tuple[int, int]], seed: int) -> MemoryFile
         i: numbers.normal(size=(rows, h, r, r)).astype(np.float32) for i, (h, r) in layers.items()
     }
     return MemoryFile(
-        found, "adapter", {"name": "m"}, [7 + seed] * rows, "2026-01-01", "", Told("0" * 16)
+        found, "adapter", {"name": "m"}, [7 + seed] * rows, "2026-01-01", "", Fingerprints("0" * 16)
     )
 
 

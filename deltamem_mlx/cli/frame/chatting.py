@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from deltamem_mlx.cli.frame.ui import ChatUI
     from deltamem_mlx.session.generation import Generation
-    from deltamem_mlx.session.session import LayerNumbers, MemorySession
+    from deltamem_mlx.session.session import MemorySession
+    from deltamem_mlx.session.stats import LayerNumbers
     from deltamem_mlx.text.messages import Message
 
 SHOWN_LAYERS = 12
