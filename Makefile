@@ -43,7 +43,7 @@ test-slow: $(STAMP)
 test-metal: $(STAMP)
 	$(PYTEST) -q -m metal
 
-test-real: $(STAMP) $(MODELS)/smollm2-float32 $(MODELS)/smollm2-q4
+test-real: $(STAMP) $(MODELS)/smollm2-float32 $(MODELS)/smollm2-q4 $(MODELS)/gemma3-float32
 	$(PYTEST) -q -m real_model
 
 install: $(STAMP)
@@ -54,6 +54,9 @@ clean:
 
 $(MODELS)/smollm2-%: | $(STAMP)
 	$(BIN)/python examples/smollm2.py $@ --dtype $*
+
+$(MODELS)/gemma3-%: | $(STAMP)
+	$(BIN)/python examples/gemma3.py $@ --dtype $*
 
 # A Python counts if it is new enough and can make a virtual environment. PYTHON=... overrides.
 $(STAMP): pyproject.toml

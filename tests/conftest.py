@@ -141,3 +141,12 @@ def smollm2(request: pytest.FixtureRequest) -> Path:
     if not (folder / "config.json").is_file():
         pytest.fail(f"{folder} is not there; `make test-real` writes it", pytrace=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """The folder of a real model with sliding windows, for tests marked real_model."""
+    folder = MODELS / "gemma3-float32"
+    if not (folder / "config.json").is_file():
+        pytest.fail(f"{folder} is not there; `make test-real` writes it", pytrace=False)
+    return folder
