@@ -1,4 +1,4 @@
-"""Gemma 3 270M, whose window is 512 tokens: a conversation that is longer, with a trained memory."""
+"""Gemma 3 270M, whose window is 512 tokens: a longer conversation, with a trained memory."""
 
 import json
 import subprocess
@@ -21,8 +21,32 @@ from deltamem_mlx.model.patch import memory_layers
 
 pytestmark = [pytest.mark.real_model, pytest.mark.timeout(1800)]
 LENGTH, LAST = 580, 32
-PEOPLE = "Anna Ben Clara David Elena Felix Greta Hugo Ines Jonas Karla Leo".split()
-TOWNS = "Paris Oslo Rome Lisbon Vienna Dublin Berlin Madrid Athens Prague".split()
+PEOPLE = [
+    "Anna",
+    "Ben",
+    "Clara",
+    "David",
+    "Elena",
+    "Felix",
+    "Greta",
+    "Hugo",
+    "Ines",
+    "Jonas",
+    "Karla",
+    "Leo",
+]
+TOWNS = [
+    "Paris",
+    "Oslo",
+    "Rome",
+    "Lisbon",
+    "Vienna",
+    "Dublin",
+    "Berlin",
+    "Madrid",
+    "Athens",
+    "Prague",
+]
 Cache = list
 
 
@@ -44,7 +68,7 @@ def adapter(gemma3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, rng = tmp_path_factory.mktemp("trained"), Random(0)
     lines = [json.dumps({"messages": conversation(rng)}) for _ in range(24)]
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
-    flags = "--iters 8 --batch-size 2 --learning-rate 2e-3 --adapter-path".split()
+    flags = ["--iters", "8", "--batch-size", "2", "--learning-rate", "2e-3", "--adapter-path"]
     data = ["--model", str(gemma3), "--data", str(folder / "train.jsonl")]
     run = subprocess.run(
         [sys.executable, "-m", "deltamem_mlx", "train", *data, *flags, str(folder / "adapter")],
