@@ -14,7 +14,7 @@ from mlx_lm.generate import GenerationResponse
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..memory.actions import PromptCache, memories, read_only
-from ..model.patch import config_of
+from ..model.patch import config_of, spread_of_memory
 from ..text.messages import Message
 from ..text.spans import Spans
 from ..text.turns import Turn, end_of_turn, leading_system, newest_turns, spans_with, turn_of
@@ -82,6 +82,7 @@ class Conversation:
             "template_kwargs": template_kwargs,
         }
         self.past = Past(0) if past is None else past
+        self.spread = spread_of_memory(model)
         self._draft = draft
 
     @property
@@ -249,7 +250,9 @@ class Conversation:
             for i, memory in memories(self.context.cache).items()
             if memory.matrix is not None and memory.matrix is not before.mark.memory[i][0]
         ]
-        if changed and not mx.stack([mx.isfinite(state).all() for state in changed]).all().item():
+        finite = [mx.isfinite(state).all() for state in changed]
+        bad = bool(finite) and not mx.stack(finite).all().item()
+        if self.spread.ranks.any(bad) if self.spread.pipelined else bad:
             raise ValueError(
                 "After this turn the memory was not finite: it was taken back, and the memory is "
                 "as it was before. An adapter whose gates let states grow does that; inspect it."

@@ -7,6 +7,7 @@ from itertools import pairwise
 import mlx.core as mx
 import numpy as np
 
+from ..memory.actions import memories
 from ..memory.contents import MemoryFile
 from ..memory.told import Fingerprints
 from ..text.messages import Message
@@ -14,6 +15,7 @@ from ..text.turns import leading_system
 from .context import Mark
 from .conversation import Conversation
 from .past import Before, Said
+from .spread_session import whole_memory
 
 Memory = Mapping[int, tuple[mx.array | None, list[int]]]  # as in a `Mark`
 
@@ -30,14 +32,15 @@ def with_last_turns(talk: Conversation, now: MemoryFile, turns: int | None) -> M
         turns (int): How many of the last turns can be taken back from the file; None: as before,
           none where the conversation goes on from no file that keeps them.
     """
-    points = [(before.said, before.mark.memory) for before in talk.past]
-    points.append((talk.said, talk.context.mark().memory))
-    file = points[0][0].filed
+    said = [*(before.said for before in talk.past), talk.said]
+    file = said[0].filed
     if turns is None:
-        kept = any(said.filed is not None and said.filed.history for said, _ in points)
-        turns = len(points) if kept else 0
-    if not turns and all(said.filed is None or said.filed.told is None for said, _ in points):
+        kept = any(then.filed is not None and then.filed.history for then in said)
+        turns = len(said) if kept else 0
+    if not turns and all(then.filed is None or then.filed.told is None for then in said):
         return now
+    marks = [*(before.mark for before in talk.past), talk.context.mark()]
+    points = list(zip(said, whole_memory(marks, talk.spread), strict=True))
     found = _at(points[0], now, None)
     if file is not None and _same(found, file):
         found = file
@@ -54,7 +57,7 @@ def with_last_turns(talk: Conversation, now: MemoryFile, turns: int | None) -> M
 
 def go_on_from(talk: Conversation, memory: MemoryFile) -> None:
     """Make a new conversation with this memory know its last turns, so that they can be undone."""
-    seen = talk.said.visible
+    seen, here = talk.said.visible, memories(talk.context.cache)
     earlier = [memory]
     for _ in memory.history[-talk.past.turns :] if talk.past.turns else ():
         earlier.append(earlier[-1].before())
@@ -63,6 +66,7 @@ def go_on_from(talk: Conversation, memory: MemoryFile) -> None:
         held = {
             i: (mx.array(states[i]) if i in states else None, list(before.tokens_written))
             for i in before.states
+            if i in here
         }
         said = Said(seen, seen, talk.said.pending, filed=before)
         if before.is_new:

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -16,6 +15,7 @@ from ..adapters.loading import base_model_of, fingerprint
 from ..files import Witness, expanded
 from ..memory.file import memory_of, read_memory, restore_memory, write_memory
 from ..model.arguments import expect
+from ..model.patch import spread_of_memory
 from ..problems import as_whole
 from ..text.messages import Message
 from ..text.turns import as_messages
@@ -32,6 +32,7 @@ from .generation import Generation
 from .lock import TurnLock
 from .past import Before
 from .shown import described, html
+from .spread_session import fresh_caches, part_here, whole_session
 from .stats import Stats, stats_of
 from .talk import Talk
 
@@ -47,7 +48,8 @@ class MemorySession(Talk):
     made it.)
 
     Threads may share a session: they wait for each other's turns. Any number of sessions share a
-    model.
+    model. Of a model that is spread over several processes each has a session, and calls the same
+    of it in the same order.
 
     Args:
         model (nn.Module): A model with an adapter.
@@ -220,16 +222,17 @@ class MemorySession(Talk):
         """
         if history is not None and history < 0:
             raise ValueError(f"history is {history}; expected 0 turns or more.")
-        path = expanded(path)
+        path, ranks = expanded(path), spread_of_memory(self.model).ranks
         with self._lock:
             if path.suffix.lower() == SUFFIX:
                 filed = self._conversation.said.filed
                 note = filed.note if note is None and filed is not None else note or ""
                 memory = memory_of(self.cache, self.model, note=note)
                 memory = with_last_turns(self._conversation, memory, history)
-                write_memory(path, memory, self._witness)
+                ranks.by_first(lambda: write_memory(path, memory, self._witness))
             else:
-                save_folder(path, self._saved(), self._witness, note or "")
+                saved = whole_session(self._saved(), self.model)
+                ranks.by_first(lambda: save_folder(path, saved, self._witness, note or ""))
 
     def _saved(self) -> SavedSession:
         talk = self._conversation
@@ -272,7 +275,7 @@ class MemorySession(Talk):
         usage = "MemorySession.restore(path, model, tokenizer)"
         expect(usage, path=path, model=model, tokenizer=tokenizer)
         path, witness = expanded(path), Witness()
-        if path.is_dir():
+        if spread_of_memory(model).ranks.by_first(path.is_dir):
             witness.note(path / SESSION)
             session = cls._from_folder(path, model, tokenizer, settings)
         else:
@@ -289,7 +292,7 @@ class MemorySession(Talk):
         tokenizer: TokenizerWrapper,
         settings: Mapping[str, Any],
     ) -> "MemorySession":
-        memory = read_memory(path)
+        memory = spread_of_memory(model).ranks.by_first(lambda: read_memory(path))
         cache = make_prompt_cache(model, settings.get("max_kv_size"))
         if len(memory.tokens_written) > 1:
             raise ValueError(
@@ -317,8 +320,9 @@ class MemorySession(Talk):
                 f"{folder} is the folder of a session, which has settings of its own: leave out "
                 f"{', '.join(settings)}."
             )
-        saved = read_folder(folder, fingerprint(model), partial(make_prompt_cache, model))
-        session = cls(model, tokenizer, **saved.settings)
-        session._opening = saved.opening
-        session._conversation.go_on(saved)
+        adapter, fresh = fingerprint(model), fresh_caches(model)
+        read = spread_of_memory(model).ranks.by_first(lambda: read_folder(folder, adapter, fresh))
+        session = cls(model, tokenizer, **read.settings)
+        session._opening = read.opening
+        session._conversation.go_on(part_here(read, model))
         return session

@@ -29,16 +29,17 @@ class Stats(TypedDict):
 def stats_of(talk: Conversation) -> Stats:
     """Numbers about a conversation as it is now."""
     said, context = talk.said, talk.context
-    found = list(memories(context.cache).values())
+    first = next(iter(memories(context.cache).values()))
+    states = memory_state(context.cache)
     return {
         "turns": said.turns,
         "undo_turns": len(talk.past),
         "messages": len(said.messages) + len(said.pending),
         "context_tokens": len(context.tokens),
-        "tokens_written": found[0].written[0],
-        "memory_bytes": sum(memory.nbytes for memory in found),
+        "tokens_written": first.written[0],
+        "memory_bytes": 0 if first.matrix is None else sum(s.nbytes for s in states.values()),
         "layers": {
             layer.layer: {"norm": layer.norm, "effective_rank": layer.effective_rank}
-            for layer in layer_measures(memory_state(context.cache))
+            for layer in layer_measures(states)
         },
     }

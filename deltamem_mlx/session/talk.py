@@ -14,7 +14,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from ..files import Witness, expanded
 from ..memory.actions import PromptCache
 from ..model.arguments import expect
-from ..model.patch import pack
+from ..model.patch import pack, spread_of_memory
 from ..text.files import read_messages
 from ..text.messages import Message, check_messages
 from ..text.turns import as_messages, leading_system
@@ -68,6 +68,9 @@ class Talk:
         self._opening = _opening(system_prompt, messages)
         self._lock, self._holds, self._witness = TurnLock(), 0, Witness()
         self._draft = None if draft_model is None else Draft(draft_model)
+        spread = spread_of_memory(model)
+        if spread.pipelined:  # all processes are to let go of the same turns
+            undo_bytes = undo_bytes * len(spread.mine) // len(spread.all_memories)
         self._conversation = self._begin(self._opening, Past(undo_turns, undo_bytes), prompt_cache)
 
     def _begin(
