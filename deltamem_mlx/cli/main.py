@@ -20,7 +20,7 @@ COMMANDS: dict[str, str] = {
     "demo": "deltamem_mlx.cli.demo:demo",
     "generate": "deltamem_mlx.cli.generate:generate",
     "remember": "deltamem_mlx.cli.remember:remember",
-    "chat": "deltamem_mlx.cli.chat:chat",
+    "chat": "deltamem_mlx.cli.chat.command:chat",
     "memories": "deltamem_mlx.cli.memories.app:app",
     "config": "deltamem_mlx.cli.config:config",
     "convert": "deltamem_mlx.cli.convert:convert",

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from platformdirs import user_config_path, user_data_path
+from platformdirs import user_config_path, user_data_path, user_state_path
 
 from ..problems import shortened
 from .reading import expanded
@@ -20,6 +20,11 @@ def memories_folder() -> Path:
 def defaults_file() -> Path:
     """The user's file of defaults; it need not be there."""
     return user_config_path("deltamem-mlx", appauthor=False) / "config.yaml"
+
+
+def chat_history_file() -> Path:
+    """What the user has typed into chats; it need not be there."""
+    return user_state_path("deltamem-mlx", appauthor=False) / "chat_history"
 
 
 def is_name(text: str) -> bool:

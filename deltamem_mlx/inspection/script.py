@@ -64,7 +64,7 @@ def text_script(
     else:
         ids = list(tokenizer.encode(text))
         spans = Spans(ids, [0] * len(ids), [0] * len(ids))
-    pieces = _pieces(tokenizer, spans.token_ids)
+    pieces = pieces_of(tokenizer, spans.token_ids)
     reached = np.array(_ends_in(rendered, tokenizer, spans.token_ids, pieces))
     turns: list[ScriptTurn] = []
     for role, part, end in _parts(text, rendered, opening):
@@ -95,10 +95,10 @@ def messages_script(
         message, end = messages[count - 1], min(len(before.token_ids), len(spans.token_ids))
         if end > (turns[-1].end if turns else 0):
             turns.append(ScriptTurn(str(message["role"]), str(message.get("content") or ""), end))
-    return Script(spans, _pieces(tokenizer, spans.token_ids), turns)
+    return Script(spans, pieces_of(tokenizer, spans.token_ids), turns)
 
 
-def _pieces(tokenizer: TokenizerWrapper, ids: Sequence[int]) -> list[str]:
+def pieces_of(tokenizer: TokenizerWrapper, ids: Sequence[int]) -> list[str]:
     """The text that each token adds."""
     detokenizer = tokenizer.detokenizer
     detokenizer.reset()

@@ -120,10 +120,9 @@ class MemoryCache(BaseCache):
 
     @property
     def undisturbed(self) -> bool:
-        """Whether the coming tokens are all read and written one by one, with nobody watching."""
+        """Whether the coming tokens are all read and written one by one."""
         return (
             self.ingest is None
-            and self.observer is None
             and self.left_padding is None
             and self.lengths is None
             and not any(self.read_only)

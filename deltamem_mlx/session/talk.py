@@ -100,6 +100,11 @@ class Talk:
         return copy.deepcopy([*said.messages, *said.pending])
 
     @property
+    def context_tokens(self) -> list[int]:
+        """The tokens in the context, in order; a copy."""
+        return list(self._conversation.context.tokens)
+
+    @property
     def cache(self) -> PromptCache:
         """The prompt cache. Between turns, what ``dm.memory_state`` and its like work on."""
         return self._conversation.context.cache

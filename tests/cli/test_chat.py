@@ -1,23 +1,18 @@
 """`deltamem-mlx chat`: questions are answered, commands carried out, only you end it."""
 
 import json
-import os
-import pty
-import select
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, RunCli
+from conftest import RunCli
 from mlx_lm.generate import GenerationResponse
 from typer.testing import CliRunner, Result
 
 import deltamem_mlx as dm
-from deltamem_mlx.cli.frame import chatting as chat_module
+from deltamem_mlx.cli.chat.commands import _spread
+from deltamem_mlx.cli.chat.loop import Chat
 from deltamem_mlx.cli.main import app
 from deltamem_mlx.memory.file import read_memory
 
@@ -83,7 +78,7 @@ def test_ends_with_the_input(run_cli: RunCli, flags: list[str], session: dm.Memo
 
 def test_help_names_every_command(flags: list[str]) -> None:
     shown = talk(flags, "h").stderr
-    chat = chat_module.Chat(None, None, {}, {})
+    chat = Chat(None, None, {}, {})
     for name in chat.commands.keys() - {"/help"}:
         assert name in shown, name
     assert "There is no /stat. h lists" in talk(flags, "/stat").stderr
@@ -208,7 +203,7 @@ def test_stats(flags: list[str]) -> None:
 
 def test_a_deep_model_is_shown_in_twelve_lines() -> None:
     layers = {i: {} for i in range(3, 39)}
-    shown = [layer for layer, _ in chat_module._spread(layers)]
+    shown = [layer for layer, _ in _spread(layers)]
     assert (len(shown), shown[0], shown[-1]) == (12, 3, 38)
 
 
@@ -245,72 +240,20 @@ class _ScriptedUI:
 
     def say(self, text: str, style: str = "strong") -> None: ...
 
+    def waiting(self) -> nullcontext[None]:
+        return nullcontext()
+
+    def reading(self, tokens: int, total: int) -> None: ...
+
+    def written(self, tokens: int, strongest: list, stats: dict) -> None: ...
+
 
 def test_ctrl_c_stops_the_answer_only(session: dm.MemorySession) -> None:
     whole = session.fork()
     ui = _ScriptedUI("I am Al.", "^C", "Who?")
     generation = {"max_tokens": 20}
-    chat_module.Chat(session, ui, {}, generation).run()
+    Chat(session, ui, {}, generation).run()
     whole.ask("I am Al.", max_tokens=3)
     whole.ask("Who?", max_tokens=3)
     assert session.messages == whole.messages
     assert "q leaves" in ui.said
-
-
-def _read_until(master: int, text: str, seconds: float = 120) -> str:
-    seen = b""
-    ends = time.monotonic() + seconds
-    while text.encode() not in seen and time.monotonic() < ends:
-        if select.select([master], [], [], 1)[0]:
-            try:
-                seen += os.read(master, 65536)
-            except OSError:  # the other side is gone
-                break
-    assert text.encode() in seen, seen.decode(errors="replace")
-    return seen.decode(errors="replace")
-
-
-@pytest.fixture
-def terminal(flags: list[str], tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int]]:
-    """The chat in a terminal of its own."""
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "deltamem_mlx", *flags[:-1], "20000"],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80"},
-        start_new_session=True,
-        preexec_fn=_controlling_terminal,
-    )
-    os.close(slave)
-    yield process, master
-    process.kill()
-    process.wait()
-    os.close(master)
-
-
-def _controlling_terminal() -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-def test_in_a_terminal(terminal: tuple[subprocess.Popen, int]) -> None:
-    process, master = terminal
-    header = _read_until(master, "›")
-    assert "deltamem-mlx chat" in header
-    os.write(master, b"I am Al.\n")
-    _read_until(master, "I am Al.")
-    answered = 0
-    while answered < 200:  # it is answering, however busy the machine is
-        answered += len(os.read(master, 65536))
-    os.write(master, b"\x03")
-    assert "..." in _read_until(master, "tok/s")
-    os.write(master, b"\x03")
-    _read_until(master, "q leaves")
-    os.write(master, b"q\n")
-    _read_until(master, "bye")
-    assert process.wait(60) == 0

@@ -74,7 +74,9 @@ def chat(options: ChatOptions) -> None:
     """Chat with a model that remembers.
 
     The keys are those of mlx_lm.chat: q leaves, r begins anew, h lists what else there is.
-    Ctrl-C stops an answer; what was said so far stays said.
+    Ctrl-C stops an answer; what was said so far stays said. Esc-Enter begins a new line, and so
+    does Enter after triple quotes; what is pasted is one message. The arrow keys bring back what
+    was typed before.
 
     With --memory, the memory is loaded from the file and saved to it after each answer. Without
     --model and --adapter, the built-in demo pair answers.
@@ -87,8 +89,8 @@ def chat(options: ChatOptions) -> None:
     check_kv_options(options.kv_bits, options.max_kv_size)
     check_memory_path(options.memory)
 
-    from deltamem_mlx.cli.frame.chatting import Chat
-    from deltamem_mlx.cli.frame.ui import ChatUI
+    from deltamem_mlx.cli.chat.loop import Chat
+    from deltamem_mlx.cli.chat.ui import ChatUI
 
     model, tokenizer = load_pair(
         options.model, options.adapter, trust_remote_code=options.trust_remote_code

@@ -1,59 +1,27 @@
-"""The loop of `chat`: a line is a key, a command or a question."""
+"""The `/commands` of `chat`."""
 
 import json
 import shlex
-from collections.abc import Callable, Generator
-from contextlib import closing, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltamem_mlx.cli.frame import errors, output
+from deltamem_mlx.cli.chat.answering import Answering
 from deltamem_mlx.cli.frame.session import without_memory
 
 if TYPE_CHECKING:
-    from mlx_lm.generate import GenerationResponse
-
-    from deltamem_mlx.cli.frame.ui import ChatUI
-    from deltamem_mlx.session.generation import Generation
-    from deltamem_mlx.session.session import MemorySession
     from deltamem_mlx.session.stats import LayerNumbers
-    from deltamem_mlx.text.messages import Message
 
 SHOWN_LAYERS = 12
-# What people type who know another chat: never a question.
-KEYS = {
-    **dict.fromkeys(("q", "exit", "quit", ":q", ":wq", "bye"), "/exit"),
-    **dict.fromkeys(("h", "help", "?", ":help"), "/help"),
-    "r": "/reset",
-}
 ALONE = {"/forget", "/fork", "/back", "/stats", "/reset", "/retry", "/exit", "/help"}
 
 
-class Chat:
-    """The loop: questions are answered, commands carried out, until one of them ends it.
+class Commands(Answering):
+    """What can be done in a chat beside asking; each takes what was typed after its name."""
 
-    - session: the conversation.
-    - settings, generation: what new sessions and answers are made with.
-    - memory: the file that the memory is saved to after each answer.
-    - read_only: never learn, never save.
-    """
-
-    def __init__(
-        self,
-        session: "MemorySession",
-        ui: "ChatUI",
-        settings: dict[str, Any],
-        generation: "Generation",
-        memory: Path | None = None,
-        read_only: bool = False,
-    ):
-        self.session, self.ui = session, ui
-        self.settings, self.generation = settings, generation
-        self.memory, self.read_only = memory, read_only
-        self.branches: list[MemorySession] = []
-        self.question: str | None = None
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         self.over, self.resetting = False, False
-        self.own = {memory} if memory is not None else set()  # files that may be replaced
         self.commands: dict[str, Callable[[str], None]] = {
             "/remember": self.remember,
             "/forget": self.forget,
@@ -72,31 +40,6 @@ class Chat:
             "/help": lambda _: self.ui.help(),
         }
 
-    def run(self) -> None:
-        while not self.over:
-            try:
-                self.answer_to(self.ui.ask().strip())
-            except EOFError:
-                self.exit("")
-            except ValueError as error:
-                self.ui.problem(str(error))
-            except KeyboardInterrupt:
-                self.ui.interrupted()
-
-    def answer_to(self, line: str) -> None:
-        """One line: a key, a command or a question. Errors are shown, and the chat goes on."""
-        name, _, rest = line.partition(" ")
-        name = KEYS.get(line.lower(), name)
-        try:
-            if name.startswith("/"):
-                self.carry_out(name, rest.strip())
-            elif line:
-                self.ask(line)
-        except Exception as error:
-            if output.settings.debug:
-                self.ui.console.print_exception()
-            self.ui.problem(errors.sentence(error))
-
     def carry_out(self, name: str, argument: str) -> None:
         if name not in self.commands:
             raise ValueError(f"There is no {name}. h lists what there is.")
@@ -105,34 +48,6 @@ class Chat:
         if name != "/reset":
             self.resetting = False
         self.commands[name](argument)
-
-    def ask(self, question: str) -> None:
-        self.question, self.resetting = question, False
-        self.answer(question)
-
-    def answer(self, new: str | list["Message"]) -> None:
-        with self.session.read_only() if self.read_only else nullcontext():
-            self.show(self.session.stream(new, **self.generation))
-        self.keep()
-
-    def show(self, responses: Generator["GenerationResponse", None, None]) -> None:
-        last = None
-        with closing(responses):
-            try:
-                for last in responses:
-                    self.ui.piece(last.text)
-            except KeyboardInterrupt:
-                self.ui.piece(" ...")
-        self.ui.end_answer(last)
-
-    def keep(self) -> None:
-        """Save the memory and its last turns, if it is to be; a branch is not."""
-        from deltamem_mlx.memory.history import HISTORY_TURNS
-
-        if self.memory is not None and not self.read_only and not self.branches:
-            self.session.save(self.memory, history=HISTORY_TURNS)
-
-    # Commands.
 
     def remember(self, argument: str) -> None:
         from deltamem_mlx.cli.frame.telling import sources_of, tell
@@ -232,18 +147,32 @@ class Chat:
             raise ValueError("There is no question yet to compare: /compare QUESTION.")
         self.ui.say("without memory:", "muted")
         model, tokenizer = self.session.model, self.session.tokenizer
-        self.show(without_memory(model, tokenizer, question, self.settings, self.generation))
+        generation = self.watched_prompt()
+        self.show(without_memory(model, tokenizer, question, self.settings, generation))
 
     def reset(self, _: str) -> None:
-        if self.memory is not None and not self.read_only and not self.resetting:
-            self.resetting = True
-            self.ui.say(f"This empties the memory in {self.memory}: r again does it.", "warn")
+        if not self._may_reset():
             return
         self.resetting = False
         self.session.reset()
         self.question = None
         self.keep()
         self.ui.done("reset", "context and memory cleared; /undo brings them back")
+
+    def _may_reset(self) -> bool:
+        """Ask before a memory is emptied: in a terminal there and then, else by doing it again."""
+        kept = self.memory is not None and not self.read_only
+        if self.ui.interactive and self.session.stats()["tokens_written"]:
+            what = f"the memory in {self.memory}" if kept else "the memory"
+            if self.ui.confirm(f"Empty {what}?"):
+                return True
+            self.ui.say("nothing was done", "muted")
+            return False
+        if kept and not self.resetting and not self.ui.interactive:
+            self.resetting = True
+            self.ui.say(f"This empties the memory in {self.memory}: r again does it.", "warn")
+            return False
+        return True
 
     def undo(self, argument: str) -> None:
         if argument and not argument.isdecimal():
@@ -252,7 +181,8 @@ class Chat:
         self.session.undo(turns)
         self.keep()
         said = self.session.stats()
-        self.ui.done("undone", f"{turns} turns; {said['undo_turns']} more can be")
+        what = f"{turns} turn{'s' * (turns != 1)}"
+        self.ui.done("undone", f"{what}; {said['undo_turns']} more can be")
 
     def retry(self, _: str) -> None:
         if not self.session.stats()["turns"]:

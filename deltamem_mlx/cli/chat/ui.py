@@ -1,20 +1,28 @@
 """How `chat` looks: mlx-lm's own header, prompt line and colours, and plain text in a pipe."""
 
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from mlx_lm.cli_ui import corridor_input, make_console, print_header_panel
+from mlx_lm.cli_ui import make_console, print_header_panel
 from mlx_lm.generate import GenerationResponse
 from rich.console import Console
 from rich.markup import escape
+from rich.status import Status
 from rich.theme import Theme
 
+from deltamem_mlx.cli.chat.line_editor import QUOTES, Typed, opens_quotes, unquoted
 from deltamem_mlx.cli.frame.parse import STANDARD_INPUT
 from deltamem_mlx.files import decoded
 
+if TYPE_CHECKING:
+    from deltamem_mlx.session.stats import Stats
+
 KEYS = {"q": "exit", "r": "reset", "h": "help"}
 COMMANDS = {
-    "/remember FILE": "write a file into the memory: text, or .json/.jsonl of messages",
+    "/remember FILE": "write files or folders into the memory",
     "/forget": "drop the context and keep the memory",
     "/save PATH": "memory to FILE.safetensors, or everything to a folder; --with-transcript",
     "/load PATH": "go on with what was saved",
@@ -50,8 +58,8 @@ class ChatUI:
         self.quiet = quiet
         self._lines = 0  # read from a pipe
         self.console = make_console() if self.interactive else _plain_console()
-        if self.interactive:
-            import readline  # noqa: F401  (gives input() its line editing and history)
+        self._typed = Typed(COMMANDS) if self.interactive else None
+        self._spinner: Status | None = None
 
     def header(self, rows: Mapping[str, str]) -> None:
         if not self.quiet:
@@ -59,6 +67,8 @@ class ChatUI:
             print_header_panel(self.console, "deltamem-mlx chat", escaped)
             self._keys()
             self.say("/remember, /forget, /save, /load, ... : h explains them all", "muted")
+            if self.interactive:
+                self.say('Esc-Enter: a new line; or """ before and after several', "muted")
 
     def help(self) -> None:
         self._keys()
@@ -77,28 +87,64 @@ class ChatUI:
         self.console.print(f"  [ui.label]commands[/ui.label]    {keys}")
 
     def ask(self) -> str:
-        """The next line.
+        """What comes next: a line, or all between triple quotes.
 
         Raises:
             EOFError: At the end of the input.
-            ValueError: If the line is not UTF-8 text.
+            ValueError: If it is not UTF-8 text.
         """
-        if self.interactive:
-            return corridor_input(self.console)
+        if self._typed is not None:
+            typed = self._typed.ask()
+            self.console.width = shutil.get_terminal_size().columns  # it may have been resized
+            return typed
+        text = self._line()
+        while opens_quotes(text):
+            try:
+                text += self._line()
+            except EOFError:  # nobody is there to close them
+                text += QUOTES
+        return unquoted(text)
+
+    def _line(self) -> str:
         line = sys.stdin.buffer.readline()
         if not line:
             raise EOFError
         self._lines += 1
         return decoded(line, STANDARD_INPUT, self._lines)
 
+    def confirm(self, question: str) -> bool:
+        """Whether the user says yes; nobody there is no."""
+        return self._typed is not None and self._typed.confirm(question)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within this a spinner turns until the first piece of an answer."""
+        if self.interactive and not self.quiet:
+            self._spinner = self.console.status("[ui.muted]reading[/ui.muted]")
+            self._spinner.start()
+        try:
+            yield
+        finally:
+            self._stop_spinner()
+
+    def reading(self, tokens: int, total: int) -> None:
+        """So many tokens of a prompt have been read."""
+        if self._spinner is not None and 0 < tokens < total:
+            text = f"reading {tokens:,} of {total:,} tokens"
+            self._spinner.update(f"[ui.muted]{text}[/ui.muted]")
+
+    def _stop_spinner(self) -> None:
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None
+
     def interrupted(self) -> None:
         """Ctrl-C where there is no answer to stop."""
-        if self.interactive:
-            self.console.print()  # the cursor stands on the rule below the prompt
         self.say("q leaves", "muted")
 
     def piece(self, text: str) -> None:
         """A piece of an answer."""
+        self._stop_spinner()
         sys.stdout.write(text)
         sys.stdout.flush()
 
@@ -110,6 +156,12 @@ class ChatUI:
                 f"prompt {last.prompt_tps:.1f} tok/s · peak {last.peak_memory:.2f} GB",
                 "muted",
             )
+
+    def written(self, tokens: int, strongest: list[tuple[str, float]], stats: "Stats") -> None:
+        """What a turn has written: how much, which words most strongly, and what there is now."""
+        words = "".join(f" · {word} {strength:.2f}" for word, strength in strongest)
+        now = f"memory {stats['tokens_written']:,} tokens in {stats['memory_bytes'] / 1000:.1f} KB"
+        self.say(f"+{tokens:,} token{'s' * (tokens != 1)}{words} · {now}", "muted")
 
     def done(self, what: str, more: str = "") -> None:
         """A command worked."""

@@ -1,0 +1,1 @@
+"""`deltamem-mlx chat`: the command, its loop, what is typed (`/commands`), and how it looks."""

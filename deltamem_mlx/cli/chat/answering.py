@@ -1,0 +1,83 @@
+"""A question to an answer on the screen: asked, watched, stopped, kept."""
+
+from collections.abc import Generator
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlx_lm.generate import GenerationResponse
+
+    from deltamem_mlx.cli.chat.ui import ChatUI
+    from deltamem_mlx.session.generation import Generation
+    from deltamem_mlx.session.session import MemorySession
+    from deltamem_mlx.text.messages import Message
+
+
+class Answering:
+    """A conversation on the screen.
+
+    - session: the conversation.
+    - settings, generation: what new sessions and answers are made with.
+    - memory: the file that the memory is saved to after each answer.
+    - read_only: never learn, never save.
+    """
+
+    def __init__(
+        self,
+        session: "MemorySession",
+        ui: "ChatUI",
+        settings: dict[str, Any],
+        generation: "Generation",
+        memory: Path | None = None,
+        read_only: bool = False,
+    ):
+        self.session, self.ui = session, ui
+        self.settings, self.generation = settings, generation
+        self.memory, self.read_only = memory, read_only
+        self.branches: list[MemorySession] = []
+        self.question: str | None = None
+        self.own = {memory} if memory is not None else set()  # files that may be replaced
+
+    def ask(self, question: str) -> None:
+        self.question = question
+        self.answer(question)
+
+    def answer(self, new: str | list["Message"]) -> None:
+        from deltamem_mlx.inspection.turn import watched
+
+        with self.session.read_only() if self.read_only else nullcontext():
+            with watched(self.session) as watch:
+                generation = self.watched_prompt()
+                said = self.show(self.session.stream(new, **generation))
+            self.keep()
+        if watch.written:
+            texts = [new] if isinstance(new, str) else [str(m.get("content")) for m in new]
+            self.ui.written(watch.written, watch.strongest(3, [*texts, said]), self.session.stats())
+
+    def watched_prompt(self) -> "Generation":
+        """The arguments of an answer, with a spinner while its prompt is read."""
+        return {**self.generation, "prompt_progress_callback": self.ui.reading}
+
+    def show(self, responses: Generator["GenerationResponse", None, None]) -> str:
+        """Write an answer as it comes; returns what was said before the end or Ctrl-C."""
+        last, said = None, ""
+        with closing(responses), self.ui.waiting():
+            try:
+                for last in responses:
+                    said += last.text
+                    self.ui.piece(last.text)
+            except KeyboardInterrupt:
+                if last is None:
+                    self.ui.say("stopped while reading: nothing of it was written", "warn")
+                    return ""
+                self.ui.piece(" ...")
+        self.ui.end_answer(last)
+        return said
+
+    def keep(self) -> None:
+        """Save the memory and its last turns, if it is to be; a branch is not."""
+        from deltamem_mlx.memory.history import HISTORY_TURNS
+
+        if self.memory is not None and not self.read_only and not self.branches:
+            self.session.save(self.memory, history=HISTORY_TURNS)
