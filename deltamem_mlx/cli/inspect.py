@@ -1,5 +1,7 @@
 """`deltamem-mlx inspect`: what an adapter or a memory holds, and what a text does to a memory."""
 
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,7 @@ def inspect(
     answer: i.Answers = None,
     trace: i.Trace = None,
     by: i.ByTurnOrToken = None,
+    numbers: i.Numbers = False,
     plot: i.Plot = None,
     conversation: i.Conversation = 0,
     model: o.Model = None,
@@ -54,7 +57,7 @@ def inspect(
     """Look into an adapter or a memory.
 
     An adapter: its settings, tensors, corrections and gates. A memory: what each layer holds. Two
-    memories: how far apart they are.
+    memories: how far apart they are. All of it in words, and with --numbers in figures.
 
     With --probe, a memory is asked a question in several phrasings: what it answers, what the
     model would answer without it, and how much more likely the memory makes each answer.
@@ -69,7 +72,7 @@ def inspect(
     _check_use(targets, probe, trace, {"--phrasing": phrasing, "--answer": answer}, by)
     _check_plot(plot)
     if probe is None and trace is None:
-        _show_contents(targets, conversation, plot, json)
+        _show_contents(targets, conversation, plot, i.ResultForm(json, numbers))
         return
     if not has_memory(model, adapter):
         refuse_without_memory({"--probe": probe, "--trace": trace})
@@ -82,9 +85,10 @@ def inspect(
         options |= {"template_kwargs": settings, "max_tokens": max_tokens}
         if memory is None:
             raise UsageError("--probe: name the memory to ask.")
-        _show_probe(memory, pair, asked, options, plot, json)
+        _show_probe(memory, pair, asked, options, plot, i.ResultForm(json, numbers))
     elif trace is not None:
-        _show_trace(trace, memory, pair, by is i.By.TOKEN, settings, max_kv_size, plot, json)
+        form = i.ResultForm(json, numbers)
+        _show_trace(trace, memory, pair, by is i.By.TOKEN, settings, max_kv_size, plot, form)
 
 
 def _by_name(target: str) -> str:
@@ -153,11 +157,13 @@ def _memory(name: str, conversation: int) -> "MemoryContents":
     return inspect_memory(path, conversation)
 
 
-def _show_contents(targets: list[str], conversation: int, plot: Path | None, as_json: bool) -> None:
+def _show_contents(
+    targets: list[str], conversation: int, plot: Path | None, form: i.ResultForm
+) -> None:
     from deltamem_mlx.inspection import as_json as values
     from deltamem_mlx.inspection.adapter_contents import inspect_adapter
     from deltamem_mlx.inspection.memory_contents import compare
-    from deltamem_mlx.views import inspection_report
+    from deltamem_mlx.views import inspection_report, inspection_words
 
     found: Any
     if len(targets) == 2:
@@ -172,10 +178,16 @@ def _show_contents(targets: list[str], conversation: int, plot: Path | None, as_
         found, kind = inspect_adapter(targets[0]), "adapter"
     else:
         found, kind = _memory(targets[0], conversation), "memory"
-    if as_json:
+    if form.json:
         output.result_json(getattr(values, f"{kind}_json")(found))
     else:
-        output.result(getattr(inspection_report, f"{kind}_text")(found))
+        words = getattr(inspection_words, f"{kind}_words")(found)
+        figures = getattr(inspection_report, f"{kind}_text")
+        _say(words, lambda: figures(found), form)
+        if kind == "memory":
+            output.note(
+                f"To ask it: deltamem-mlx inspect {shlex.quote(targets[0])} --probe QUESTION"
+            )
     if plot is not None:
         from deltamem_mlx.views import inspection_plots
 
@@ -201,19 +213,20 @@ def _show_probe(
     phrasings: list[str],
     options: dict[str, Any],
     plot: Path | None,
-    as_json: bool,
+    form: i.ResultForm,
 ) -> None:
     from deltamem_mlx.inspection.as_json import probe_json
     from deltamem_mlx.inspection.probe import probe
     from deltamem_mlx.views.inspection_report import probe_text
+    from deltamem_mlx.views.inspection_words import probe_words
 
     model, adapter, trust_remote_code = pair
     loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
     found = probe(loaded, tokenizer, _fitting(memory, loaded), phrasings, **options)
-    if as_json:
+    if form.json:
         output.result_json(probe_json(found, memory))
     else:
-        output.result(probe_text(found))
+        _say(probe_words(found), lambda: probe_text(found), form)
     if plot is not None:
         from deltamem_mlx.views.inspection_plots import draw_probe
 
@@ -228,13 +241,14 @@ def _show_trace(
     settings: dict[str, Any],
     max_kv_size: int | None,
     plot: Path | None,
-    as_json: bool,
+    form: i.ResultForm,
 ) -> None:
     from deltamem_mlx.inspection.as_json import trace_json
     from deltamem_mlx.inspection.script import messages_script, text_script
     from deltamem_mlx.inspection.trace import trace
     from deltamem_mlx.text.files import holds_messages, read_messages
     from deltamem_mlx.views.inspection_report import tokens_text, trace_text
+    from deltamem_mlx.views.inspection_words import trace_words
 
     messages = read_messages(path)
     model, adapter, trust_remote_code = pair
@@ -250,15 +264,23 @@ def _show_trace(
         found = trace(loaded, script, state=state, **watch, progress=show)
     if found.granularity != "token":
         output.note("This adapter writes means over spans: β of a token is not what is written.")
-    if as_json:
+    if form.json:
         output.result_json(trace_json(found, path.name, by_token=by_token))
     else:
-        output.result(f"{tokens_text(found)}\n" if by_token else "", end="\n" * by_token)
-        output.result(trace_text(found, path.name))
+        words = trace_words(found, path.name)
+        words += f"\n\n{tokens_text(found)}" if by_token else ""
+        _say(words, lambda: trace_text(found, path.name), form)
     if plot is not None:
         from deltamem_mlx.views.trace_plot import draw_trace
 
         _save(draw_trace(found, path.name, by_token=by_token), plot)
+
+
+def _say(words: str, figures: Callable[[], str], form: i.ResultForm) -> None:
+    """Say it in words, and in figures where they were asked for."""
+    output.result(f"{words}\n\n{figures()}" if form.numbers else words)
+    if not form.numbers:
+        output.note("In figures: --numbers")
 
 
 def _fitting(memory: "MemoryContents", model: "nn.Module") -> dict[int, "mx.array"]:

@@ -179,7 +179,7 @@ def test_fork_and_back(flags: list[str], session: dm.MemorySession, tmp_path: Pa
 def test_probe_asks_the_memory_and_changes_nothing(
     flags: list[str], session: dm.MemorySession
 ) -> None:
-    done = talk(flags, "I am Al.", "/probe Who?", "/compare", "Who?")
+    done = talk(flags, "I am Al.", "/probe Who? --numbers", "/compare", "Who?")
     empty = dm.MemorySession(session.model, session.tokenizer)
     with empty.read_only():
         without = asked(empty, "I am Al.")
@@ -189,9 +189,10 @@ def test_probe_asks_the_memory_and_changes_nothing(
         *without,
         *asked(session, "Who?"),
     ]
-    assert probed[0] == "Who?"
-    assert "log p without" in probed[1]
-    assert probed[2].startswith("with memory")
+    assert probed[0].startswith("It says '")
+    assert probed[1:3] == ["", "Who?"]
+    assert "log p without" in probed[3]
+    assert probed[4].startswith("with memory")
 
 
 def test_stats(flags: list[str]) -> None:

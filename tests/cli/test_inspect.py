@@ -1,6 +1,7 @@
 """`deltamem-mlx inspect`: looks into adapters and memories, and changes nothing."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
 
 import deltamem_mlx as dm
+from deltamem_mlx import builtin
 from deltamem_mlx.adapters.loading import fingerprint
 from deltamem_mlx.cli.main import app
 
@@ -72,14 +74,14 @@ def test_adapter(adapter: Path, qwen3_tiny: Path) -> None:
     assert value["settings"]["rank"] == 8 and value["base_model"]["model_type"] == "qwen3"
     assert value["tensors"]["memory_q_proj"] == {"shape": [8, 32], "layers": 3}
     assert [layer["layer"] for layer in value["layers"]] == [0, 1, 2]
-    text = call(adapter).stdout
+    text = call(adapter, "--numbers").stdout
     for said in (value["fingerprint"], "every token, to one state of 8 × 8", "q, k, v, o", "0.182"):
         assert said in text
 
 
 def test_adapter_of_the_hub(run_cli: RunCli, hub: HubServer, tmp_path: Path) -> None:
     hub.add("user/adapter", GOLDEN / "msw_heads4" / "adapter")
-    done = run_cli("inspect", "user/adapter", env=hub.env(tmp_path / "hub"))
+    done = run_cli("inspect", "user/adapter", "--numbers", env=hub.env(tmp_path / "hub"))
     assert done.returncode == 0, done.stderr
     assert "user/adapter" in done.stdout and "4 states of 8 × 8" in done.stdout
 
@@ -90,7 +92,7 @@ def test_memory(memory: Path, adapter: Path) -> None:
     assert value["adapter"] == found(adapter)["fingerprint"]
     assert value["state_shape"] == [1, 8, 8] and value["tokens_written"] > 15
     assert all(0 < layer["effective_rank"] <= 8 for layer in value["layers"])
-    text = call(memory).stdout
+    text = call(memory, "--numbers").stdout
     assert all(said in text for said in ("about tea", value["adapter"], value["created"]))
 
 
@@ -113,7 +115,7 @@ def test_memories_of_different_adapters(memory: Path, pair: list[str], tmp_path:
     dm.save_memory(tmp_path / "b.safetensors", make_prompt_cache(model), model)
     done = call(memory, tmp_path / "b.safetensors")
     assert done.exit_code == 0 and done.stderr.startswith("Warning: ")
-    assert "different adapters" in done.stderr and "not the same" in done.stdout
+    assert "different adapters" in done.stderr and "different adapters" in done.stdout
 
 
 def test_probe_reports_and_leaves_the_file(memory: Path, pair: list[str]) -> None:
@@ -127,7 +129,7 @@ def test_probe_reports_and_leaves_the_file(memory: Path, pair: list[str]) -> Non
         assert (tea["text"], tea["given"]) == ("tea", True)
         assert tea["gain"] == pytest.approx(tea["log_prob"] - tea["log_prob_without"])
     assert [given["text"] for given in value["given"]] == ["tea"]
-    text = call(memory, *pair, *asked, "--no-rephrase").stdout
+    text = call(memory, *pair, *asked, "--no-rephrase", "--numbers").stdout
     assert text.count("with memory") + text.count("with and without") == 2
     assert memory.read_bytes() == before
 
@@ -139,7 +141,7 @@ def test_trace_of_a_conversation(talk: Path, pair: list[str]) -> None:
     first = value["turns"][0]["retention"]
     assert first["similarity"][0] == first["contrast"][0] == first["survival"][0] == 1
     assert len(first["tokens_since"]) == len(first["survival"])
-    text = call("--trace", talk, *pair).stdout
+    text = call("--trace", talk, *pair, "--numbers").stdout
     assert "Now sort a list." in text and "written most" in text
 
 
@@ -158,6 +160,69 @@ def test_trace_of_a_text_by_token_from_a_memory(
     lines = call(*args).stdout.splitlines()
     assert sum(line.startswith("   1  ") for line in lines) == value["turns"][0]["end"]
     assert memory.read_bytes() == before
+
+
+def words(*args: str | Path) -> str:
+    """What is said without figures."""
+    done = call(*args)
+    assert done.exit_code == 0, done.stderr
+    assert "In figures: --numbers" in done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A memory of the built-in pair that knows what ben does."""
+    path = tmp_path_factory.mktemp("told") / "ben.safetensors"
+    session = dm.MemorySession(*dm.load())
+    session.remember("ben is a doctor .")
+    session.save(path, note="of ben")
+    return path
+
+
+def test_a_probe_begins_with_what_it_says_and_what_the_model_says_without(told: Path) -> None:
+    asked = [told, "--probe", "what is the job of ben ?"]
+    first, *others = words(*asked, "--answer", "doctor", "--answer", "cook").splitlines()
+    assert first == "It says 'ben is a doctor.'; without the memory 'ben is a... i do not know.'"
+    assert others[0].startswith("Asked in 4 other ways it says the same ")
+    assert re.search(
+        r"^'doctor' is [\d,]+ times as likely with the memory, in the mean over 5 ways to ask; of "
+        r"the 2 given it is the likeliest in [45]\.$",
+        "\n".join(others),
+        re.M,
+    )
+    assert re.search(r"^'cook' is [\d,.]+ times as unlikely with", "\n".join(others), re.M)
+    unknown = words(told, "--probe", "hello .", "--no-rephrase")
+    assert re.fullmatch(r"It says '.*', with the memory and without\.\n", unknown)
+
+
+def test_a_memory_an_adapter_and_a_comparison_are_said_in_a_sentence(
+    told: Path, tmp_path: Path
+) -> None:
+    said = words(told)
+    assert re.match(r"\d+ tokens have been written into ben.safetensors: 3 layers of builtin", said)
+    assert "'of ben'" in said
+    assert f"inspect {told} --probe QUESTION" in call(told).stderr
+    said = words(builtin.adapter_folder())
+    assert "it writes every token to 2 states of 16 × 16 in each of 3 layers" in said
+    assert "corrects q and o" in said
+    assert "hold the same" in words(told, told)
+    session = dm.MemorySession(*dm.load())
+    session.save(tmp_path / "empty.safetensors")
+    assert words(tmp_path / "empty.safetensors").startswith("empty.safetensors is empty")
+
+
+def test_a_trace_says_what_was_written_most_strongly(tmp_path: Path) -> None:
+    text = tmp_path / "facts.txt"
+    text.write_text("anna lives in oslo .\n\nben is a doctor .")
+    said = words("--trace", text)
+    assert said.startswith("facts.txt: ")
+    assert " tokens in 2 paragraphs, written to 3 layers." in said
+    assert "Written most strongly: oslo, doctor." in said
+    assert "At the end the memory's state is no" in said or "is like that after" in said
+    one = tmp_path / "one.txt"
+    one.write_text("ben is a doctor .")
+    assert "At the end" not in words("--trace", one)
 
 
 def test_sequence_state_adapters_are_explained(

@@ -124,22 +124,26 @@ class Commands(Answering):
         self.ui.table(rows)
 
     def probe(self, argument: str) -> None:
-        if not argument:
-            raise ValueError("Expected /probe QUESTION.")
+        question, numbers = argument.removesuffix("--numbers").strip(), "--numbers" in argument
+        if not question:
+            raise ValueError("Expected /probe QUESTION, and --numbers for figures.")
         from deltamem_mlx.inspection.probe import probe
         from deltamem_mlx.memory.actions import memory_state
         from deltamem_mlx.views.inspection_report import probe_text
+        from deltamem_mlx.views.inspection_words import probe_words
 
         probed = probe(
             self.session.model,
             self.session.tokenizer,
             memory_state(self.session.cache),
-            [argument],
+            [question],
             system_prompt=self.settings["system_prompt"],
             template_kwargs=self.settings["template_kwargs"],
             max_tokens=self.generation["max_tokens"],
         )
-        self.ui.piece(probe_text(probed).rstrip("\n") + "\n")
+        self.ui.piece(f"{probe_words(probed)}\n")
+        if numbers:
+            self.ui.piece(f"\n{probe_text(probed)}\n")
 
     def compare(self, argument: str) -> None:
         question = argument or self.question

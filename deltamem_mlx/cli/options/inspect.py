@@ -2,11 +2,18 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
 PROBE, TRACE = "Asking a memory", "Tracing a text"
+
+
+class ResultForm(NamedTuple):
+    """How results are written."""
+
+    json: bool
+    numbers: bool
 
 
 class By(StrEnum):
@@ -84,6 +91,9 @@ ByTurnOrToken = Annotated[
         show_default=False,
         rich_help_panel=TRACE,
     ),
+]
+Numbers = Annotated[
+    bool, typer.Option("--numbers", help="Show the figures as well, with what they mean.")
 ]
 Plot = Annotated[
     Path | None,
