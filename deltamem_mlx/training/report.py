@@ -110,7 +110,7 @@ def draw_curve(folder: Path) -> bool:
     except ImportError:
         return False
     rows = read_metrics(folder)
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
     for key, (label, color, dashes) in _CURVES.items():
         points = [(row["iteration"], row[key]) for row in rows if row.get(key) is not None]
@@ -131,7 +131,7 @@ def draw_curve(folder: Path) -> bool:
     axes.set_title("Loss, and how much of it the memory takes away", loc="left", weight="bold")
     axes.set(xlabel="iteration", ylabel="cross-entropy (nats a token)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(frameon=False, fontsize=9, ncols=2, loc="outside lower center")
     axes.grid(color="#e8e8e8")
     axes.set_axisbelow(True)
     write_atomically(folder / CURVE_FILE, lambda path: figure.savefig(path, dpi=120))

@@ -1,5 +1,6 @@
 """A bench report as a chart. Needs matplotlib: the extra ``plot``."""
 
+import textwrap
 from collections.abc import Callable
 from functools import partial
 
@@ -33,7 +34,8 @@ def draw_bench(report: BenchReport) -> Figure:
     if not parts:
         raise ValueError("Nothing to plot: measure prefill, decode or the scan.")
     picture = figure(5.0 * len(parts), 4.4)
-    picture.suptitle(headline(report), fontsize=9, x=0.01, ha="left")
+    lines = [textwrap.fill(line, 70 * len(parts)) for line in headline(report).splitlines()]
+    picture.suptitle("\n".join(lines), fontsize=9, x=0.01, ha="left")
     axes = picture.subplots(1, len(parts), squeeze=False)[0]
     for ax, draw in zip(axes, parts, strict=True):
         draw(ax)
@@ -72,8 +74,8 @@ def _draw_speeds(
         xs = [x + (i - len(strategies) / 2) * width for x in range(len(cells))]
         bars = ax.bar(xs, speeds, width * 0.92, color=COLORS[name], label=name)
         if not is_plain:
-            ratios = [f"{row.ratio.median:.2f} × the time" for row in here]
-            crowded = len(cells) * (len(strategies) + 1) > 4
+            ratios = [f"{row.ratio.median:.2f} ×\nthe time" for row in here]
+            crowded = len(cells) * (len(strategies) + 1) > 8
             ax.bar_label(bars, ratios, fontsize=8, rotation=90 if crowded else 0, padding=3)
     ax.set_xticks(range(len(cells)), labels)
     ax.set_ylim(top=1.4 * ax.get_ylim()[1])  # room for the labels and the legend

@@ -95,7 +95,8 @@ def draw_adapter(adapter: AdapterContents) -> Figure:
     norms.legend(ncols=4, loc="upper right")
     mean, low, high = np.array([layer.write for layer in adapter.layers]).T
     spread = float(max(high) - min(low))
-    if spread > 1e-3:
+    within = float(max(high - low))  # of one layer: without it there is no band to see
+    if within > 1e-3:
         gates.vlines(layers, low, high, color=BLUE, alpha=0.3, lw=7, label="smallest to largest")
     gates.plot(layers, mean, color=BLUE, marker="o", ms=4, lw=1.2, label="mean")
     title = "How wide its write gates are at rest"
@@ -103,7 +104,7 @@ def draw_adapter(adapter: AdapterContents) -> Figure:
     gates.set(xlabel="layer", ylabel="β = σ(bias)")
     room = max(0.02, spread)
     gates.set_ylim(max(0, min(low) - room / 4), min(1, max(high) + room / 2))
-    if spread > 1e-3:
+    if within > 1e-3:
         gates.legend(ncols=2, loc="upper right")
     for axes in (norms, gates):
         whole_numbers(axes)

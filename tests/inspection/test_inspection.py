@@ -10,6 +10,7 @@ import mlx.nn as nn
 import mlx_lm
 import numpy as np
 import pytest
+from conftest import ROOT
 from golden import GOLDEN, base_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -617,6 +618,18 @@ def test_pictures_can_be_read_and_written(
         check_labels(picture)
         figures.save(picture, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
+
+
+@pytest.mark.parametrize("name, bands", [("builtin", 1), ("smollm2-135m-instruct", 0)])
+def test_a_band_that_nobody_sees_has_no_legend(name: str, bands: int) -> None:
+    pytest.importorskip("matplotlib")
+    from deltamem_mlx.views.inspection_plots import draw_adapter
+
+    gates = draw_adapter(inspect_adapter(ROOT / "adapters" / name)).axes[1]
+    legend = gates.get_legend()
+    named = [text.get_text() for text in legend.get_texts()] if legend else []
+    assert named == ["smallest to largest", "mean"] * bands
+    assert len(gates.collections) == bands
 
 
 def texts_in(axes: "Axes") -> list[str]:
