@@ -13,11 +13,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import HEADS, DeltaMemConfig
-from ..ops import ScanSpec, Step, step_for
+from ..ops import ScanSpec, short_for, step_for
 from ..ops.seams import split
 from .cache import MemoryCache
 from .fingerprint import AdapterMark, is_off
-from .layer import Memory, read_and_write
+from .layer import Memory, Served, read_and_write
 from .layer_cache import LayerCache
 from .parameters import PARAMETERS, adapter_shapes, flat_arrays
 from .projections import Projections, view_of
@@ -35,14 +35,14 @@ class Packed:
         inward (mx.array): float32 [1, D, P], all memory and gate projections side by side.
         bias (mx.array): float32 [1, 1, P].
         outward (dict[str, mx.array]): [1, r·H, out] per corrected projection, scale included.
-        step (Step): The decode step in the form that serves this device.
+        served (Served): The forms that serve this device.
     """
 
     sources: tuple[mx.array, ...]
     inward: mx.array
     bias: mx.array
     outward: dict[str, mx.array]
-    step: Step
+    served: Served
 
 
 class Corrected:
@@ -213,7 +213,7 @@ class DeltaMemAttention(nn.Module):
         # One product for the batch: one for each conversation is several times slower.
         rows = x if B == 1 else x.reshape(1, -1, x.shape[-1])
         projected = mx.addmm(packed.bias, rows.astype(mx.float32), packed.inward)
-        reads = read_and_write(projected, B, memory, self._memory_spec, packed.step)
+        reads = read_and_write(projected, B, memory, packed.served)
         cast = reads.astype(x.dtype)
         view, norm = view_of(self), self._o_norm()
         attributes = vars(view)
@@ -295,7 +295,8 @@ class DeltaMemAttention(nn.Module):
         spec = self._memory_spec
         inward = mx.contiguous(spec.pack(mx.concatenate(rows).astype(mx.float32)).T[None])
         bias = spec.pack(mx.concatenate(biases).astype(mx.float32))[None, None]
-        return Packed(sources, inward, bias, self._outward(dtype), step_for(spec))
+        served = Served(spec, step_for(spec), short_for(spec))
+        return Packed(sources, inward, bias, self._outward(dtype), served)
 
     def _outward(self, dtype: mx.Dtype) -> dict[str, mx.array]:
         config, projections = self._memory_config, self._memory_projections

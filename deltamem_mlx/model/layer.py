@@ -1,15 +1,29 @@
 """One layer's memory over one call: the reads of its tokens, and the state they leave."""
 
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 import numpy as np
 
-from ..ops import Gates, ScanSpec, Step, Tokens, activate, delta_scan
+from ..ops import MOST_TOKENS, ScanSpec, Short, Step, activate, delta_scan
 from .cache import MemoryCache
 from .ingest import Ingest
 from .trail import Trail
+
+
+class Served(NamedTuple):
+    """What serves the calls of a layer on this device.
+
+    Args:
+        spec (ScanSpec): How projections become queries, keys, values and gates.
+        step (Step): ``step_for(spec)``, for one token a conversation.
+        short (Short): ``short_for(spec)``, for few tokens; None where the scan serves them.
+    """
+
+    spec: ScanSpec
+    step: Step
+    short: Short | None
 
 
 class OwnWay(Protocol):
@@ -23,7 +37,7 @@ Memory = MemoryCache | OwnWay
 
 
 def read_and_write(
-    rows: mx.array, batch_size: int, memory: Memory | None, spec: ScanSpec, step: Step
+    rows: mx.array, batch_size: int, memory: Memory | None, served: Served
 ) -> mx.array:
     """Advance ``memory`` over the tokens of a call and return what they read.
 
@@ -37,8 +51,7 @@ def read_and_write(
         batch_size (int): Conversations B.
         memory (Memory): The layer's memory, changed in place. ``None``: start from an empty
           memory and keep nothing.
-        spec (ScanSpec): How projections become queries, keys, values and gates.
-        step (Step): ``step_for(spec)``, for one token a conversation.
+        served (Served): Settings, and the forms that serve this device.
 
     Returns:
         mx.array: float32 reads [1, B·T, r·H].
@@ -47,38 +60,33 @@ def read_and_write(
         ValueError: If the memory holds another number of conversations, or of another adapter.
     """
     if isinstance(memory, MemoryCache) and memory.trail is not None:
-        return _in_steps(rows, batch_size, memory, memory.trail, spec, step)
-    return _at_once(rows, batch_size, memory, spec, step)
+        return _in_steps(rows, batch_size, memory, memory.trail, served)
+    return _at_once(rows, batch_size, memory, served)
 
 
 def _in_steps(
-    rows: mx.array,
-    batch_size: int,
-    memory: MemoryCache,
-    trail: Trail,
-    spec: ScanSpec,
-    step: Step,
+    rows: mx.array, batch_size: int, memory: MemoryCache, trail: Trail, served: Served
 ) -> mx.array:
     """The same in pieces, so that the memory's trail has a state from before each last token."""
     tokens = rows.reshape(batch_size, -1, rows.shape[-1])
     T = tokens.shape[1]
     if T == 1 or memory.real(T) is not None:
-        return _at_once(rows, batch_size, memory, spec, step)
+        return _at_once(rows, batch_size, memory, served)
     together = T - trail.most
     if memory.ingest is not None:  # its tokens are written as one
         together = memory.ingest.longest
     cuts = sorted({0, *range(min(max(together, 0), T), T + 1)})
     reads = [
-        _at_once(tokens[:, a:b].reshape(1, -1, rows.shape[-1]), batch_size, memory, spec, step)
+        _at_once(tokens[:, a:b].reshape(1, -1, rows.shape[-1]), batch_size, memory, served)
         for a, b in pairwise(cuts)
     ]
-    parts = [part.reshape(batch_size, -1, spec.read_width) for part in reads]
-    return mx.concatenate(parts, axis=1).reshape(1, -1, spec.read_width)
+    width = served.spec.read_width
+    parts = [part.reshape(batch_size, -1, width) for part in reads]
+    return mx.concatenate(parts, axis=1).reshape(1, -1, width)
 
 
-def _at_once(
-    rows: mx.array, batch_size: int, memory: Memory | None, spec: ScanSpec, step: Step
-) -> mx.array:
+def _at_once(rows: mx.array, batch_size: int, memory: Memory | None, served: Served) -> mx.array:
+    spec = served.spec
     _, n, width = rows.shape
     if isinstance(memory, MemoryCache):
         if memory.heads != spec.heads or memory.rank != spec.rank:
@@ -89,9 +97,8 @@ def _at_once(
             )
         memory.fit_batch(batch_size)
         if n == batch_size and memory.undisturbed:
-            if memory.observer is not None:  # who looks on changes nothing
-                _observe(memory, activate(rows.reshape(batch_size, 1, width), spec).gates, None)
-            reads, state = step(memory.states, rows)
+            _observe(memory, rows.reshape(batch_size, 1, width), spec, None)
+            reads, state = served.step(memory.states, rows)
             memory.advance(state, 1, 1)
             return reads
     projected = rows.reshape(batch_size, n // batch_size, width)
@@ -101,28 +108,44 @@ def _at_once(
     elif not isinstance(memory, MemoryCache):
         reads = memory.read_and_write(projected, spec)
     elif memory.ingest is None:
-        reads = _scan(projected, memory, spec)
+        reads = _scan(projected, memory, served)
     else:
-        reads = _ingest(projected, memory, spec, memory.ingest)
+        reads = _ingest(projected, memory, served, memory.ingest)
     return reads.reshape(1, n, spec.read_width)
 
 
-def _scan(projected: mx.array, memory: MemoryCache, spec: ScanSpec) -> mx.array:
-    tokens, state = activate(projected, spec), memory.states
-    real = memory.real(projected.shape[1])
-    mask = None if real is None else mx.array(real)
-    _observe(memory, tokens.gates, mask)
+def _scan(projected: mx.array, memory: MemoryCache, served: Served) -> mx.array:
     T = projected.shape[1]
+    real = memory.real(T)
+    _observe(memory, projected, served.spec, real)
+    reads, state = _walk(memory.states, projected, memory, served, real)
+    memory.advance(state, T, None if all(memory.read_only) else _written(memory, real, T))
+    return reads
+
+
+def _walk(
+    state: mx.array,
+    projected: mx.array,
+    memory: MemoryCache,
+    served: Served,
+    real: np.ndarray | None,
+) -> tuple[mx.array, mx.array]:
+    """Reads [B, T, r·H], zero where ``real`` is false, and the state that follows."""
+    mask = None if real is None else mx.array(real)
+    if served.short is not None and projected.shape[1] <= MOST_TOKENS:
+        reads, new = served.short(state, projected, _writing(memory, real, projected.shape[1]))
+        reads = reads if mask is None else mx.where(mask[..., None], reads, 0.0)
+        return reads, state if all(memory.read_only) else new
+    tokens = activate(projected, served.spec)
     if all(memory.read_only):
-        reads = _read(state, tokens.q, mask)
-        memory.advance(state, T)
-    else:
-        reads, state = delta_scan(state, *_hold_read_only(memory, tokens), mask=mask)
-        memory.advance(state, T, _written(memory, real, T))
-    return _flat(reads)
+        return _read(state, tokens.q, mask), state
+    if any(memory.read_only):
+        tokens = tokens.held(~mx.array(memory.read_only)[:, None])
+    reads, state = delta_scan(state, *tokens, mask=mask)
+    return _flat(reads), state
 
 
-def _ingest(projected: mx.array, memory: MemoryCache, spec: ScanSpec, ingest: Ingest) -> mx.array:
+def _ingest(projected: mx.array, memory: MemoryCache, served: Served, ingest: Ingest) -> mx.array:
     """Reads from before the ingest, sums per span, the writes once a conversation's ids end."""
     B, T, _ = projected.shape
     state, padding = memory.states, memory.real(T)
@@ -135,45 +158,47 @@ def _ingest(projected: mx.array, memory: MemoryCache, spec: ScanSpec, ingest: In
     ids, inside = ingest.take(real)
     if inside.any():
         ingest.add(projected, ids)
-    tokens = activate(projected, spec)
-    _observe(memory, tokens.gates, mx.array(real))
-    reads = _read(state, tokens.q, mx.array(real))
+    _observe(memory, projected, served.spec, real)
+    reads = _look(state, projected, served, real)
 
     finished = ingest.finished() & ~done_before & ~np.array(memory.read_only)
     if finished.any() and ingest.spans:
         means, writes = ingest.means(finished)
-        state = delta_scan(state, *activate(means, spec), mask=writes)[1]
+        state = delta_scan(state, *activate(means, served.spec), mask=writes)[1]
     after = real & ~inside
+    writing = np.zeros_like(after)
     if after.any():
         writing = after & ~np.array(memory.read_only)[:, None]
-        held = _hold_read_only(memory, tokens)
-        token_reads, state = delta_scan(state, *held, mask=mx.array(after))
-        reads = mx.where(mx.array(after)[..., None, None], token_reads, reads)
-    else:
-        writing = np.zeros_like(after)
+        token_reads, state = _walk(state, projected, memory, served, after)
+        reads = mx.where(mx.array(after)[..., None], token_reads, reads)
     written = ((ids >= 0) & ~np.array(memory.read_only)[:, None]) | writing
     if ingest.done:
         memory.ingest = None
     memory.advance(state, T, written.sum(axis=1).tolist(), before)
-    return _flat(reads)
+    return reads
+
+
+def _look(state: mx.array, projected: mx.array, served: Served, real: np.ndarray) -> mx.array:
+    """Reads [B, T, r·H] of all tokens from one state; zero where ``real`` is false."""
+    mask = mx.array(real)
+    if served.short is not None and projected.shape[1] <= MOST_TOKENS:
+        reads = served.short(state, projected, mx.zeros_like(mask))[0]
+        return mx.where(mask[..., None], reads, 0.0)
+    return _read(state, activate(projected, served.spec).q, mask)
 
 
 def _read(state: mx.array, q: mx.array, mask: mx.array | None) -> mx.array:
-    """Reads [B, T, H, r] of all queries from one state; zero at padding."""
-    reads = (q.swapaxes(1, 2) @ state.swapaxes(-1, -2)).swapaxes(1, 2)
-    return reads if mask is None else mx.where(mask[..., None, None], reads, 0.0)
+    """Reads [B, T, r·H] of all queries from one state; zero at padding."""
+    reads = _flat((q.swapaxes(1, 2) @ state.swapaxes(-1, -2)).swapaxes(1, 2))
+    return reads if mask is None else mx.where(mask[..., None], reads, 0.0)
 
 
-def _hold_read_only(memory: MemoryCache, tokens: Tokens) -> Tokens:
-    """The tokens with gates under which read-only conversations keep their state."""
+def _writing(memory: MemoryCache, real: np.ndarray | None, T: int) -> mx.array | None:
+    """Which tokens write, bool [B, T]; None: all."""
     if not any(memory.read_only):
-        return tokens
-    hold = mx.array(memory.read_only)[:, None, None, None]
-    return tokens._replace(
-        keep=mx.where(hold, 1.0, tokens.keep),
-        erase=mx.where(hold, 0.0, tokens.erase),
-        write=mx.where(hold, 0.0, tokens.write),
-    )
+        return None if real is None else mx.array(real)
+    may = ~np.array(memory.read_only)[:, None]
+    return mx.array(np.repeat(may, T, axis=1) if real is None else may & real)
 
 
 def _written(memory: MemoryCache, real: np.ndarray | None, n: int) -> list[int]:
@@ -181,10 +206,13 @@ def _written(memory: MemoryCache, real: np.ndarray | None, n: int) -> list[int]:
     return [0 if held else c for c, held in zip(counts, memory.read_only, strict=True)]
 
 
-def _observe(memory: MemoryCache, gates: Gates, mask: mx.array | None) -> None:
+def _observe(
+    memory: MemoryCache, projected: mx.array, spec: ScanSpec, real: np.ndarray | None
+) -> None:
     if memory.observer is not None:
-        names = gates._asdict()
-        memory.observer(memory.layer, names if mask is None else names | {"mask": mask})
+        names = activate(projected, spec).gates._asdict()
+        mask = {} if real is None else {"mask": mx.array(real)}
+        memory.observer(memory.layer, names | mask)
 
 
 def _flat(reads: mx.array) -> mx.array:

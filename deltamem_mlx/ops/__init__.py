@@ -9,19 +9,23 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from .chunk import chunk_scan
-from .metal import metal_scan, metal_step, why_not_metal
+from .metal import metal_scan, metal_short, metal_step, why_not_metal
 from .recurrent import recurrent_scan
 from .spec import Gates, ScanSpec, Tokens, activate
 from .step import Step, compiled_step
+from .triangular import MOST_TOKENS, Short, compiled_short
 
 __all__ = [
     "FORMS",
+    "MOST_TOKENS",
     "Gates",
     "ScanSpec",
+    "Short",
     "Step",
     "Tokens",
     "activate",
     "delta_scan",
+    "short_for",
     "step_for",
 ]
 
@@ -94,6 +98,25 @@ def step_for(spec: ScanSpec) -> Step:
         RuntimeError: If ``DELTAMEM_SCAN`` asks for the metal form and it cannot run here.
     """
     return (metal_step if _pick(None, 1, spec.rank) == "metal" else compiled_step)(spec)
+
+
+def short_for(spec: ScanSpec) -> Short | None:
+    """Calls of up to ``MOST_TOKENS`` tokens a conversation in few operations, without checks.
+
+    Args:
+        spec (ScanSpec): The settings.
+
+    Returns:
+        Short: As ``compiled_short`` returns it. ``None``: another form serves this device, or
+        ``DELTAMEM_SCAN`` asks for one.
+
+    Raises:
+        ValueError, RuntimeError: As ``step_for``.
+    """
+    if _pick(None, 1, spec.rank) == "metal":
+        return metal_short(spec)
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    return compiled_short(spec) if on_cpu and not os.environ.get(VARIABLE) else None
 
 
 def _check_shapes(state: mx.array, inputs: dict[str, mx.array], mask: mx.array | None) -> None:

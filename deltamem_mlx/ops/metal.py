@@ -1,4 +1,4 @@
-"""The metal form: one launch for a whole scan, and one for a whole decode step.
+"""The metal form: one launch for a whole scan, and one for a short call, its activations included.
 
 A thread keeps one row of the state in registers and walks the tokens, so the rows need no exchange
 and the kernel bodies stay within what Metal and C++ share (the tests compile them as C++).
@@ -15,6 +15,7 @@ from .recurrent import recurrent_scan
 from .seams import Arrays, Kernel, metal_kernel, with_gradient
 from .spec import NORM_FLOOR, ScanSpec, activate
 from .step import Step, compiled_step
+from .triangular import Short
 
 Pair = tuple[mx.array, mx.array]
 
@@ -50,62 +51,72 @@ SCAN_SOURCE = """
     }
 """
 
-STEP_INPUTS = ["state_in", "projected"]
+SHORT_INPUTS = ["state_in", "projected", "writes", "T"]
 HEADER = """
     inline float delta_mem_sigmoid(float x) {
       const float y = 1.0f / (1.0f + metal::precise::exp(x < 0.0f ? -x : x));
       return x < 0.0f ? y : 1.0f - y;
     }
 """
-STEP_SOURCE = """
+SHORT_SOURCE = """
     const size_t row = thread_position_in_grid.x;  // of all B * H * R rows
-    const size_t i = row % R, first = (row - i) * J;
-
-    float q[R], k[R];
-    float qq = 0.0f, kk = 0.0f;
-    for (int a = 0; a < R; ++a) {
-      q[a] = static_cast<float>(projected[first + a * J]);
-      k[a] = static_cast<float>(projected[first + a * J + 1]);
-      if (NORMALIZE) {
-        q[a] = metal::precise::tanh(q[a]);
-        k[a] = metal::precise::tanh(k[a]);
-      }
-      qq += q[a] * q[a];
-      kk += k[a] * k[a];
-    }
-    const float q_norm = NORMALIZE ? metal::max(metal::precise::sqrt(qq), NORM_FLOOR) : 1.0f;
-    const float k_norm = NORMALIZE ? metal::max(metal::precise::sqrt(kk), NORM_FLOOR) : 1.0f;
+    const size_t i = row % R, h = row / R % H, b = row / R / H;
 
     float s[R];
-    float read = 0.0f, predicted = 0.0f;
     for (int a = 0; a < R; ++a) {
       s[a] = state_in[row * R + a];
-      k[a] /= k_norm;
-      read += s[a] * (q[a] / q_norm);
-      predicted += s[a] * k[a];
     }
-    const size_t mine = first + i * J;
-    const float v = static_cast<float>(projected[mine + 2]);
-    const float beta = delta_mem_sigmoid(static_cast<float>(projected[mine + 3]));
-    float keep = 1.0f - beta;
-    if (J == 6) {
-      keep = delta_mem_sigmoid(static_cast<float>(projected[mine + 4]));
+    for (int t = 0; t < T; ++t) {
+      const size_t at = ((b * T + t) * H + h) * R, first = at * J;
+      float q[R], k[R];
+      float qq = 0.0f, kk = 0.0f;
+      for (int a = 0; a < R; ++a) {
+        q[a] = static_cast<float>(projected[first + a * J]);
+        k[a] = static_cast<float>(projected[first + a * J + 1]);
+        if (NORMALIZE) {
+          q[a] = metal::precise::tanh(q[a]);
+          k[a] = metal::precise::tanh(k[a]);
+        }
+        qq += q[a] * q[a];
+        kk += k[a] * k[a];
+      }
+      const float q_norm = NORMALIZE ? metal::max(metal::precise::sqrt(qq), NORM_FLOOR) : 1.0f;
+      const float k_norm = NORMALIZE ? metal::max(metal::precise::sqrt(kk), NORM_FLOOR) : 1.0f;
+
+      float read = 0.0f, predicted = 0.0f;
+      for (int a = 0; a < R; ++a) {
+        k[a] /= k_norm;
+        read += s[a] * (q[a] / q_norm);
+        predicted += s[a] * k[a];
+      }
+      reads[at + i] = read;
+      if (!MASKED || writes[b * T + t]) {
+        const size_t mine = first + i * J;
+        const float v = static_cast<float>(projected[mine + 2]);
+        const float beta = delta_mem_sigmoid(static_cast<float>(projected[mine + 3]));
+        float keep = 1.0f - beta;
+        if (J == 6) {
+          keep = delta_mem_sigmoid(static_cast<float>(projected[mine + 4]));
+        }
+        if (NO_LAMBDA) {
+          keep = 1.0f;
+        }
+        const float erase = LAMBDA_OUTSIDE ? keep * beta : beta;
+        const float change = beta * v - erase * predicted;
+        for (int a = 0; a < R; ++a) {
+          s[a] = keep * s[a] + change * k[a];
+        }
+      }
     }
-    if (NO_LAMBDA) {
-      keep = 1.0f;
-    }
-    const float erase = LAMBDA_OUTSIDE ? keep * beta : beta;
-    const float change = beta * v - erase * predicted;
     for (int a = 0; a < R; ++a) {
-      state_out[row * R + a] = keep * s[a] + change * k[a];
+      state_out[row * R + a] = s[a];
     }
-    reads[row] = read;
 """.replace("NORM_FLOOR", f"{NORM_FLOOR}f")
 
 
 @cache
 def _kernels() -> tuple[Kernel, Kernel]:
-    """The scan and the step kernel.
+    """The kernels of a scan and of a short call.
 
     Raises:
         RuntimeError: Without Metal.
@@ -114,8 +125,8 @@ def _kernels() -> tuple[Kernel, Kernel]:
         raise RuntimeError("Metal is not available")
     outputs = ["reads", "state_out"]
     scan = metal_kernel("delta_mem_scan", SCAN_INPUTS, outputs, SCAN_SOURCE)
-    step = metal_kernel("delta_mem_step", STEP_INPUTS, outputs, STEP_SOURCE, HEADER)
-    return scan, step
+    short = metal_kernel("delta_mem_short", SHORT_INPUTS, outputs, SHORT_SOURCE, HEADER)
+    return scan, short
 
 
 def why_not_metal() -> str | None:
@@ -137,7 +148,7 @@ def _fault() -> str | None:
     projected = spec.pack(mx.sin(mx.arange(spec.projected_width)))[None, None]
     inputs = activate(projected, spec)
     try:
-        found = [*_launch_scan(None, state, *inputs), *_launch_step(spec, state, projected)]
+        found = [*_launch_scan(None, state, *inputs), *_launch_short(spec, None, state, projected)]
         expected = [*recurrent_scan(state, *inputs), *compiled_step(spec)(state, projected)]
         same = [mx.allclose(x, y, atol=1e-4) for x, y in zip(found, expected, strict=True)]
         agree = all(close.item() for close in same)
@@ -175,8 +186,33 @@ def metal_scan(
 @cache
 def metal_step(spec: ScanSpec) -> Step:
     """Return the function that does what ``compiled_step``'s does, from one launch."""
-    step = _differentiable(lambda *inputs: _launch_step(spec, *inputs), compiled_step(spec))
+
+    def launch(state: mx.array, projected: mx.array) -> list[mx.array]:
+        B = state.shape[0]
+        reads, new = _launch_short(spec, None, state, projected.reshape(B, 1, -1))
+        return [reads.reshape(1, B, -1), new]
+
+    step = _differentiable(launch, compiled_step(spec))
     return lambda state, projected: step(state, projected)  # a model that holds it can be copied
+
+
+@cache
+def metal_short(spec: ScanSpec) -> Short:
+    """Return the function that does what ``compiled_short``'s does, from one launch."""
+
+    def short(state: mx.array, projected: mx.array, writes: mx.array | None) -> Pair:
+        run = _differentiable(partial(_launch_short, spec, writes), partial(_walk, spec, writes))
+        return run(state, projected)
+
+    return short
+
+
+def _walk(spec: ScanSpec, writes: mx.array | None, state: mx.array, projected: mx.array) -> Pair:
+    tokens = activate(projected, spec)
+    if writes is not None:
+        tokens = tokens.held(writes)
+    reads, state = chunk_scan(state, *tokens)
+    return reads.flatten(-2), state
 
 
 def _differentiable(
@@ -208,16 +244,22 @@ def _launch_scan(
     return _launch(_kernels()[0], inputs, template, q.shape, state.shape)
 
 
-def _launch_step(spec: ScanSpec, state: mx.array, projected: mx.array) -> list[mx.array]:
+def _launch_short(
+    spec: ScanSpec, writes: mx.array | None, state: mx.array, projected: mx.array
+) -> list[mx.array]:
     template: list[tuple[str, int | bool]] = [
         ("R", spec.rank),
+        ("H", spec.heads),
         ("J", spec.entries),
         ("NORMALIZE", spec.normalize_qk),
         ("NO_LAMBDA", spec.state_update_mode == "no_lambda"),
         ("LAMBDA_OUTSIDE", spec.state_update_mode == "lambda_outside"),
+        ("MASKED", writes is not None),
     ]
-    reads = (*projected.shape[:2], spec.read_width)
-    return _launch(_kernels()[1], [state, projected], template, reads, state.shape)
+    B, T, _ = projected.shape
+    all_write = mx.array([True]) if writes is None else writes
+    inputs: list[mx.array | int] = [state, projected, all_write, T]
+    return _launch(_kernels()[1], inputs, template, (B, T, spec.read_width), state.shape)
 
 
 def _launch(

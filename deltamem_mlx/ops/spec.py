@@ -90,6 +90,19 @@ class Tokens(NamedTuple):
         """The last three."""
         return Gates(self.keep, self.erase, self.write)
 
+    def held(self, writes: mx.array) -> "Tokens":
+        """The same with gates under which tokens only read where ``writes`` is false.
+
+        Args:
+            writes (mx.array): bool [B, T], or [B, 1].
+        """
+        on = writes[..., None, None]
+        return self._replace(
+            keep=mx.where(on, self.keep, 1.0),
+            erase=mx.where(on, self.erase, 0.0),
+            write=mx.where(on, self.write, 0.0),
+        )
+
 
 def activate(projected: mx.array, spec: ScanSpec) -> Tokens:
     """Return queries, keys, values and gates of projected tokens (arXiv 2605.12357).

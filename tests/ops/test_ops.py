@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltamem_mlx import ops
-from deltamem_mlx.ops import ScanSpec, activate, delta_scan, squash, step_for
+from deltamem_mlx.ops import ScanSpec, Short, activate, delta_scan, squash, step_for
 from deltamem_mlx.ops.chunk import chunk_scan
+from deltamem_mlx.ops.triangular import compiled_short
 
 NAMES = ("state", "q", "k", "v", "keep", "erase", "write")
 AWKWARD = [
@@ -293,6 +294,68 @@ def test_step_is_no_more_than_nine_primitives(spec: ScanSpec, tmp_path: Path) ->
     if not any(name.startswith("Compiled") for name in primitives):
         pytest.skip("MLX cannot compile here: no C++ compiler")
     assert len(primitives) <= 9, primitives
+
+
+# --- few tokens at once
+
+
+def assert_same_short(
+    short: Short,
+    spec: ScanSpec,
+    B: int,
+    T: int,
+    masked: bool,
+    dtype: mx.Dtype = mx.float32,
+    scale: float = 1.0,
+) -> None:
+    """What the short form reads and leaves is what the recurrent form does."""
+    scale *= 1.0 if spec.normalize_qk else 0.2  # long keys make any state grow without end
+    projected = (scale * pack(spec, in_file_order(spec, T=T, B=B))).astype(dtype)
+    state = scan_inputs(B, T, spec.heads, spec.rank)["state"]
+    writes, tokens = (random_mask(B, T) if masked else None), activate(projected, spec)
+    tokens = tokens if writes is None else tokens.held(writes)
+    reads, new = short(state, projected, writes)
+    expected_reads, expected = delta_scan(state, *tokens, form="recurrent")
+    assert_close("reads", reads, expected_reads.flatten(2), 1e-5)
+    assert_close("state", new, expected, 1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "some write"])
+@pytest.mark.parametrize("spec", SPECS, ids=shape_id)
+def test_short_calls_equal_the_recurrent_form(spec: ScanSpec, masked: bool) -> None:
+    for B, T in [(1, 1), (1, 2), (2, 3), (1, 8), (3, 15), (9, 17), (1, 32), (2, 33), (1, 128)]:
+        assert_same_short(compiled_short(spec), spec, B, T, masked)
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if s.normalize_qk], ids=shape_id)
+def test_short_calls_are_exact_where_gates_are_shut_or_open(spec: ScanSpec) -> None:
+    """Sigmoids of hundreds are 0 and 1: what is kept is nothing, or all."""
+    for scale in (30.0, 300.0, 0.0):
+        assert_same_short(compiled_short(spec), spec, 2, 40, masked=False, scale=scale)
+
+
+def test_tokens_that_only_read_leave_the_state_bit_for_bit() -> None:
+    spec = ScanSpec(8, 4)
+    projected = pack(spec, in_file_order(spec, T=50, B=2))
+    state = scan_inputs(2, 50, 4, 8)["state"]
+    new = compiled_short(spec)(state, projected, mx.zeros((2, 50), mx.bool_))[1]
+    assert mx.array_equal(new, state)
+
+
+@pytest.mark.parametrize("spec", [ScanSpec(8, 1), ScanSpec(8, 4)], ids=shape_id)
+def test_a_short_call_is_as_many_primitives_whatever_its_tokens(
+    spec: ScanSpec, tmp_path: Path
+) -> None:
+    for T, most in [(2, 46), (8, 46), (32, 46), (64, 94), (128, 190)]:
+        state = mx.zeros((1, spec.heads, spec.rank, spec.rank))
+        projected = mx.zeros((1, T, spec.packed_width))
+        mx.eval(state, projected)
+        graph = tmp_path / "short.dot"
+        mx.export_to_dot(str(graph), *compiled_short(spec)(state, projected, None))
+        primitives = re.findall(r'label ="(\w+)", shape=rectangle', graph.read_text())
+        if not any(name.startswith("Compiled") for name in primitives):
+            pytest.skip("MLX cannot compile here: no C++ compiler")
+        assert len(primitives) <= most, primitives
 
 
 def test_projections_of_a_wrong_width_are_refused() -> None:

@@ -15,6 +15,7 @@ from test_ops import (
     SPECS,
     assert_close,
     assert_same_scan,
+    assert_same_short,
     gradients,
     in_file_order,
     pack,
@@ -24,7 +25,7 @@ from test_ops import (
 )
 
 from deltamem_mlx import ops
-from deltamem_mlx.ops import ScanSpec, activate, delta_scan, metal, step_for
+from deltamem_mlx.ops import ScanSpec, activate, delta_scan, metal, short_for, step_for
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 SHAPES = [(1, 1, 1, 8), (2, 63, 4, 8), (3, 17, 2, 5), (1, 100, 1, 1), (1, 20, 2, 32)]
@@ -136,7 +137,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[CompiledAsCpp, C
     folder = tmp_path_factory.mktemp("kernels")
     return (
         CompiledAsCpp(folder, metal.SCAN_INPUTS, metal.SCAN_SOURCE),
-        CompiledAsCpp(folder, metal.STEP_INPUTS, metal.STEP_SOURCE, metal.HEADER),
+        CompiledAsCpp(folder, metal.SHORT_INPUTS, metal.SHORT_SOURCE, metal.HEADER),
     )
 
 
@@ -207,6 +208,38 @@ def test_step_kernel_equals_activate_and_recurrent(
     assert_close("state", new, expected, 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("spec", SPECS, ids=shape_id)
+def test_short_kernel_equals_the_recurrent_form(
+    emulated: None, spec: ScanSpec, masked: bool, dtype: mx.Dtype
+) -> None:
+    for B, T in [(1, 2), (3, 9), (2, 65)]:
+        assert_same_short(short_for(spec), spec, B, T, masked, dtype)
+
+
+def test_gradients_pass_through_the_short_kernel(emulated: None) -> None:
+    spec, writes = ScanSpec(4, 2), random_mask(2, 9)
+    projected = pack(spec, in_file_order(spec, T=9, B=2))
+    state = scan_inputs(2, 9, 2, 4)["state"]
+
+    def loss(state: mx.array, projected: mx.array) -> mx.array:
+        return sum((x * mx.cos(x)).sum() for x in short_for(spec)(state, projected, writes))
+
+    def expected(state: mx.array, projected: mx.array) -> mx.array:
+        tokens = activate(projected, spec).held(writes)
+        return sum((x * mx.cos(x)).sum() for x in delta_scan(state, *tokens, form="recurrent"))
+
+    found = mx.grad(loss, argnums=[0, 1])(state, projected)
+    for name, *pair in zip(
+        ("dstate", "dprojected"),
+        found,
+        mx.grad(expected, argnums=[0, 1])(state, projected),
+        strict=True,
+    ):
+        assert_close(name, *pair, 1e-4)
+
+
 def test_step_kernel_is_finite_on_zeros_and_large_values(emulated: None) -> None:
     spec = ScanSpec(8, 1)
     for scale in (0.0, 300.0):
@@ -244,6 +277,7 @@ def test_metal_is_picked_where_its_kernels_work(
     step_for(spec)(mx.zeros((1, 1, 4, 4)), projected)
     assert called == ["metal_scan", "metal_step"]
     monkeypatch.setenv("DELTAMEM_SCAN", "chunk")
+    assert short_for(spec) is None
     delta_scan(**scan_inputs(1, 9, 1, 4))
     step_for(spec)(mx.zeros((1, 1, 4, 4)), projected)
     assert called == ["metal_scan", "metal_step"]
@@ -300,3 +334,13 @@ def test_step_on_a_gpu_equals_activate_and_recurrent(
     expected_reads, expected = delta_scan(state, *activate(projected, spec), form="recurrent")
     assert_close("reads", reads, expected_reads.flatten(2).swapaxes(0, 1), 1e-5)
     assert_close("state", new, expected, 1e-5)
+
+
+@pytest.mark.metal
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("spec", SPECS, ids=shape_id)
+def test_short_calls_on_a_gpu_equal_the_recurrent_form(
+    gpu: None, spec: ScanSpec, masked: bool
+) -> None:
+    for T in (2, 8, 33, 128):
+        assert_same_short(metal.metal_short(spec), spec, 3, T, masked, mx.bfloat16)
