@@ -38,6 +38,7 @@ class Row:
         plain, patched (Samples): Seconds per run: to the first token, or per decoded token of
           every conversation.
         peak (tuple[int, int]): Bytes that a prefill takes above the weights, plain and patched.
+        cached (int): Tokens in the cache before a prompt.
     """
 
     strategy: str
@@ -47,6 +48,7 @@ class Row:
     plain: Samples
     patched: Samples
     peak: tuple[int, int] | None = None
+    cached: int = 0
 
     @property
     def ratio(self) -> Samples:
@@ -62,6 +64,7 @@ class Row:
             "strategy": self.strategy,
             "batch_size": self.batch_size,
             "length": self.length,
+            "cached": self.cached,
             "ratio": self.ratio.to_dict(),
         }
         for i, (name, seconds) in enumerate([(PLAIN, self.plain), ("patched", self.patched)]):
@@ -71,16 +74,28 @@ class Row:
         return row
 
 
-def prefill_rows(pair: Pair, batch_size: int, length: int, effort: Effort) -> list[Row]:
-    """Time to the first token after a prompt, and the memory it takes, per strategy."""
+def prefill_rows(
+    pair: Pair, batch_size: int, length: int, effort: Effort, cached: int = 0
+) -> list[Row]:
+    """Time to the first token after a prompt, and the memory it takes, per strategy.
+
+    With ``cached`` tokens before it, the prompt is one call of which all logits are computed: what
+    a chat's turn and the verification of drafts are.
+    """
     prompt = mx.random.randint(0, vocabulary(pair.plain), (batch_size, length))
     mx.eval(prompt)
     models = {PLAIN: pair.plain, **pair.patched}
     peaks: dict[str, list[int]] = {name: [] for name in models}
 
+    warm = {name: cache_at(model, batch_size, cached) for name, model in models.items() if cached}
+
     def run(name: str) -> float:
-        work = partial(effort.time, lambda: first_token(models[name], prompt))
-        seconds, peak = with_peak(work)
+        model, cache = models[name], deepcopy(warm[name]) if cached else None
+        work: Callable[[], object] = partial(first_token, model, prompt)
+        if cache is not None:
+            mx.eval(cached_arrays(cache))
+            work = partial(one_call, model, prompt, cache)
+        seconds, peak = with_peak(partial(effort.time, work))
         peaks[name].append(peak)
         return seconds
 
@@ -89,7 +104,7 @@ def prefill_rows(pair: Pair, batch_size: int, length: int, effort: Effort) -> li
     return [
         Row(
             *(name, batch_size, length, batch_size * length),
-            *(seconds[PLAIN], seconds[name], (peak[PLAIN], peak[name])),
+            *(seconds[PLAIN], seconds[name], (peak[PLAIN], peak[name]), cached),
         )
         for name in pair.patched
     ]
@@ -128,6 +143,12 @@ def first_token(model: nn.Module, prompt: mx.array) -> mx.array:
         token = mx.argmax(model(prompt[:, last:], cache=cache)[:, -1], axis=-1)
         mx.eval(token)
     return token
+
+
+def one_call(model: nn.Module, prompt: mx.array, cache: list) -> None:
+    """All of a prompt [B, T] in one call behind what is cached, and its logits."""
+    with writes(model, cache, prompt.shape):
+        mx.eval(model(prompt, cache=cache), cached_arrays(cache))
 
 
 def writes(model: nn.Module, cache: list, shape: Sequence[int]) -> AbstractContextManager:

@@ -1,4 +1,4 @@
-"""What a model computes for one decoded token, counted in MLX primitives."""
+"""What a model computes in one call, counted in MLX primitives."""
 
 import io
 import re
@@ -21,28 +21,31 @@ VIEWS = (
 )
 
 
-def count_primitives(model: nn.Module, cache: list) -> Counter[str]:
-    """How often each primitive occurs in the graph of one decode step.
+def count_primitives(model: nn.Module, cache: list, tokens: int = 1) -> Counter[str]:
+    """How often each primitive occurs in the graph of one call of so many tokens.
 
     The graph is that of the logits and of everything the cache then holds. Compiled functions
     count as one primitive per fused kernel.
 
     Args:
         model (nn.Module): With or without a memory.
-        cache (list): A prompt cache that has been fed. It advances by two tokens: the first
+        cache (list): A prompt cache that has been fed. It advances by two calls: the first
           leaves nothing pending, such as the packing of weights, that is done only once.
+        tokens (int): Of the call, for each conversation.
     """
     batch_size = cached_arrays(cache)[0].shape[0]
-    token = mx.zeros((batch_size, 1), mx.int32)
-    mx.eval(model(token, cache=cache), cached_arrays(cache))
-    logits = model(token, cache=cache)
+    call = mx.zeros((batch_size, tokens), mx.int32)
+    mx.eval(call, model(call, cache=cache), cached_arrays(cache))
+    logits = model(call, cache=cache)
     graph = io.StringIO()
     mx.export_to_dot(graph, logits, *cached_arrays(cache))
     return Counter(_NODE.findall(graph.getvalue()))
 
 
-def added_per_layer(plain: nn.Module, patched: nn.Module, batch_size: int = 1) -> dict[str, float]:
-    """What a memory adds to each patched layer's decode step.
+def added_per_layer(
+    plain: nn.Module, patched: nn.Module, batch_size: int = 1, tokens: int = 1
+) -> dict[str, float]:
+    """What a memory adds to each patched layer in a call of so many tokens.
 
     Returns:
         dict[str, float]: ``primitives``, all of them, and ``kernels``, those that may launch a
@@ -52,7 +55,7 @@ def added_per_layer(plain: nn.Module, patched: nn.Module, batch_size: int = 1) -
     for model in (plain, patched):
         cache = make_prompt_cache(model)
         model(mx.zeros((batch_size, 3), mx.int32), cache=cache)
-        counts.append(count_primitives(model, cache))
+        counts.append(count_primitives(model, cache, tokens))
     layers = len(memory_layers(patched))
     primitives = counts[1].total() - counts[0].total()
     views = sum(counts[1][name] - counts[0][name] for name in VIEWS)

@@ -13,7 +13,8 @@ from .scan import ScanRow, scan_rows
 from .timing import Effort
 
 PARTS = ("prefill", "decode", "memory", "scan")
-SCHEMA = 1
+SCHEMA = 2
+CALLS = (1, 8, 64)  # tokens of the calls whose operations are counted
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class BenchPlan:
 
     Args:
         prompt_lengths (Sequence[int]): Tokens of the prompts.
+        cached (int): Tokens in the cache before a prompt, which then is one call.
         depths (Sequence[int]): Tokens in the cache when decoding begins.
         batch_sizes (Sequence[int]): Conversations at a time.
         scan_lengths (Sequence[int]): Tokens of the scans.
@@ -32,6 +34,7 @@ class BenchPlan:
     """
 
     prompt_lengths: Sequence[int] = (128, 512)
+    cached: int = 0
     depths: Sequence[int] = (512,)
     batch_sizes: Sequence[int] = (1, 8)
     scan_lengths: Sequence[int] = (2048,)
@@ -60,7 +63,8 @@ FULL = BenchPlan(
 
 
 class MemoryRow(TypedDict):
-    """What a memory costs: its shape, bytes, and operations that it adds to a decode step."""
+    """What a memory costs: its shape, bytes, and operations that it adds to a
+    layer's call, by the tokens of the call."""
 
     strategy: str
     rank: int
@@ -68,7 +72,7 @@ class MemoryRow(TypedDict):
     layers: int
     state_bytes: int
     kv_bytes_per_token: int
-    added_per_layer: dict[str, float]
+    added_per_layer: dict[str, dict[str, float]]
 
 
 @dataclass
@@ -111,8 +115,9 @@ def run_bench(
     effort = plan.effort
     if "prefill" in plan.parts:
         for batch_size, length in plan.prefills():
-            progress(f"Prefill of {length} tokens, batch {batch_size}")
-            report.prefill += prefill_rows(pair, batch_size, length, effort)
+            behind = f" behind {plan.cached}" if plan.cached else ""
+            progress(f"Prefill of {length} tokens{behind}, batch {batch_size}")
+            report.prefill += prefill_rows(pair, batch_size, length, effort, plan.cached)
     if "decode" in plan.parts:
         for batch_size in plan.batch_sizes:
             for depth in plan.depths:
@@ -141,5 +146,7 @@ def memory_row(pair: Pair, strategy: str) -> MemoryRow:
         "layers": layers,
         "state_bytes": facts["state_bytes"],
         "kv_bytes_per_token": facts["kv_bytes_per_token"],
-        "added_per_layer": added_per_layer(pair.plain, patched),
+        "added_per_layer": {
+            str(tokens): added_per_layer(pair.plain, patched, tokens=tokens) for tokens in CALLS
+        },
     }

@@ -29,6 +29,7 @@ class BenchOptions:
     only: b.Only = None
     strategies: b.Strategies = None
     prompt_lengths: b.PromptLengths = None
+    cached: b.Cached = 0
     depths: b.Depths = None
     batch_sizes: b.BatchSizes = None
     scan_lengths: b.ScanLengths = None
@@ -48,6 +49,7 @@ class BenchOptions:
     "deltamem-mlx bench --model mlx-community/Qwen3-4B-Instruct-2507-4bit --full --plot bench.png",
     "deltamem-mlx bench --model MODEL --adapter ADAPTER --json > bench.json",
     "deltamem-mlx bench --shape qwen3-4b --layers 2 --bits 4 --only prefill,decode",
+    "deltamem-mlx bench --only prefill --cached 64 --prompt-lengths 2,8,32",
     "deltamem-mlx bench --only scan --scan-lengths 2048",
 )
 def bench(options: BenchOptions) -> None:
@@ -78,6 +80,7 @@ def bench(options: BenchOptions) -> None:
         seconds = b.FULL_SECONDS if full else b.SECONDS
     effort = Effort(rounds=options.rounds, seconds=seconds, clock=options.clock.value)
     plan = _plan(lengths, options.only, options.decode_tokens, full, effort)
+    plan = plan.changed(cached=options.cached)
     _check_plot(options.plot, plan)
     if real:
         pair, facts = _real(options.model, options.adapter, names, seed, options.trust_remote_code)

@@ -47,7 +47,10 @@ def draw_bench(report: BenchReport) -> Figure:
 def _draw_prefill(ax: Axes, rows: list[Row]) -> None:
     cells = _cells(rows)
     _draw_speeds(ax, rows, cells, [f"{n}" if b == 1 else f"{b} × {n}" for b, n in cells])
-    ax.set(title="Prefill", xlabel="prompt tokens", ylabel="tokens per second")
+    cached = rows[0].cached
+    title = f"One call behind {cached} tokens" if cached else "Prefill"
+    ax.set(title=title, xlabel="tokens of the call" if cached else "prompt tokens",
+           ylabel="tokens per second")  # fmt: skip
 
 
 def _draw_decode(ax: Axes, rows: list[Row]) -> None:

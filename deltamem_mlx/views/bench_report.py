@@ -43,15 +43,21 @@ def headline(report: BenchReport) -> str:
 def tables(report: BenchReport) -> Iterator[tuple[str, Table]]:
     """A title and a table for each part that was measured."""
     if report.prefill:
-        yield "Prefill: time to the first token; memory above the weights", prefill(report.prefill)
+        yield prefill_title(report.prefill), prefill(report.prefill)
     if report.decode:
         yield "Decode: time per step; tokens per second of the whole batch", decode(report.decode)
     if report.memory:
-        title = "What a conversation keeps, and what that adds to a layer's decode step"
+        title = "What a conversation keeps, and the primitives (kernels) it adds to a layer's call"
         yield title, memory(report.memory)
     if report.scan:
         title = "The scan alone, batch 1, rank 8; × is the gain over the recurrent form"
         yield title, scan(report.scan)
+
+
+def prefill_title(rows: list[Row]) -> str:
+    if cached := rows[0].cached:
+        return f"One call behind {cached} cached tokens, with all its logits; memory it takes"
+    return "Prefill: time to the first token; memory above the weights"
 
 
 def prefill(rows: list[Row]) -> Table:
@@ -85,8 +91,10 @@ def decode(rows: list[Row]) -> Table:
 
 
 def memory(rows: list[MemoryRow]) -> Table:
+    calls = list(rows[0]["added_per_layer"])
     table = _table(
-        *("memory", "states", "bytes", "one token's KV", "primitives", "of them kernels"),
+        *("memory", "states", "bytes", "one token's KV"),
+        *(f"of {n} token{'s' * (n != '1')}" for n in calls),
     )
     for row in rows:
         added = row["added_per_layer"]
@@ -95,8 +103,7 @@ def memory(rows: list[MemoryRow]) -> Table:
             f"{row['layers']}×{row['heads']}×{row['rank']}×{row['rank']}",
             f"{row['state_bytes']:,}",
             f"{row['kv_bytes_per_token']:,}",
-            f"{added['primitives']:g}",
-            f"≤ {added['kernels']:g}",
+            *(f"{added[n]['primitives']:g} (≤ {added[n]['kernels']:g})" for n in calls),
         )
     return table
 

@@ -274,7 +274,9 @@ def test_json_has_every_part(tmp_path: Path) -> None:
     both = ("TSW", "SSW")
     assert cells == [(b, n, s) for b, n in ((1, 4), (1, 8), (2, 4)) for s in both]
     for row in found["prefill"] + found["decode"]:
-        assert set(row) == {"strategy", "batch_size", "length", "ratio", "plain", "patched"}
+        assert set(row) == {
+            *("strategy", "batch_size", "length", "cached", "ratio", "plain", "patched")
+        }
         seconds = [row[name]["seconds"]["median"] for name in ("patched", "plain")]
         assert row["ratio"]["median"] == pytest.approx(seconds[0] / seconds[1])
         tokens = row["batch_size"] * (row["length"] if row in found["prefill"] else 1)
@@ -285,7 +287,9 @@ def test_json_has_every_part(tmp_path: Path) -> None:
     ]
     for row in found["memory"]:
         assert row["state_bytes"] == row["layers"] * row["heads"] * row["rank"] ** 2 * 4
-        assert 0 < row["added_per_layer"]["kernels"] <= row["added_per_layer"]["primitives"]
+        assert list(row["added_per_layer"]) == ["1", "8", "64"]
+        for added in row["added_per_layer"].values():
+            assert 0 < added["kernels"] <= added["primitives"]
     forms = usable_forms()
     assert [(r["length"], r["form"]) for r in found["scan"]] == [
         (n, f) for n in (5, 8) for f in forms
@@ -294,6 +298,18 @@ def test_json_has_every_part(tmp_path: Path) -> None:
     assert recurrent["form"] == "recurrent"
     assert recurrent["forward_backward"]["speedup_over_recurrent"]["median"] == 1
     assert (tmp_path / "new" / "bench.svg").read_text().startswith("<?xml")
+
+
+def test_calls_behind_a_warm_cache() -> None:
+    args = (*SMALL, "--only", "prefill", "--prompt-lengths", "2,9", "--batch-sizes", "1,2")
+    found = measured(*args, "--cached", "64", "--strategies", "TSW,SSW")
+    cells = [(row["batch_size"], row["length"], row["strategy"]) for row in found["prefill"]]
+    assert cells == [(b, n, s) for b, n in ((1, 2), (1, 9), (2, 2)) for s in ("TSW", "SSW")]
+    assert {row["cached"] for row in found["prefill"]} == {64}
+    shown = call(*args, "--cached", "5")
+    assert "One call behind 5 cached tokens" in shown.stdout
+    assert "Prefill of 9 tokens behind 5, batch 1 …" in shown.stderr
+    assert call(*args, "--cached", "-1").exit_code == 2
 
 
 def test_tables_on_stdout_progress_on_stderr() -> None:

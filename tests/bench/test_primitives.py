@@ -85,6 +85,19 @@ def test_bounds(
     assert found["kernels"] <= kernels
 
 
+@pytest.mark.parametrize("config", [{}, {"num_state_heads": 4}], ids=["tsw", "msw"])
+@pytest.mark.parametrize(
+    ("tokens", "primitives", "kernels"), [(2, 50, 29), (8, 50, 29), (32, 50, 29), (64, 98, 55)]
+)
+def test_a_call_of_few_tokens_is_as_few_whatever_their_number(
+    config: dict[str, object], tokens: int, primitives: int, kernels: int
+) -> None:
+    plain = tiny_model("llama")
+    found = added_per_layer(plain, attached(plain, config), tokens=tokens)
+    assert found["primitives"] <= primitives
+    assert found["kernels"] <= kernels
+
+
 def test_one_layer_of_two_counts_as_one() -> None:
     plain = tiny_model()
     one = attached(plain, {"target_layers": (1,)})

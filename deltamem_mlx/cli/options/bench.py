@@ -111,6 +111,17 @@ PromptLengths = Annotated[
     str | None,
     _list("--prompt-lengths", "Tokens of the prompts.", "128,512; with --full 128,512,2048"),
 ]
+Cached = Annotated[
+    int,
+    typer.Option(
+        "--cached",
+        min=0,
+        metavar="N",
+        help="Time each prompt as one call behind N cached tokens, with all its logits: a chat's "
+        "turn, or drafts that are verified.",
+        rich_help_panel=WHAT,
+    ),
+]
 Depths = Annotated[
     str | None,
     _list("--depths", "Tokens in the cache when decoding begins.", "512; with --full 128,2048"),
