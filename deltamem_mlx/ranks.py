@@ -9,6 +9,7 @@ import numpy as np
 from mlx_lm.generate import generation_stream
 
 T = TypeVar("T")
+_RANK = "_deltamem_rank"  # of an error that another process raised
 
 
 class Ranks:
@@ -44,7 +45,7 @@ class Ranks:
         """What each of them has, in their order; arrays among it are computed."""
         if self.group is None:
             return [value]
-        data = pickle.dumps(value)
+        data = _sent(value)
         settle()
         sizes = self._gathered(mx.array([len(data)], mx.int32))
         padded = _bytes(data.ljust(int(sizes.max()), b"\0"))
@@ -56,7 +57,7 @@ class Ranks:
         if self.group is None:
             assert value is not None
             return value
-        data = pickle.dumps(value) if self.rank == 0 else b""
+        data = _sent(value) if self.rank == 0 else b""
         settle()
         size = int(self._summed(mx.array([len(data)], mx.int32))[0])
         mine = _bytes(data) if self.rank == 0 else mx.zeros((size,), mx.uint8)
@@ -67,15 +68,19 @@ class Ranks:
         """What ``act`` gives in the first of them; what it raises there, all raise."""
         if self.group is None:
             return act()
-        outcome = self.share(_outcome(act) if self.rank == 0 else None)
-        return _unwrapped(outcome, self.rank == 0, 0)
+        own = _outcome(act) if self.rank == 0 else None
+        others = self.share(own)
+        value: T = _unwrapped(others if own is None else own, 0, self.rank)
+        return value
 
     def agree(self, act: Callable[[], T]) -> list[T]:
         """What ``act`` gives in each of them; what it raises in one, all raise."""
         if self.group is None:
             return [act()]
-        outcomes = self.gather(_outcome(act))
-        return [_unwrapped(out, i == self.rank, i) for i, out in enumerate(outcomes)]
+        own = _outcome(act)
+        outcomes = self.gather(own)
+        outcomes[self.rank] = own
+        return [_unwrapped(outcome, i, self.rank) for i, outcome in enumerate(outcomes)]
 
     def any(self, flag: bool) -> bool:
         """Whether it is so in one of them."""
@@ -97,24 +102,36 @@ def settle() -> None:
     mx.synchronize(generation_stream)
 
 
+def elsewhere(error: BaseException) -> int | None:
+    """In which other process an error was raised first; None: in this one."""
+    rank: int | None = getattr(error, _RANK, None)
+    return rank
+
+
 def _outcome(act: Callable[[], T]) -> tuple[T | None, Exception | None]:
     try:
         return act(), None
     except Exception as error:
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # one that cannot be sent: its words can
-            return None, RuntimeError(f"{type(error).__name__}: {error}")
         return None, error
 
 
-def _unwrapped(outcome: Any, mine: bool, rank: int) -> Any:
+def _unwrapped(outcome: Any, rank: int, here: int) -> Any:
     value, error = outcome
     if error is None:
         return value
-    if not mine:
-        error.add_note(f"(in the process with rank {rank})")
+    if rank != here:
+        setattr(error, _RANK, rank)
     raise error
+
+
+def _sent(value: object) -> bytes:
+    """A value as bytes. An error that cannot be put together again is sent in words."""
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Exception):
+        try:
+            pickle.loads(pickle.dumps(value[1]))
+        except Exception:
+            value = None, RuntimeError(f"{type(value[1]).__name__}: {value[1]}")
+    return pickle.dumps(value)
 
 
 def _bytes(data: bytes) -> mx.array:
@@ -122,4 +139,10 @@ def _bytes(data: bytes) -> mx.array:
 
 
 def _loaded(data: np.ndarray) -> Any:
-    return pickle.loads(data.tobytes())
+    try:
+        return pickle.loads(data.tobytes())
+    except (pickle.UnpicklingError, EOFError, ValueError) as error:
+        # The ring hands out what happens to lie in its buffers where a process is gone.
+        raise ConnectionError(
+            "Another process of this run cannot be reached: it has ended, or its machine is gone."
+        ) from error

@@ -16,7 +16,6 @@ from ..hub import ADAPTER_FILES, MODEL_FILES, resolve
 from ..model import fingerprint as fingerprints
 from ..model.arguments import expect
 from ..model.fingerprint import is_off
-from ..model.parameters import adapter_shapes
 from ..model.patch import (
     BUILTIN,
     attachment,
@@ -34,9 +33,8 @@ from ..model.patch import (
     undo_on_failure,
     warn_of_frozen,
 )
-from ..model.sites import Choice, choose
 from ..model.spread import spread_of
-from ..problems import first_few, shortened
+from ..ranks import Ranks
 from .files import (
     AdapterFiles,
     read_adapter,
@@ -44,7 +42,8 @@ from .files import (
     refuse_to_replace,
     write_adapter,
 )
-from .ports import with_gates
+from .fitting import fitting
+from .spread_loading import load_spread
 
 # What the names of quantized and converted models end with.
 _QUANTIZED = re.compile(
@@ -71,6 +70,8 @@ def load(
     adapter: str | Path | AdapterFiles | None = None,
     *,
     return_config: Literal[False] = False,
+    tensor_group: mx.distributed.Group | None = None,
+    pipeline_group: mx.distributed.Group | None = None,
     **mlx_lm_load_kwargs: Unpack[LoadOptions],
 ) -> Pair: ...
 
@@ -81,6 +82,8 @@ def load(
     adapter: str | Path | AdapterFiles | None = None,
     *,
     return_config: Literal[True],
+    tensor_group: mx.distributed.Group | None = None,
+    pipeline_group: mx.distributed.Group | None = None,
     **mlx_lm_load_kwargs: Unpack[LoadOptions],
 ) -> Loaded: ...
 
@@ -90,6 +93,8 @@ def load(
     adapter: str | Path | AdapterFiles | None = None,
     *,
     return_config: bool = False,
+    tensor_group: mx.distributed.Group | None = None,
+    pipeline_group: mx.distributed.Group | None = None,
     **mlx_lm_load_kwargs: Unpack[LoadOptions],
 ) -> Pair | Loaded:
     """``mlx_lm.load`` plus an adapter.
@@ -100,6 +105,9 @@ def load(
         adapter (str): The same for a δ-mem adapter, or one that was read before. Default: the plain
           model; of ``builtin``, its own adapter.
         return_config (bool): Give the model's config as well, as ``mlx_lm.load`` does.
+        tensor_group, pipeline_group (mx.distributed.Group): Spread the model over the processes of
+          this group, as mlx-lm's ``sharded_load`` does: a part of each layer, or some of the layers
+          in each. All of them call it. Default: it lies in this process.
         **mlx_lm_load_kwargs: Passed to ``mlx_lm.load``. A LoRA given as ``adapter_path`` lies below
           the memory.
 
@@ -115,14 +123,22 @@ def load(
 
     if str(model) == BUILTIN:
         model, adapter = str(builtin.base_folder()), adapter or builtin.adapter_folder()
-    files = adapter if adapter is None or isinstance(adapter, AdapterFiles) else read(adapter)
-    folder = refuse_adapter(resolve(model, allow_patterns=MODEL_FILES))
-    # One call gives two or three values, by a flag: its stub says either.
-    loaded = mlx_lm_load(str(folder), return_config=True, **mlx_lm_load_kwargs)
-    plain, tokenizer, config = cast(Loaded, loaded)
+    group = tensor_group or pipeline_group
+    files = Ranks(group).by_first(lambda: _read_or_given(adapter))
+    if group is not None:
+        loaded = load_spread(str(model), tensor_group, pipeline_group, **mlx_lm_load_kwargs)
+    else:
+        folder = refuse_adapter(resolve(model, allow_patterns=MODEL_FILES))
+        # One call gives two or three values, by a flag: its stub says either.
+        loaded = cast(Loaded, mlx_lm_load(str(folder), return_config=True, **mlx_lm_load_kwargs))
+    plain, tokenizer, config = loaded
     if files is not None:
         attach_adapter(plain, files, base_model=str(model))
     return (plain, tokenizer, config) if return_config else (plain, tokenizer)
+
+
+def _read_or_given(adapter: str | Path | AdapterFiles | None) -> AdapterFiles | None:
+    return adapter if adapter is None or isinstance(adapter, AdapterFiles) else read(adapter)
 
 
 def read(adapter: str | Path) -> AdapterFiles:
@@ -173,7 +189,7 @@ def attach_adapter(
         ValueError: If the adapter does not fit the model.
     """
     refuse_attached(model)
-    choice, tensors = _fitting(model, adapter)
+    choice, tensors = fitting(model, adapter)
     _note_other_base(model, adapter, base_model)
     with undo_on_failure(model):
         patch(model, adapter.config, choice)
@@ -300,47 +316,3 @@ def fingerprint(model: nn.Module) -> str:
 def fingerprint_of(adapter: AdapterFiles) -> str:
     """The same of an adapter on disk; tensors of heads that are off do not count."""
     return fingerprints.fingerprint_of(adapter.config, adapter.tensors)
-
-
-def _fitting(model: nn.Module, adapter: AdapterFiles) -> tuple[Choice, dict[str, mx.array]]:
-    """Where the adapter's memories go, and its tensors, if they are just what the model needs."""
-    try:
-        choice = choose(model, adapter.config)
-    except ValueError as error:
-        raise ValueError(_misfit(adapter, [str(error)])) from error
-    expected = {
-        prefix_of(site.layer) + name: shape
-        for site in choice.sites
-        for name, shape in adapter_shapes(site.projections.whole, adapter.config).items()
-    }
-    tensors = with_gates(adapter.tensors, choice.sites)
-    given = {n: list(t.shape) for n, t in tensors.items()}
-    shapes = [
-        f"{name}: adapter {given[name]}, model {shape}"
-        for name, shape in expected.items()
-        if name in given and given[name] != shape
-    ]
-    needed = {n for n in expected if not is_off(n, adapter.config)}
-    missing = [f"{name}: missing in the adapter" for name in sorted(needed - given.keys())]
-    surplus = []
-    layers = choice.spread.layers
-    for name in sorted(given.keys() - expected.keys()):
-        parts = name.split(".")
-        beyond = len(parts) > 2 and parts[2].isdigit() and int(parts[2]) >= layers
-        reason = f"the model has {layers} layers" if beyond else "not used by this model and config"
-        surplus.append(f"{shortened(name, 120)[1:-1]}: {reason}")
-    if shapes or missing or surplus:
-        problems = [line for kind in (shapes, missing, surplus) for line in first_few(kind)]
-        raise ValueError(_misfit(adapter, problems))
-    if choice.note:
-        warnings.warn(choice.note, stacklevel=4)
-    return choice, tensors
-
-
-def _misfit(adapter: AdapterFiles, problems: list[str]) -> str:
-    named = f": {shortened(adapter.base_name)[1:-1]}" if adapter.base_name else ""
-    lines = "\n  ".join(problems)
-    return (
-        f"Adapter '{adapter.folder}' does not fit this model:\n  {lines}\n"
-        f"Load the model it was trained on{named}."
-    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
@@ -131,6 +131,7 @@ class GenerateOptions:
     quantized_kv_start: QuantizedKvStart = 5000
     max_kv_size: o.MaxKvSize = None
     prefill_step_size: o.PrefillStepSize = STEP
+    pipeline: o.Pipeline = False
     trust_remote_code: o.TrustRemoteCode = False
     json: o.Json = False
 
@@ -155,7 +156,10 @@ def generate(options: GenerateOptions) -> None:
     text = _prompt(options)
     notes = _checked(options)
     model, tokenizer = load_pair(
-        options.model, options.adapter, trust_remote_code=options.trust_remote_code
+        options.model,
+        options.adapter,
+        pipeline=options.pipeline,
+        trust_remote_code=options.trust_remote_code,
     )
     if options.model is None and options.adapter is None:
         output.note("The built-in pair answers. A real model: --model MODEL --adapter ADAPTER")
@@ -181,8 +185,8 @@ def _checked(options: GenerateOptions) -> list["Source"]:
                 "--compare": options.compare,
             }
         )
-    notes = _notes(options.remember or [])
-    check_memory_path(options.memory)
+    notes = launched.first(lambda: _notes(options.remember or []))
+    launched.first(lambda: check_memory_path(options.memory))
     return notes
 
 

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from deltamem_mlx._version import __version__
-from deltamem_mlx.cli.frame import errors, output
+from deltamem_mlx.cli.frame import errors, launched, output
 
 # name of the command -> "module:attribute": its function, or a Typer app with commands of its own
 COMMANDS: dict[str, str] = {
@@ -47,10 +47,12 @@ class CommandGroup(TyperGroup):
     ) -> int:
         """Runs the command line; leaves the process with its exit code if `standalone_mode`."""
         output.reset()
+        if launched.follows():
+            launched.be_silent()
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except Exception as error:
-            code = errors.report(error)
+            code = launched.report(error) if launched.follows() else errors.report(error)
         code = code if isinstance(code, int) else 0
         if code == errors.INTERRUPTED:
             output.note("Interrupted.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
@@ -56,6 +56,7 @@ class RememberOptions:
     chat_template_config: ChatTemplateConfig = None
     max_context: MaxContext = 4096
     prefill_step_size: o.PrefillStepSize = STEP
+    pipeline: o.Pipeline = False
     trust_remote_code: o.TrustRemoteCode = False
     json: o.Json = False
 
@@ -83,11 +84,14 @@ def remember(options: RememberOptions) -> None:
         raise UsageError("Say which memory is to remember: --memory FILE.safetensors")
     if not has_memory(options.model, options.adapter):
         refuse_without_memory({"remember": True})
-    check_memory_path(options.memory)
+    launched.first(lambda: check_memory_path(options.memory))
     kwargs = template_kwargs(options.chat_template_config)
-    sources = sources_of(options.files, "remember")
+    sources = launched.first(lambda: sources_of(options.files, "remember"))
     model, tokenizer = load_pair(
-        options.model, options.adapter, trust_remote_code=options.trust_remote_code
+        options.model,
+        options.adapter,
+        pipeline=options.pipeline,
+        trust_remote_code=options.trust_remote_code,
     )
     settings = {"template_kwargs": kwargs, "max_context": options.max_context}
     session = open_session(options.memory, model, tokenizer, settings)

@@ -1,8 +1,11 @@
 """Programs under mlx.launch, on this machine."""
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -10,18 +13,45 @@ from conftest import ROOT
 
 
 def launch(
-    *words: str | Path, size: int = 2, timeout: float = 300, **environment: str
+    *words: str | Path, size: int = 2, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run Python with these words in ``size`` processes, and wait for them."""
-    program = Path(sys.executable).with_name("mlx.launch")
-    if not program.exists():
-        pytest.skip("mlx.launch is not installed beside this Python")
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
     return subprocess.run(
-        [program, "-n", str(size), "--", sys.executable, *map(str, words)],
-        env=os.environ | {"PYTHONPATH": paths} | environment,
+        _command(words, size),
+        env=_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=timeout,
     )
+
+
+@contextmanager
+def started(*words: str | Path, size: int = 2) -> Iterator[subprocess.Popen[str]]:
+    """The same without waiting; gives the launcher, which is ended at last."""
+    with subprocess.Popen(
+        _command(words, size),
+        env=_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as program:
+        try:
+            yield program
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
+
+
+def _command(words: Sequence[str | Path], size: int) -> list[str]:
+    program = Path(sys.executable).with_name("mlx.launch")
+    if not program.exists():
+        pytest.skip("mlx.launch is not installed beside this Python")
+    return [str(program), "-n", str(size), "--", sys.executable, *map(str, words)]
+
+
+def _environment() -> dict[str, str]:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
+    return os.environ | {"PYTHONPATH": paths}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltamem_mlx.cli.frame import errors, output
+from deltamem_mlx.cli.frame import errors, launched, output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.load import has_memory, load_pair
 from deltamem_mlx.cli.frame.session import (
@@ -61,6 +61,7 @@ class ChatOptions:
     quantized_kv_start: QuantizedKvStart = 5000
     max_kv_size: o.MaxKvSize = None
     prefill_step_size: o.PrefillStepSize = STEP
+    pipeline: o.Pipeline = False
     trust_remote_code: o.TrustRemoteCode = False
 
 
@@ -87,13 +88,16 @@ def chat(options: ChatOptions) -> None:
         )
     template_kwargs(options.chat_template_config)
     check_kv_options(options.kv_bits, options.max_kv_size)
-    check_memory_path(options.memory)
+    launched.first(lambda: check_memory_path(options.memory))
 
     from deltamem_mlx.cli.chat.loop import Chat
     from deltamem_mlx.cli.chat.ui import ChatUI
 
     model, tokenizer = load_pair(
-        options.model, options.adapter, trust_remote_code=options.trust_remote_code
+        options.model,
+        options.adapter,
+        pipeline=options.pipeline,
+        trust_remote_code=options.trust_remote_code,
     )
     seed_with(options.seed)
     settings = session_settings(options) | {"max_context": options.max_context}

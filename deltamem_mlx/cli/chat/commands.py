@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltamem_mlx.cli.chat.answering import Answering
+from deltamem_mlx.cli.frame import launched
 from deltamem_mlx.cli.frame.session import without_memory
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class Commands(Answering):
 
         if not (words := shlex.split(argument)):
             raise ValueError("Expected /remember FILE, a folder, or several.")
-        sources = sources_of([Path(word).expanduser() for word in words], "/remember")
+        paths = [Path(word).expanduser() for word in words]
+        sources = launched.first(lambda: sources_of(paths, "/remember"))
         step_size = self.generation["prefill_step_size"]
         told = tell(self.session, sources, step_size=step_size)
         if told.tokens:
@@ -75,7 +77,7 @@ class Commands(Answering):
         overwrite = "--overwrite" in words
         words = [word for word in words if word not in ("--with-transcript", "--overwrite")]
         path = _path(shlex.join(words), "/save PATH [--with-transcript] [--overwrite]")
-        if path.is_file() and path not in self.own and not overwrite:
+        if launched.first(path.is_file) and path not in self.own and not overwrite:
             raise ValueError(
                 f"{path} is there already, and was left as it is. To replace it: "
                 f"/save {shlex.quote(str(path))} --overwrite"
@@ -89,7 +91,7 @@ class Commands(Answering):
 
     def load(self, argument: str) -> None:
         path = _path(argument, "/load PATH")
-        settings = {} if path.is_dir() else self.settings
+        settings = {} if launched.first(path.is_dir) else self.settings
         model, tokenizer = self.session.model, self.session.tokenizer
         self.session = type(self.session).restore(path, model, tokenizer, **settings)
         self.branches, self.question = [], None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
 from deltamem_mlx.problems import shortened
@@ -40,13 +40,17 @@ class Place:
         """What the settings of a run say of it."""
         return {"model": self.model or BUILTIN, "adapter": self.adapter or BUILTIN}
 
-    def load(self, *, trust_remote_code: bool) -> tuple["nn.Module", "TokenizerWrapper"]:
+    def load(
+        self, *, trust_remote_code: bool, pipeline: bool | None = None
+    ) -> tuple["nn.Module", "TokenizerWrapper"]:
         """Model and tokenizer."""
         from deltamem_mlx.evals.recall.builtin_data import load_builtin
 
-        if self.model is None and self.adapter is None:
+        if self.model is None and self.adapter is None and launched.world().alone:
             return load_builtin()
-        return load_pair(self.model, self.adapter, trust_remote_code=trust_remote_code)
+        return load_pair(
+            self.model, self.adapter, pipeline=pipeline, trust_remote_code=trust_remote_code
+        )
 
 
 def places(

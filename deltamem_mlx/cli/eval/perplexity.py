@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltamem_mlx.cli.eval.models import Place, Result, measured, places
-from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.progress import answering
 from deltamem_mlx.cli.frame.session import ChatTemplateConfig, template_kwargs
@@ -78,6 +78,7 @@ def perplexity(
     seed: e.Seed = 0,
     out: Out = None,
     chat_template_config: ChatTemplateConfig = None,
+    pipeline: o.Pipeline = False,
     trust_remote_code: o.TrustRemoteCode = False,
     json: o.Json = False,
 ) -> None:
@@ -98,8 +99,10 @@ def perplexity(
         batch_size=batch_size,
         seed=seed,
         template_kwargs=template_kwargs(chat_template_config),
+        pipeline=pipeline,
         trust_remote_code=trust_remote_code,
     )
+    out = launched.folder_here(out)
     chosen = places(model, adapter, also_model, out)
     source = read_source(data)  # raises before a model is loaded
     result = measured(chosen, out, lambda place: _measure(place, source, choices))
@@ -125,6 +128,7 @@ class _PerplexityChoices:
     batch_size: int
     seed: int
     template_kwargs: Mapping[str, Any]
+    pipeline: bool
     trust_remote_code: bool
 
 
@@ -135,7 +139,9 @@ def _measure(place: Place, source: "Source", choices: _PerplexityChoices) -> Res
     from deltamem_mlx.evals.perplexity import CONDITIONS, digest, losses, summary
     from deltamem_mlx.model.patch import config_of
 
-    model, tokenizer = place.load(trust_remote_code=choices.trust_remote_code)
+    model, tokenizer = place.load(
+        trust_remote_code=choices.trust_remote_code, pipeline=choices.pipeline
+    )
     found = passages(
         source,
         tokenizer,

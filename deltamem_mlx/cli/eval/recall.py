@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltamem_mlx.cli.eval.models import BUILTIN, Place, Result, measured, places
-from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.parse import chosen_of
@@ -89,6 +89,7 @@ def recall(
     batch_size: BatchSize = 32,
     seed: Seed = 0,
     out: Out = None,
+    pipeline: o.Pipeline = False,
     trust_remote_code: o.TrustRemoteCode = False,
     json: o.Json = False,
 ) -> None:
@@ -120,8 +121,10 @@ def recall(
         max_tokens=max_tokens,
         batch_size=batch_size,
         seed=seed,
+        pipeline=pipeline,
         trust_remote_code=trust_remote_code,
     )
+    out = launched.folder_here(out)
     chosen = places(model, adapter, also_model, out)
     result = measured(chosen, out, lambda place: _measure(place, choices))
     _show(result, conditions, as_json=json)
@@ -147,6 +150,7 @@ class _RecallChoices:
     max_tokens: int
     batch_size: int
     seed: int
+    pipeline: bool
     trust_remote_code: bool
 
 
@@ -159,7 +163,9 @@ def _measure(place: Place, choices: _RecallChoices) -> Result:
     from deltamem_mlx.evals.runner import Runner
     from deltamem_mlx.model import patch
 
-    loaded, tokenizer = place.load(trust_remote_code=choices.trust_remote_code)
+    loaded, tokenizer = place.load(
+        trust_remote_code=choices.trust_remote_code, pipeline=choices.pipeline
+    )
     builtin = base_model_of(loaded)["name"] == patch.BUILTIN
     data = choices.data or (BUILTIN if builtin else FACTS)
     cells = in_cells(_episodes(data, choices), choices.limit)

@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deltamem_mlx.cli.eval.models import Place, Result, measured, places
-from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.parse import chosen_of
 from deltamem_mlx.cli.frame.progress import answering
@@ -59,6 +59,7 @@ def run_benchmark(
     from deltamem_mlx.evals.benchmarks.task import limited
 
     began = time.perf_counter()
+    choices = replace(choices, out=launched.folder_here(choices.out))
     materials = limited(everything if among is None else among, choices.limit, choices.seed)
     data = Data(name, materials, strangers_of(materials, everything), options or {})
     chosen = places(choices.model, choices.adapter, choices.also_model, choices.out)
@@ -114,7 +115,9 @@ def _measure(
     from deltamem_mlx.evals.journal import Journal
 
     kwargs = template_kwargs(choices.chat_template_config)
-    model, tokenizer = place.load(trust_remote_code=choices.trust_remote_code)
+    model, tokenizer = place.load(
+        trust_remote_code=choices.trust_remote_code, pipeline=choices.pipeline
+    )
     window = None if choices.no_context else _window(model, choices.max_context)
     settings = {
         "task": task.name,

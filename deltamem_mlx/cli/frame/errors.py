@@ -15,6 +15,10 @@ from deltamem_mlx.cli.frame import output
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 _LONGEST = 500
+OTHER_ENDED = (
+    "Another process of this run has ended, and this one cannot go on alone. mlx.launch says which "
+    "it was."
+)
 
 # Modules that only some uses need -> the extra of this package that brings them.
 EXTRAS = {
@@ -42,8 +46,15 @@ def report(error: Exception) -> int:
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, BrokenPipeError):
         return FAILED  # whoever read the results has gone
-    output.fail(_cut(sentence(error)))
+    rank = rank_of(error)
+    output.fail(_cut(f"{'' if rank is None else f'rank {rank}: '}{sentence(error)}"))
     return FAILED
+
+
+def rank_of(error: Exception) -> int | None:
+    """In which other process of mlx.launch an error was raised first; None: in this one."""
+    ranks = sys.modules.get("deltamem_mlx.ranks")
+    return None if ranks is None else ranks.elsewhere(error)
 
 
 def _cut(text: str) -> str:
@@ -61,6 +72,8 @@ def sentence(error: Exception) -> str:
     match error:
         case typer.Abort():
             return "Input ended before the command was done."
+        case RuntimeError() if text.startswith("[ring] connection to a peer"):
+            return OTHER_ENDED
         case json.JSONDecodeError():
             return f"{_file_of(error)} is not valid JSON: {text}. Fetch or write it again."
         case UnicodeDecodeError():

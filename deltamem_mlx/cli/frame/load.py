@@ -3,41 +3,88 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from deltamem_mlx.cli.frame import launched
 from deltamem_mlx.cli.frame.errors import UsageError
 
 if TYPE_CHECKING:
     import mlx.nn as nn
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+    from deltamem_mlx.adapters.files import AdapterFiles
+
 
 def load_pair(
-    model: str | None, adapter: str | None, *, trust_remote_code: bool = False
+    model: str | None,
+    adapter: str | None,
+    *,
+    trust_remote_code: bool = False,
+    pipeline: bool | None = None,
 ) -> tuple["nn.Module", "TokenizerWrapper"]:
     """The model with its adapter, and the tokenizer.
 
     Without both, the built-in pair. An adapter that names its base model needs no `--model`; a
     model without `--adapter` has no memory.
+
+    Under mlx.launch, each process has a part of the model: of each layer, or with ``pipeline``
+    some of the layers. None: the command is for one process.
     """
     from deltamem_mlx import builtin
-    from deltamem_mlx.adapters.loading import load, read
+    from deltamem_mlx.adapters.loading import read
 
+    groups = _groups(pipeline)
+    if groups and model in (None, "builtin") and adapter is None:
+        raise UsageError(
+            "The built-in pair is for one process: mlx-lm has no way to spread it. Give --model "
+            "and --adapter."
+        )
     if model is None and adapter is None:
         model, adapter = str(builtin.base_folder()), str(builtin.adapter_folder())
-    files = None if adapter is None else read(adapter)
+    files = None if adapter is None else launched.first(lambda: read(str(adapter)))
+    name = model or _base_of(str(adapter), files.base_name if files else None)
+    return _loaded(name, files, trust_remote_code, groups)
+
+
+def _loaded(
+    model: str, adapter: "AdapterFiles | None", trust_remote_code: bool, groups: dict[str, Any]
+) -> tuple["nn.Module", "TokenizerWrapper"]:
+    from deltamem_mlx.adapters.loading import load
+
     return load(
-        model if model is not None else _base_of(str(adapter), files.base_name if files else None),
-        files,
+        model,
+        adapter,
         tokenizer_config={"trust_remote_code": trust_remote_code},
         trust_remote_code=trust_remote_code,
+        **groups,
     )
 
 
 def load_plain(model: str, *, trust_remote_code: bool) -> tuple["nn.Module", "TokenizerWrapper"]:
-    """The model without a memory, and the tokenizer; of the built-in pair, the base."""
+    """The model without a memory, whole in this process, and the tokenizer; of the built-in pair,
+    the base.
+    """
     from deltamem_mlx import builtin
 
     name = str(builtin.base_folder()) if model == "builtin" else model
-    return load_pair(name, None, trust_remote_code=trust_remote_code)
+    return _loaded(name, None, trust_remote_code, {})
+
+
+def _groups(pipeline: bool | None) -> dict[str, Any]:
+    """Over which processes a model is spread, and how; nothing: it lies in this one.
+
+    Raises:
+        UsageError: If that cannot be here.
+    """
+    ranks = launched.world()
+    if ranks.alone:
+        if pipeline:
+            raise UsageError(
+                "--pipeline: there is one process. Start several: mlx.launch -n 2 -- deltamem-mlx …"
+            )
+        return {}
+    if pipeline is None:
+        raise UsageError("This command is for one process: start it without mlx.launch.")
+    launched.end_with_the_others()
+    return {"pipeline_group" if pipeline else "tensor_group": ranks.group}
 
 
 def has_memory(model: str | None, adapter: str | None) -> bool:

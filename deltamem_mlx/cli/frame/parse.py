@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deltamem_mlx.cli.frame import launched
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.files import decoded, parse_json
 from deltamem_mlx.problems import not_unicode
@@ -63,5 +64,8 @@ def standard_input() -> str:
 
     Raises:
         ValueError: If it is not UTF-8 text; the message names the line.
+        UsageError: Under mlx.launch, which never ends it.
     """
+    if launched.rank() is not None:
+        raise UsageError("Under mlx.launch standard input has no end: give the text otherwise.")
     return decoded(sys.stdin.buffer.read(), STANDARD_INPUT)

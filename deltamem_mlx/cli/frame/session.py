@@ -1,12 +1,13 @@
 """What commands that hold a conversation share: their options, and the session to begin with."""
 
+import secrets
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.parse import json_object
 from deltamem_mlx.cli.options import shared as o
@@ -156,6 +157,8 @@ def seed_with(seed: int | None) -> None:
     """Begin MLX's random numbers at `--seed`, if it was given."""
     import mlx.core as mx
 
+    if seed is None and not launched.world().alone:
+        seed = launched.first(lambda: secrets.randbits(32))  # all are to draw the same
     if seed is not None:
         mx.random.seed(seed)
 
@@ -173,7 +176,7 @@ def open_session(
     if memory is None:
         return new
     # Looked for after the session was made: a file that appears later is then another program's.
-    if memory.exists():
+    if launched.first(memory.exists):
         return MemorySession.restore(memory, model, tokenizer, **settings)
     output.note(f"No memory file {memory} yet: the memory is empty.{_others(memory)}")
     return new

@@ -88,5 +88,6 @@ class Choices:
     seed: Seed = 0
     out: Out = None
     chat_template_config: ChatTemplateConfig = None
+    pipeline: o.Pipeline = False
     trust_remote_code: o.TrustRemoteCode = False
     json: o.Json = False

@@ -67,6 +67,15 @@ TrustRemoteCode = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+Pipeline = Annotated[
+    bool,
+    typer.Option(
+        "--pipeline",
+        help="Under mlx.launch: some of the layers in each process, instead of a part of each "
+        "layer.",
+        rich_help_panel=MODEL,
+    ),
+]
 Prompt = Annotated[
     str | None,
     typer.Option("--prompt", "-p", metavar="TEXT", help="The same as PROMPT."),
