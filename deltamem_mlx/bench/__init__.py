@@ -1,12 +1,14 @@
 """The plain and the patched model beside each other: speed, memory, graph; and the scan alone."""
 
+from .drafting import prompts_for
 from .models import STRATEGIES, Pair, with_plain_twin, with_random_adapters
 from .primitives import count_primitives
-from .run import FULL, PARTS, QUICK, BenchPlan, BenchReport, run_bench
+from .run import DRAFT, FULL, PARTS, QUICK, BenchPlan, BenchReport, run_bench
 from .shapes import SHAPES, random_model, shape_config
 from .timing import Effort
 
 __all__ = [
+    "DRAFT",
     "FULL",
     "PARTS",
     "QUICK",
@@ -17,6 +19,7 @@ __all__ = [
     "Effort",
     "Pair",
     "count_primitives",
+    "prompts_for",
     "random_model",
     "run_bench",
     "shape_config",

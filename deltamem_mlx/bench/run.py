@@ -4,7 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
+import mlx.nn as nn
+
 from ..model.patch import config_of, memory_layers
+from .drafting import AHEAD, DraftRow, draft_rows
 from .generation import Row, decode_rows, memory_facts, prefill_rows
 from .machine import machine_facts
 from .models import Pair
@@ -13,6 +16,7 @@ from .scan import ScanRow, scan_rows
 from .timing import Effort
 
 PARTS = ("prefill", "decode", "memory", "scan")
+DRAFT = "draft"  # a part that needs a model to draft with
 SCHEMA = 2
 CALLS = (1, 8, 64)  # tokens of the calls whose operations are counted
 
@@ -29,7 +33,8 @@ class BenchPlan:
         scan_lengths (Sequence[int]): Tokens of the scans.
         scan_heads (Sequence[int]): State heads of the scans.
         decode_tokens (int): Tokens that a run decodes.
-        parts (Sequence[str]): Among prefill, decode, memory, scan.
+        draft_tokens (Sequence[int]): How many tokens a draft model guesses at a time.
+        parts (Sequence[str]): Among prefill, decode, memory, scan, draft.
         effort (Effort): How long to measure each.
     """
 
@@ -40,6 +45,7 @@ class BenchPlan:
     scan_lengths: Sequence[int] = (2048,)
     scan_heads: Sequence[int] = (1,)
     decode_tokens: int = 16
+    draft_tokens: Sequence[int] = AHEAD
     parts: Sequence[str] = PARTS
     effort: Effort = field(default_factory=Effort)
 
@@ -86,6 +92,7 @@ class BenchReport:
     decode: list[Row] = field(default_factory=list)
     memory: list[MemoryRow] = field(default_factory=list)
     scan: list[ScanRow] = field(default_factory=list)
+    draft: list[DraftRow] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values; times in seconds, sizes in bytes."""
@@ -93,7 +100,8 @@ class BenchReport:
         scans = [row.to_dict() for row in self.scan]
         facts = {"schema": SCHEMA, "machine": self.machine, "model": self.model}
         facts |= {"clock": self.clock}
-        return facts | rows | {"memory": self.memory, "scan": scans}
+        drafts = {"draft": [row.to_dict() for row in self.draft]} if self.draft else {}
+        return facts | rows | {"memory": self.memory, "scan": scans} | drafts
 
 
 def run_bench(
@@ -101,6 +109,7 @@ def run_bench(
     plan: BenchPlan,
     *,
     model: dict[str, Any],
+    drafting: tuple[nn.Module, Sequence[list[int]]] | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> BenchReport:
     """Measure what ``plan`` asks for.
@@ -109,6 +118,8 @@ def run_bench(
         pair (Pair): The plain model and its patched twins.
         plan (BenchPlan): Lengths, batch sizes, effort.
         model (dict[str, Any]): What the report says of the model.
+        drafting (tuple[nn.Module, list[list[int]]]): A draft model, and prompts to answer with it;
+          None: there is none.
         progress (Callable): Called with a line before each figure.
     """
     report = BenchReport(machine_facts(), model, plan.effort.clock)
@@ -126,6 +137,10 @@ def run_bench(
     if "memory" in plan.parts:
         progress("Memory and primitives")
         report.memory = [memory_row(pair, strategy) for strategy in pair.patched]
+    if DRAFT in plan.parts and drafting is not None:
+        progress(f"Decoding with a draft, {len(drafting[1])} prompts")
+        tokens = plan.decode_tokens
+        report.draft = draft_rows(pair.patched, *drafting, plan.draft_tokens, tokens, effort)
     if "scan" in plan.parts:
         for heads in plan.scan_heads:
             for length in plan.scan_lengths:

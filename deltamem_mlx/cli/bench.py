@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
-from deltamem_mlx.cli.frame.load import load_pair
+from deltamem_mlx.cli.frame.load import load_draft_model, load_pair
 from deltamem_mlx.cli.options import bench as b
 from deltamem_mlx.cli.options import shared as o
 
 if TYPE_CHECKING:
+    import mlx.nn as nn
+
     from deltamem_mlx.bench import BenchPlan, BenchReport, Pair
 
 
@@ -22,6 +24,8 @@ class BenchOptions:
 
     model: o.Model = None
     adapter: o.Adapter = None
+    draft_model: o.DraftModel = None
+    num_draft_tokens: b.DraftTokens = None
     shape: b.Shape = None
     layers: b.Layers = None
     bits: b.Bits = None
@@ -67,6 +71,7 @@ def bench(options: BenchOptions) -> None:
         "prompt_lengths": _numbers("--prompt-lengths", options.prompt_lengths),
         "depths": _numbers("--depths", options.depths),
         "batch_sizes": _numbers("--batch-sizes", options.batch_sizes),
+        "draft_tokens": _numbers("--num-draft-tokens", options.num_draft_tokens),
         "scan_lengths": _numbers("--scan-lengths", options.scan_lengths),
     }
 
@@ -79,16 +84,22 @@ def bench(options: BenchOptions) -> None:
     if seconds is None:
         seconds = b.FULL_SECONDS if full else b.SECONDS
     effort = Effort(rounds=options.rounds, seconds=seconds, clock=options.clock.value)
-    plan = _plan(lengths, options.only, options.decode_tokens, full, effort)
-    plan = plan.changed(cached=options.cached)
+    plan = _plan(lengths, options, effort).changed(cached=options.cached)
     _check_plot(options.plot, plan)
+    drafting = None
     if real:
-        pair, facts = _real(options.model, options.adapter, names, seed, options.trust_remote_code)
+        pair, facts, drafting = _real(options, names, seed)
     else:
         shape = options.shape or b.DEFAULT_SHAPE
         pair, facts = _random(shape, options.layers, options.bits, options.dtype, names, seed)
     _hint()
-    report = run_bench(pair, plan, model=facts, progress=lambda text: output.note(f"{text} …"))
+    report = run_bench(
+        pair,
+        plan,
+        model=facts,
+        drafting=drafting,
+        progress=lambda text: output.note(f"{text} …"),
+    )
     _show(report, options.json)
     if options.plot is not None:
         _draw(report, options.plot)
@@ -100,6 +111,10 @@ def _check(options: BenchOptions) -> bool:
     random = (options.shape, options.layers, options.bits, options.dtype)
     if real and any(value is not None for value in random):
         raise UsageError("--shape, --layers, --bits, --dtype: only without --model and --adapter.")
+    if options.draft_model is not None and not real:
+        raise UsageError("--draft-model: only with --model or --adapter.")
+    if options.draft_model is None and options.num_draft_tokens is not None:
+        raise UsageError("--num-draft-tokens: only with --draft-model.")
     if options.adapter is not None and options.strategies is not None:
         raise UsageError("--strategies: an --adapter has its own; give one of the two.")
     if options.seconds is not None and options.rounds is not None:
@@ -144,34 +159,39 @@ def _check_plot(plot: Path | None, plan: "BenchPlan") -> None:
 
 
 def _plan(
-    lengths: dict[str, list[int] | None],
-    only: str | None,
-    decode_tokens: int,
-    full: bool,
-    effort: object,
+    lengths: dict[str, list[int] | None], options: BenchOptions, effort: object
 ) -> "BenchPlan":
-    from deltamem_mlx.bench import FULL, PARTS, QUICK
+    from deltamem_mlx.bench import DRAFT, FULL, PARTS, QUICK
 
-    parts = _chosen("--only", only, PARTS) or PARTS
+    usual = PARTS if options.draft_model is None else (DRAFT,)
+    parts = _chosen("--only", options.only, (*PARTS, DRAFT)) or usual
+    if DRAFT in parts and options.draft_model is None:
+        raise UsageError("--only draft: give a --draft-model.")
     given = {name: values for name, values in lengths.items() if values is not None}
-    plan = FULL if full else QUICK
-    return plan.changed(parts=parts, decode_tokens=decode_tokens, effort=effort, **given)
+    tokens = options.decode_tokens
+    plan = FULL if options.full else QUICK
+    return plan.changed(parts=parts, decode_tokens=tokens, effort=effort, **given)
 
 
 def _real(
-    model: str | None, adapter: str | None, strategies: list[str], seed: int, trust: bool
-) -> tuple["Pair", dict[str, Any]]:
-    """The models of `--model` and `--adapter`, and what the report says of them."""
-    from deltamem_mlx.bench import with_plain_twin, with_random_adapters
-    from deltamem_mlx.model.patch import attachment
+    options: BenchOptions, strategies: list[str], seed: int
+) -> tuple["Pair", dict[str, Any], "tuple[nn.Module, list[list[int]]] | None"]:
+    """The models of `--model` and `--adapter`, what the report says of them, and a draft with what
+    it is tried on."""
+    from deltamem_mlx.bench import prompts_for, with_plain_twin, with_random_adapters
+    from deltamem_mlx.model.patch import attachment, is_attached
 
-    loaded, _ = load_pair(model, adapter, trust_remote_code=trust)
+    model, adapter, trust = options.model, options.adapter, options.trust_remote_code
+    loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust)
+    draft = load_draft_model(options.draft_model, loaded, tokenizer, trust_remote_code=trust)
+    drafting = None if draft is None else (draft, prompts_for(tokenizer))
     name = model if adapter is None else attachment(loaded).base_model
     facts = {"name": name, "layers": len(loaded.layers), "random_weights": False}
     facts |= {"bits": None, "dtype": None, "adapter": adapter}
-    if adapter is not None:
-        return with_plain_twin(loaded), facts
-    return with_random_adapters(loaded, strategies, seed), facts
+    if is_attached(loaded):
+        facts["adapter"] = adapter or model
+        return with_plain_twin(loaded), facts, drafting
+    return with_random_adapters(loaded, strategies, seed), facts, drafting
 
 
 def _random(

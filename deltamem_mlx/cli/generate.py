@@ -1,18 +1,23 @@
 """`deltamem-mlx generate`: an answer to one prompt, from what was remembered."""
 
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deltamem_mlx.cli.frame import launched, output
+from deltamem_mlx.cli.frame.answering import GeneratedAnswer, show_answer
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
-from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.cli.frame.load import (
+    has_memory,
+    load_draft_model,
+    load_pair,
+    refuse_without_memory,
+)
 from deltamem_mlx.cli.frame.parse import standard_input
 from deltamem_mlx.cli.frame.progress import watched
 from deltamem_mlx.cli.frame.session import (
@@ -75,36 +80,6 @@ Compare = Annotated[
 ]
 
 
-@dataclass
-class GeneratedAnswer:
-    """What one prompt gave; times in seconds, `peak_memory` in GB."""
-
-    text: str
-    finish_reason: str | None
-    prompt_tokens: int
-    prompt_tps: float
-    generation_tokens: int
-    generation_tps: float
-    time_to_first_token: float
-    peak_memory: float
-    lost: OSError | None = field(default=None, repr=False)  # what kept it from being printed
-
-
-class Printed:
-    """Pieces of an answer on stdout; the answer goes on, and is kept, if nobody reads it there."""
-
-    def __init__(self, quiet: bool):
-        self.quiet = quiet
-        self.lost: OSError | None = None
-
-    def add(self, text: str) -> None:
-        if not self.quiet and self.lost is None:
-            try:
-                output.result(text, end="")
-            except OSError as error:
-                self.lost = error
-
-
 @dataclass(frozen=True)
 class GenerateOptions:
     """What `generate` was asked for."""
@@ -112,6 +87,8 @@ class GenerateOptions:
     text: Text = None
     model: o.Model = None
     adapter: o.Adapter = None
+    draft_model: o.DraftModel = None
+    num_draft_tokens: o.NumDraftTokens = 3
     prompt: o.Prompt = None
     system_prompt: o.SystemPrompt = None
     chat_template_config: ChatTemplateConfig = None
@@ -163,18 +140,22 @@ def generate(options: GenerateOptions) -> None:
     )
     if options.model is None and options.adapter is None:
         output.note("The built-in pair answers. A real model: --model MODEL --adapter ADAPTER")
+    draft = load_draft_model(
+        options.draft_model, model, tokenizer, trust_remote_code=options.trust_remote_code
+    )
     seed_with(options.seed)
     if has_memory(options.model, options.adapter):
-        answer, more = _from_memory(options, model, tokenizer, text, notes)
+        answer, more = _from_memory(options, (model, tokenizer, draft), text, notes)
     else:
-        answer, more = _show(_plain(model, tokenizer, text, options), quiet=options.json), {}
-    _report(answer, options.json, more)
+        pieces = _plain(model, tokenizer, draft, text, options)
+        answer, more = show_answer(pieces, quiet=options.json), {}
+    _report(answer, options, more)
 
 
 def _checked(options: GenerateOptions) -> list["Source"]:
     """What is to be remembered; raises UsageError for flags that do not go together."""
     template_kwargs(options.chat_template_config)
-    check_kv_options(options.kv_bits, options.max_kv_size)
+    check_kv_options(options.kv_bits, options.max_kv_size, options.draft_model)
     if not has_memory(options.model, options.adapter):
         refuse_without_memory(
             {
@@ -192,22 +173,23 @@ def _checked(options: GenerateOptions) -> list["Source"]:
 
 def _from_memory(
     options: GenerateOptions,
-    model: "nn.Module",
-    tokenizer: "TokenizerWrapper",
+    loaded: tuple["nn.Module", "TokenizerWrapper", "nn.Module | None"],
     text: str,
     notes: list["Source"],
 ) -> tuple[GeneratedAnswer, dict[str, Any]]:
     """The answer, and what else is to be said of it. The memory is saved."""
     from deltamem_mlx.memory.history import HISTORY_TURNS
 
+    model, tokenizer, draft = loaded
     settings, generation = session_settings(options), generation_of(options)
+    settings["draft_model"] = draft
     session = open_session(options.memory, model, tokenizer, settings)
     remembered = _remember(session, notes, options) if notes else 0
     if options.compare and not options.json:
         output.result("With memory:")
     with session.read_only() if options.read_only else nullcontext():
         pieces = watched(lambda g: session.stream(text, **g), generation)
-        answer = _show(pieces, quiet=options.json)
+        answer = show_answer(pieces, quiet=options.json)
     stats = session.stats()
     if options.memory is not None and not options.read_only:
         session.save(options.memory, history=HISTORY_TURNS)
@@ -224,7 +206,7 @@ def _from_memory(
             output.result("\nWithout memory:")
         seed_with(options.seed)
         without = without_memory(model, tokenizer, text, settings, generation)
-        more["without_memory"] = _show(without, quiet=options.json).text
+        more["without_memory"] = show_answer(without, quiet=options.json).text
     return answer, more
 
 
@@ -271,6 +253,7 @@ def _remember(session: "MemorySession", notes: list["Source"], options: Generate
 def _plain(
     model: "nn.Module",
     tokenizer: "TokenizerWrapper",
+    draft: "nn.Module | None",
     text: str,
     options: GenerateOptions,
 ) -> Iterator["GenerationResponse"]:
@@ -287,44 +270,26 @@ def _plain(
         )
     size = options.max_kv_size
     yield from watched(
-        lambda g: stream_generate(model, tokenizer, prompt, **g, max_kv_size=size),
+        lambda g: stream_generate(
+            model, tokenizer, prompt, draft_model=draft, **g, max_kv_size=size
+        ),
         generation_of(options),
     )
 
 
-def _show(responses: Iterator["GenerationResponse"], *, quiet: bool) -> GeneratedAnswer:
-    """Writes the pieces as they come, unless `quiet`, and returns the whole."""
-    began, first = time.perf_counter(), 0.0
-    pieces, response = [], None
-    printed = Printed(quiet)
-    for response in responses:
-        first = first or time.perf_counter() - began
-        pieces.append(response.text)
-        printed.add(response.text)
-    printed.add("\n")
-    if response is None:
-        raise RuntimeError("The model gave no answer.")
-    return GeneratedAnswer(
-        text="".join(pieces),
-        finish_reason=response.finish_reason,
-        prompt_tokens=response.prompt_tokens,
-        prompt_tps=response.prompt_tps,
-        generation_tokens=response.generation_tokens,
-        generation_tps=response.generation_tps,
-        time_to_first_token=first,
-        peak_memory=response.peak_memory,
-        lost=printed.lost,
-    )
-
-
-def _report(answer: GeneratedAnswer, json: bool, more: dict[str, Any]) -> None:
-    if json:
+def _report(answer: GeneratedAnswer, options: GenerateOptions, more: dict[str, Any]) -> None:
+    drafts = options.draft_model is not None
+    if options.json:
         values = asdict(answer)
         del values["lost"]
+        if not drafts:
+            del values["drafted_tokens"]
         output.result_json(values | more)
+    guessed = f" ({answer.drafted_tokens} of them drafted)" if drafts else ""
     output.note(
         f"Prompt: {answer.prompt_tokens} tokens, {answer.prompt_tps:.1f} tokens/s"
-        f" · answer: {answer.generation_tokens} tokens, {answer.generation_tps:.1f} tokens/s"
+        f" · answer: {answer.generation_tokens} tokens{guessed}, "
+        f"{answer.generation_tps:.1f} tokens/s"
         f" · first token: {answer.time_to_first_token:.2f} s"
         f" · peak memory: {answer.peak_memory:.3f} GB"
         f" · memory state: {more.get('memory_bytes', 0):,} bytes"

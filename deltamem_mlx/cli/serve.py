@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
-from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.cli.frame.load import (
+    has_memory,
+    load_draft_model,
+    load_pair,
+    refuse_without_memory,
+)
 from deltamem_mlx.cli.frame.parse import json_object
 from deltamem_mlx.cli.options import serve as s
 from deltamem_mlx.cli.options import shared as o
@@ -33,6 +38,8 @@ USUAL = ServeSettings()
 def serve(
     model: o.Model = None,
     adapter: o.Adapter = None,
+    draft_model: o.DraftModel = None,
+    num_draft_tokens: o.NumDraftTokens = USUAL.num_draft_tokens,
     host: s.Host = USUAL.host,
     port: s.Port = USUAL.port,
     api_key: s.ApiKey = USUAL.api_key,
@@ -78,10 +85,23 @@ def serve(
     if not has_memory(model, adapter):
         refuse_without_memory({"serve": True})
     settings = _settings({field.name: given[field.name] for field in fields(ServeSettings)})
+    _check_draft(draft_model, settings)
     from deltamem_mlx.adapters.loading import base_model_of
 
-    loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
-    _serve(loaded, tokenizer, str(model or base_model_of(loaded)["name"]), settings)
+    trust = {"trust_remote_code": trust_remote_code}
+    loaded, tokenizer = load_pair(model, adapter, **trust)
+    draft = load_draft_model(draft_model, loaded, tokenizer, **trust)
+    _serve(loaded, tokenizer, str(model or base_model_of(loaded)["name"]), settings, draft)
+
+
+def _check_draft(draft_model: str | None, settings: ServeSettings) -> None:
+    """Raises UsageError for what cannot be done with a draft model."""
+    for name in ("decode_concurrency", "prompt_concurrency"):
+        if draft_model is not None and getattr(settings, name) not in (1, getattr(USUAL, name)):
+            raise UsageError(
+                f"--draft-model and --{name.replace('_', '-')}: mlx-lm drafts for one answer at a "
+                "time, and they wait for each other then. Give one of the two."
+            )
 
 
 def _settings(options: dict[str, Any]) -> ServeSettings:
@@ -101,7 +121,11 @@ def _settings(options: dict[str, Any]) -> ServeSettings:
 
 
 def _serve(
-    model: "nn.Module", tokenizer: "TokenizerWrapper", name: str, settings: ServeSettings
+    model: "nn.Module",
+    tokenizer: "TokenizerWrapper",
+    name: str,
+    settings: ServeSettings,
+    draft: "nn.Module | None",
 ) -> None:
     """Answer until a signal comes."""
     from deltamem_mlx.serve.log import set_up
@@ -112,7 +136,7 @@ def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     try:
-        server = Server(model, tokenizer, name, settings)
+        server = Server(model, tokenizer, name, settings, draft)
     except SettingsError as error:
         raise UsageError(str(error)) from error
     with server:

@@ -18,6 +18,7 @@ from mlx_lm.generate import BatchGenerator, GenerationBatch, StopSequences, Text
 from mlx_lm.server import GenerationArguments, GenerationContext
 
 from ..compat import make_logits_processors, make_sampler
+from .drafted import DraftedSequences
 from .ending import Ending, Sampler
 from .errors import ApiError
 from .job import Answer, Fed, Feed, Job, PromptProgress, Steps
@@ -77,7 +78,15 @@ class RunningBatch:
         self._stream = mx.default_stream(mx.default_device())
         self._sequences = self._new_sequences()
 
-    def _new_sequences(self) -> BatchGenerator:
+    def _new_sequences(self) -> BatchGenerator | DraftedSequences:
+        if self.pair.draft is not None:
+            return DraftedSequences(
+                self.pair.model,
+                self.pair.draft,
+                num_draft_tokens=self.settings.num_draft_tokens,
+                prefill_step_size=self.settings.prefill_step_size,
+                stream=self._stream,
+            )
         return BatchGenerator(
             self.pair.model,
             completion_batch_size=self.settings.decode_concurrency,

@@ -34,6 +34,7 @@ class ServedPair:
         vocabulary (int): How many tokens the model tells apart.
         window (int): Tokens that the model was made for; None: it does not say.
         shapes (dict[int, tuple]): Layer index → shape of the state of one conversation.
+        draft (nn.Module): Guesses ahead of the model, one answer at a time; None: there is none.
     """
 
     model: nn.Module
@@ -45,10 +46,15 @@ class ServedPair:
     vocabulary: int
     window: int | None
     shapes: dict[int, tuple[int, ...]]
+    draft: nn.Module | None = None
 
     @classmethod
     def of(
-        cls, model: nn.Module, tokenizer: TokenizerWrapper, template_kwargs: Mapping[str, object]
+        cls,
+        model: nn.Module,
+        tokenizer: TokenizerWrapper,
+        template_kwargs: Mapping[str, object],
+        draft: nn.Module | None = None,
     ) -> "ServedPair":
         """A model with an adapter, made ready to be served.
 
@@ -58,6 +64,8 @@ class ServedPair:
         pack(model)
         granularity = config_of(model).memory_write_granularity
         cache = make_prompt_cache(model)
+        # What follows a reply is decoded with it, token by token: not where a draft guesses.
+        by_itself = granularity != "token" or draft is not None
         with unchanged(model):
             vocabulary = model(mx.array([[0]]), cache=cache).shape[-1]  # never computed
         return cls(
@@ -66,10 +74,11 @@ class ServedPair:
             adapter=fingerprint(model),
             described=described(model),
             granularity=granularity,
-            end=usual_end(tokenizer, template_kwargs) if granularity == "token" else [],
+            end=[] if by_itself else usual_end(tokenizer, template_kwargs),
             vocabulary=vocabulary,
             window=_window(model),
             shapes={i: (1, m.heads, m.rank, m.rank) for i, m in memories(cache).items()},
+            draft=draft,
         )
 
 

@@ -26,13 +26,18 @@ class Server(Serving):
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: TokenizerWrapper, name: str, settings: ServeSettings
+        self,
+        model: nn.Module,
+        tokenizer: TokenizerWrapper,
+        name: str,
+        settings: ServeSettings,
+        draft: nn.Module | None = None,
     ):
         check_exposure(settings)
         handler = partial(MemoryHandler, self, system_fingerprint=get_system_fingerprint())
         self.http = HttpListener(settings, handler)
         try:
-            super().__init__(model, tokenizer, name, settings)
+            super().__init__(model, tokenizer, name, settings, draft)
         except BaseException:
             self.http.server_close()
             raise

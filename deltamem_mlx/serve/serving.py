@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ..adapters.drafts import cannot_draft
 from .errors import ApiError
 from .folder import MemoryFolder
 from .generator import MemoryGenerator
@@ -29,6 +30,8 @@ class Serving:
         tokenizer (TokenizerWrapper): Its tokenizer.
         name (str): What the model is called: a folder or a repository.
         settings (ServeSettings): How to run.
+        draft (nn.Module): Guesses ahead: answers are then given one after another. Default: they
+          are decoded in one batch.
 
     Raises:
         ValueError: If the model has no adapter, or cannot be used with these settings.
@@ -36,13 +39,20 @@ class Serving:
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: TokenizerWrapper, name: str, settings: ServeSettings
+        self,
+        model: nn.Module,
+        tokenizer: TokenizerWrapper,
+        name: str,
+        settings: ServeSettings,
+        draft: nn.Module | None = None,
     ):
-        pair = ServedPair.of(model, tokenizer, settings.chat_template_args)
+        if draft is not None and (why := cannot_draft(model, draft)):
+            raise ValueError(why)
+        pair = ServedPair.of(model, tokenizer, settings.chat_template_args, draft)
         check_defaults(settings, pair.vocabulary)
         self.settings, self.metrics = settings, ServerMetrics()
         self.provider = PairProvider(model, tokenizer, name, settings)
-        if not self.provider.is_batchable:
+        if draft is None and not self.provider.is_batchable:
             raise ValueError(
                 f"{name}: mlx-lm cannot batch this model's prompt cache, and the server needs that."
             )

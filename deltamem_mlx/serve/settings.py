@@ -37,6 +37,7 @@ class ServeSettings:
         grace (float): Time for running answers at shutdown.
         max_tokens, temp, top_p, top_k, min_p: Defaults of requests.
         chat_template_args (dict): Defaults of the chat template's settings.
+        num_draft_tokens (int): How far a draft model guesses ahead.
         decode_concurrency, prompt_concurrency, prefill_step_size: Of mlx-lm's batching.
         prompt_cache_size, prompt_cache_bytes: Of mlx-lm's cache for requests without a memory.
     """
@@ -66,6 +67,7 @@ class ServeSettings:
     top_k: int = 0
     min_p: float = 0.0
     chat_template_args: dict[str, object] = field(default_factory=dict)
+    num_draft_tokens: int = 3
     decode_concurrency: int = 32
     prompt_concurrency: int = 8
     prefill_step_size: int = 2048

@@ -266,7 +266,8 @@ class MemorySession(Talk):
         Args:
             path (Path): A memory file: the context is empty then; or the folder of a session.
             model, tokenizer: As in the constructor, with the adapter that was saved under.
-            **settings: For a memory file, as in the constructor; a folder has its own.
+            **settings: For a memory file, as in the constructor; a folder has its own, and takes
+              ``draft_model`` only.
 
         Raises:
             FileNotFoundError: If there is nothing.
@@ -315,6 +316,8 @@ class MemorySession(Talk):
         tokenizer: TokenizerWrapper,
         settings: Mapping[str, Any],
     ) -> "MemorySession":
+        running = {name: settings[name] for name in settings if name == "draft_model"}
+        settings = {name: settings[name] for name in settings if name not in running}
         if settings:
             raise ValueError(
                 f"{folder} is the folder of a session, which has settings of its own: leave out "
@@ -322,7 +325,7 @@ class MemorySession(Talk):
             )
         adapter, fresh = fingerprint(model), fresh_caches(model)
         read = spread_of_memory(model).ranks.by_first(lambda: read_folder(folder, adapter, fresh))
-        session = cls(model, tokenizer, **read.settings)
+        session = cls(model, tokenizer, **read.settings, **running)
         session._opening = read.opening
         session._conversation.go_on(part_here(read, model))
         return session

@@ -11,6 +11,7 @@ from mlx_lm.generate import GenerationResponse
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ..adapters.drafts import cannot_draft
 from ..files import Witness, expanded
 from ..memory.actions import PromptCache
 from ..model.arguments import expect
@@ -55,11 +56,8 @@ class Talk:
             raise ValueError(
                 f"undo_turns is {undo_turns}, undo_bytes {undo_bytes}; expected 0 or more."
             )
-        if draft_model is not None and len(make_prompt_cache(model)) != len(model.layers):
-            raise ValueError(
-                "mlx-lm drafts only for models with a cache for each layer, and this one shares "
-                "some: leave out draft_model."
-            )
+        if draft_model is not None and (why := cannot_draft(model, draft_model)):
+            raise ValueError(why)
         wrapped = isinstance(tokenizer, TokenizerWrapper)
         self.model = model
         self.tokenizer = tokenizer if wrapped else TokenizerWrapper(tokenizer)

@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ..bench.drafting import DraftRow
 from ..bench.generation import Row
 from ..bench.run import BenchReport, MemoryRow
 from ..bench.scan import ScanRow
@@ -46,6 +47,8 @@ def tables(report: BenchReport) -> Iterator[tuple[str, Table]]:
         yield prefill_title(report.prefill), prefill(report.prefill)
     if report.decode:
         yield "Decode: time per step; tokens per second of the whole batch", decode(report.decode)
+    if report.draft:
+        yield "Greedy answers with a memory, with and without a draft", draft(report.draft)
     if report.memory:
         title = "What a conversation keeps, and the primitives (kernels) it adds to a layer's call"
         yield title, memory(report.memory)
@@ -86,6 +89,21 @@ def decode(rows: list[Row]) -> Table:
             *(row.strategy, str(row.batch_size), str(row.length)),
             *(_ms(row.plain), _ms(row.patched)),
             *(_speed(row, row.plain), _speed(row, row.patched), _spread(row.ratio)),
+        )
+    return table
+
+
+def draft(rows: list[DraftRow]) -> Table:
+    table = _table(
+        *("memory", "ahead", "tokens", "accepted", "same answers", "plain t/s", "drafted t/s"),
+        "time ×",
+    )
+    for row in rows:
+        plain, drafted = (row.tokens / s.median for s in (row.plain, row.drafting))
+        table.add_row(
+            *(row.strategy, str(row.ahead), str(row.tokens), f"{row.acceptance:.0%}"),
+            *(f"{row.same} of {row.prompts}", f"{plain:.3g}", f"{drafted:.3g}"),
+            _spread(row.ratio),
         )
     return table
 

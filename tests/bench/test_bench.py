@@ -351,6 +351,19 @@ def test_a_real_model_and_adapter(qwen3_tiny: Path) -> None:
     assert [row["heads"] for row in without["memory"]] == [4]
 
 
+def test_what_a_draft_is_worth() -> None:
+    flags = ("--model", "builtin", "--draft-model", "builtin", "--decode-tokens", "12")
+    found = measured(*flags, "--rounds", "1", "--num-draft-tokens", "2,1")
+    assert found["prefill"] == found["scan"] == []
+    assert [row["ahead"] for row in found["draft"]] == [1, 2]
+    for row in found["draft"]:
+        assert row["tokens"] == 3 * 12 and row["same"] == row["prompts"] == 3
+        assert 0 < row["drafted"] < row["tokens"] + 3 and 0 < row["acceptance"] < 1
+        assert row["plain"]["tokens_per_second"] > 0
+    table = call(*flags, "--rounds", "1").stdout
+    assert "accepted" in table and "3 of 3" in table and "adapter builtin" in table
+
+
 def test_options_from_a_file(tmp_path: Path) -> None:
     config = tmp_path / "bench.yaml"
     config.write_text("shape: tiny\nlayers: 1\nonly: scan\nscan-lengths: 6\nrounds: 1\n")
@@ -375,6 +388,9 @@ def test_options_from_a_file(tmp_path: Path) -> None:
         (("--model", "m", "--bits", "4"), "only without --model and --adapter."),
         (("--adapter", "a", "--strategies", "TSW"), "--strategies: an --adapter has its own"),
         (("--plot", "bench.xyz"), "--plot: 'bench.xyz' does not end as a picture's name"),
+        (("--draft-model", "builtin"), "--draft-model: only with --model or --adapter."),
+        (("--model", "m", "--num-draft-tokens", "2"), "only with --draft-model."),
+        (("--only", "draft"), "--only draft: give a --draft-model."),
         (("--plot", "a.png", "--only", "memory"), "--plot: there is nothing to draw of memory"),
     ],
 )

@@ -13,12 +13,13 @@ from mlx_lm import stream_generate
 from mlx_lm.models.cache import make_prompt_cache
 
 import deltamem_mlx as dm
+from deltamem_mlx.adapters.drafts import load_draft
 
 pytestmark = pytest.mark.real_model
 TEXT = "My sister Maria lives in Porto and works as a nurse. " * 6
 
 
-def run_example(name: str, *args: Path, cwd: Path) -> str:
+def run_example(name: str, *args: Path | str, cwd: Path) -> str:
     result = subprocess.run(
         [sys.executable, str(ROOT / "examples" / name), *map(str, args)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -73,6 +74,41 @@ def test_plain_mlx_lm_script(smollm2: Path, adapter: Path, tmp_path: Path) -> No
 def test_several_users(smollm2: Path, adapter: Path, tmp_path: Path) -> None:
     output = run_example("batch_users.py", smollm2, adapter, cwd=tmp_path)
     assert output.count("bytes of memory") == 3
+
+
+@pytest.fixture
+def draft(smollm2: Path, tmp_path: Path) -> Path:
+    """Its first eight layers."""
+    run_example("first_layers.py", smollm2, "8", tmp_path / "draft", cwd=tmp_path)
+    return tmp_path / "draft"
+
+
+def test_a_draft_of_its_own_layers_changes_nothing(smollm2: Path, draft: Path) -> None:
+    if smollm2.name.endswith("q4"):
+        pytest.skip("it was trained and measured in float32")
+    model, tokenizer = dm.load(smollm2, ROOT / "adapters" / "smollm2-135m-instruct")
+    guesser = load_draft(draft, model, tokenizer)
+    turns = ["My sister Maria lives in Porto.", "Where does Maria live?"]
+    plain = dm.MemorySession(model, tokenizer)
+    said = [plain.ask(text, max_tokens=16) for text in turns]
+    for ahead in (1, 3, 5):
+        drafted = dm.MemorySession(model, tokenizer, draft_model=guesser)
+        more = {"max_tokens": 16, "num_draft_tokens": ahead}
+        assert [drafted.ask(text, **more) for text in turns] == said
+        states = dm.memory_state(drafted.cache)
+        for layer, state in dm.memory_state(plain.cache).items():
+            assert mx.abs(states[layer] - state).max().item() < 1e-5
+
+
+def test_bench_says_what_a_draft_is_worth(smollm2: Path, draft: Path, run_cli: RunCli) -> None:
+    shipped = ROOT / "adapters" / "smollm2-135m-instruct"
+    flags = ["--decode-tokens", "8", "--rounds", "1", "--num-draft-tokens", "1,3", "--json"]
+    drafts = ["--model", smollm2, "--adapter", shipped, "--draft-model", draft]
+    done = run_cli("bench", *drafts, *flags)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["draft"]
+    assert [row["ahead"] for row in rows] == [1, 3]
+    assert all(row["same"] == row["prompts"] == 3 for row in rows)
 
 
 def test_a_zero_adapter_changes_no_bit(smollm2: Path) -> None:

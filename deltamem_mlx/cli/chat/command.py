@@ -8,7 +8,7 @@ import typer
 
 from deltamem_mlx.cli.frame import errors, launched, output
 from deltamem_mlx.cli.frame.command import command
-from deltamem_mlx.cli.frame.load import has_memory, load_pair
+from deltamem_mlx.cli.frame.load import has_memory, load_draft_model, load_pair
 from deltamem_mlx.cli.frame.session import (
     STEP,
     ChatTemplateConfig,
@@ -45,6 +45,8 @@ class ChatOptions:
 
     model: o.Model = None
     adapter: o.Adapter = None
+    draft_model: o.DraftModel = None
+    num_draft_tokens: o.NumDraftTokens = 3
     system_prompt: o.SystemPrompt = None
     chat_template_config: ChatTemplateConfig = None
     max_tokens: o.MaxTokens = 256
@@ -87,7 +89,7 @@ def chat(options: ChatOptions) -> None:
             "A chat needs a model with a memory: give --adapter, or use mlx_lm.chat."
         )
     template_kwargs(options.chat_template_config)
-    check_kv_options(options.kv_bits, options.max_kv_size)
+    check_kv_options(options.kv_bits, options.max_kv_size, options.draft_model)
     launched.first(lambda: check_memory_path(options.memory))
 
     from deltamem_mlx.cli.chat.loop import Chat
@@ -99,13 +101,18 @@ def chat(options: ChatOptions) -> None:
         pipeline=options.pipeline,
         trust_remote_code=options.trust_remote_code,
     )
+    draft = load_draft_model(
+        options.draft_model, model, tokenizer, trust_remote_code=options.trust_remote_code
+    )
     seed_with(options.seed)
-    settings = session_settings(options) | {"max_context": options.max_context}
+    settings = session_settings(options)
+    settings |= {"max_context": options.max_context, "draft_model": draft}
     session = open_session(options.memory, model, tokenizer, settings)
     ui = ChatUI(quiet=output.settings.quiet)
     rows = {
         "model": options.model or "the built-in pair",
         "adapter": options.adapter,
+        "draft": options.draft_model,
         "system": options.system_prompt,
         "memory": _memory_row(session, options.memory),
         "max tokens": f"{options.max_tokens:,}",

@@ -91,7 +91,9 @@ class Commands(Answering):
 
     def load(self, argument: str) -> None:
         path = _path(argument, "/load PATH")
-        settings = {} if launched.first(path.is_dir) else self.settings
+        settings = self.settings
+        if launched.first(path.is_dir):
+            settings = {"draft_model": settings.get("draft_model")}
         model, tokenizer = self.session.model, self.session.tokenizer
         self.session = type(self.session).restore(path, model, tokenizer, **settings)
         self.branches, self.question = [], None

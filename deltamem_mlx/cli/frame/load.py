@@ -87,6 +87,30 @@ def _groups(pipeline: bool | None) -> dict[str, Any]:
     return {"pipeline_group" if pipeline else "tensor_group": ranks.group}
 
 
+def load_draft_model(
+    draft: str | None,
+    model: "nn.Module",
+    tokenizer: "TokenizerWrapper",
+    *,
+    trust_remote_code: bool = False,
+) -> "nn.Module | None":
+    """The model of `--draft-model`; None: there is none."""
+    if draft is None:
+        return None
+    from deltamem_mlx.adapters.drafts import load_draft
+
+    try:
+        return load_draft(
+            draft,
+            model,
+            tokenizer,
+            tokenizer_config={"trust_remote_code": trust_remote_code},
+            trust_remote_code=trust_remote_code,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"--draft-model: {error}") from error
+
+
 def has_memory(model: str | None, adapter: str | None) -> bool:
     """Whether these flags ask for a model with a memory; told without loading anything."""
     return adapter is not None or model in (None, "builtin")

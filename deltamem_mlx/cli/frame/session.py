@@ -87,8 +87,13 @@ def check_memory_path(memory: Path | None) -> None:
         raise UsageError(f"--memory: {str(memory)!r} is a folder; expected a file.")
 
 
-def check_kv_options(kv_bits: int | None, max_kv_size: int | None) -> None:
+def check_kv_options(kv_bits: int | None, max_kv_size: int | None, draft_model: str | None) -> None:
     """Raises UsageError for what mlx-lm cannot do together."""
+    if kv_bits is not None and draft_model is not None:
+        raise UsageError(
+            "--kv-bits and --draft-model: mlx-lm cannot draft with a quantized KV cache. Give one "
+            "of them."
+        )
     if kv_bits is not None and max_kv_size is not None:
         raise UsageError(
             "--kv-bits and --max-kv-size: mlx-lm cannot quantize a KV cache of limited size. Give "
@@ -117,6 +122,10 @@ class Decoding(Protocol):
     def quantized_kv_start(self) -> int: ...
     @property
     def prefill_step_size(self) -> int: ...
+    @property
+    def draft_model(self) -> str | None: ...
+    @property
+    def num_draft_tokens(self) -> int: ...
 
 
 class Talking(Protocol):
@@ -134,7 +143,7 @@ def generation_of(options: Decoding) -> "Generation":
     """The options as arguments of a session's turns."""
     from mlx_lm.sample_utils import make_sampler
 
-    return {
+    generation: Generation = {
         "max_tokens": options.max_tokens,
         "sampler": make_sampler(options.temp, options.top_p, options.min_p, top_k=options.top_k),
         "prefill_step_size": options.prefill_step_size,
@@ -142,6 +151,9 @@ def generation_of(options: Decoding) -> "Generation":
         "kv_group_size": options.kv_group_size,
         "quantized_kv_start": options.quantized_kv_start,
     }
+    if options.draft_model is not None:
+        generation["num_draft_tokens"] = options.num_draft_tokens
+    return generation
 
 
 def session_settings(options: Talking) -> dict[str, Any]:

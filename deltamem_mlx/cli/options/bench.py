@@ -95,7 +95,12 @@ def _list(flag: str, text: str, instead: str, metavar: str = "N,…") -> typer.m
 
 Only = Annotated[
     str | None,
-    _list("--only", "Parts: prefill, decode, memory, scan.", "all", "PART,…"),
+    _list(
+        "--only",
+        "Parts: prefill, decode, memory, scan, draft.",
+        "the first four; with --draft-model draft",
+        "PART,…",
+    ),
 ]
 Strategies = Annotated[
     str | None,
@@ -138,6 +143,10 @@ BatchSizes = Annotated[
 ScanLengths = Annotated[
     str | None,
     _list("--scan-lengths", "Tokens of the scan alone.", "2048; with --full 128,512,2048,8192"),
+]
+DraftTokens = Annotated[
+    str | None,
+    _list("--num-draft-tokens", "With --draft-model: how many tokens it guesses.", "1,3,5"),
 ]
 DecodeTokens = Annotated[
     int,

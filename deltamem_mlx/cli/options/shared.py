@@ -170,6 +170,26 @@ PrefillStepSize = Annotated[
         rich_help_panel=CONTEXT,
     ),
 ]
+DraftModel = Annotated[
+    str | None,
+    typer.Option(
+        "--draft-model",
+        metavar="FOLDER|REPO",
+        help="A smaller model with the same vocabulary that guesses ahead: the same answers, and "
+        "faster where it guesses well.",
+        rich_help_panel=MODEL,
+    ),
+]
+NumDraftTokens = Annotated[
+    int,
+    typer.Option(
+        "--num-draft-tokens",
+        min=1,
+        max=64,
+        help="With --draft-model: how many tokens it guesses at a time.",
+        rich_help_panel=MODEL,
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Write the result as JSON on one line.", rich_help_panel=GENERAL),
