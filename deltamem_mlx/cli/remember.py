@@ -34,6 +34,15 @@ Files = Annotated[
         show_default=False,
     ),
 ]
+Skip = Annotated[
+    int,
+    typer.Option(
+        "--skip",
+        metavar="MESSAGES",
+        min=0,
+        help="Leave out the first so many messages: to go on where Ctrl-C ended it.",
+    ),
+]
 MaxContext = Annotated[
     int,
     typer.Option(
@@ -51,6 +60,7 @@ class RememberOptions:
 
     files: Files
     memory: Memory = None
+    skip: Skip = 0
     model: o.Model = None
     adapter: o.Adapter = None
     chat_template_config: ChatTemplateConfig = None
@@ -87,6 +97,7 @@ def remember(options: RememberOptions) -> None:
     launched.first(lambda: check_memory_path(options.memory))
     kwargs = template_kwargs(options.chat_template_config)
     sources = launched.first(lambda: sources_of(options.files, "remember"))
+    sources = _without_first(options.skip, sources)
     model, tokenizer = load_pair(
         options.model,
         options.adapter,
@@ -109,6 +120,19 @@ def remember(options: RememberOptions) -> None:
         raise KeyboardInterrupt
 
 
+def _without_first(messages: int, sources: list["Source"]) -> list["Source"]:
+    """Sources without their first messages; raises UsageError if nothing is left."""
+    left = []
+    for source in sources:
+        if messages < len(source.messages):
+            left.append(source._replace(messages=source.messages[messages:]))
+        messages = max(0, messages - len(source.messages))
+    if not left:
+        total = sum(len(source.messages) for source in sources)
+        raise UsageError(f"--skip: there are {total:,} messages only; nothing is left to remember.")
+    return left
+
+
 def _report(told: "FilesTold", session: "MemorySession", options: RememberOptions) -> None:
     written = session.stats()["tokens_written"]
     if options.json:
@@ -121,10 +145,12 @@ def _report(told: "FilesTold", session: "MemorySession", options: RememberOption
                 "tokens_written": written,
                 "seconds": told.seconds,
                 "stopped_in": told.stopped_in,
+                "skip": options.skip + told.messages,
             }
         )
     elif told.stopped_in is not None:
         output.result(told.stopped(f" and saved to {options.memory}"))
+        output.note(f"To go on: the same command with --skip {options.skip + told.messages}")
     else:
         speed = told.tokens / max(told.seconds, 1e-9)
         output.result(

@@ -214,7 +214,33 @@ def test_what_is_neither_is_refused(given: str) -> None:
         memory_path(given)
 
 
+def test_all_are_asked_which_of_them_knows(shelf: MemoryShelf, qwen3_tiny: Path) -> None:
+    session = dm.MemorySession(*dm.load())
+    session.remember("ben is a doctor .")
+    session.save(shelf.folder / "ben.safetensors")
+    other, tokenizer = dm.load(qwen3_tiny)
+    dm.attach(other, dm.DeltaMemConfig(), seed=1)
+    dm.MemorySession(other, tokenizer).save(shelf.folder / "other.safetensors")
+    before = {name: shelf.path(name).read_bytes() for name in shelf.names()}
+    done = call("ask", "where does anna live ?")
+    first, rest = done.stdout.splitlines()
+    assert first == "anna  anna lives in oslo."
+    assert rest.startswith("As without a memory (")
+    assert rest.endswith(": ben")
+    assert "1 of other adapters" in done.stderr
+    found = json.loads(call("ask", "what is the job of ben ?", "--json").stdout)
+    assert [answer["name"] for answer in found] == ["ben", "anna"]
+    assert found[0]["gain"] > 1
+    assert {name: shelf.path(name).read_bytes() for name in shelf.names()} == before
+
+
+def test_ask_says_where_there_is_nothing_to_ask(tmp_path: Path) -> None:
+    assert "no memories in" in call("ask", "hi .", "--folder", tmp_path).stdout
+    assert "is empty" in call("ask", " ", code=2).stderr
+    assert "Give --adapter" in call("ask", "hi .", "--model", "x", code=2).stderr
+
+
 def test_inspect_knows_names(shelf: MemoryShelf) -> None:
     done = CliRunner().invoke(app, ["inspect", "anna"])
     assert done.exit_code == 0, done.stderr
-    assert "tokens written" in done.stdout
+    assert "tokens have been written into anna" in done.stdout

@@ -64,6 +64,24 @@ def test_it_writes_what_a_session_would(tmp_path: Path, memory: Path) -> None:
     assert again["tokens_written"] == 2 * tokens
 
 
+def test_what_was_stopped_is_gone_on_with(tmp_path: Path, memory: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n\n".join(FACTS[:2]))
+    (tmp_path / "b.txt").write_text(FACTS[2])
+    files = (tmp_path / "a.txt", tmp_path / "b.txt")
+    found = [
+        json.loads(call(*files, "--memory", memory, "--skip", str(n), "--json").stdout)
+        for n in (0, 1, 2)
+    ]
+    assert [(f["files"], f["messages"], f["skip"]) for f in found] == [
+        (2, 3, 3),
+        (2, 2, 3),
+        (1, 1, 3),
+    ]
+    done = call(*files, "--memory", memory, "--skip", "3")
+    assert done.exit_code == 2
+    assert "there are 3 messages only" in done.stderr
+
+
 def test_nothing_is_written_where_one_file_cannot_be(tmp_path: Path, memory: Path) -> None:
     good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"
     good.write_text(FACTS[0])
@@ -106,6 +124,8 @@ def test_ctrl_c_ends_it_between_two_steps_and_what_was_written_is_saved(
     child.kill(signal.SIGINT)
     child.expect(r"Stopped in long.txt: ([\d,]+) tokens were written and saved to .*me\.safe")
     tokens = int(child.match[1].replace(b",", b""))
+    child.expect(r"--skip (\d+)")
+    skip = int(child.match[1])
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 130
@@ -115,5 +135,6 @@ def test_ctrl_c_ends_it_between_two_steps_and_what_was_written_is_saved(
         if (written := step.tokens) >= tokens and step.messages:
             break
     assert written == tokens
+    assert skip == step.messages
     for layer, state in dm.memory_state(session.cache).items():
         assert np.array_equal(np.array(state), read_memory(memory).states[layer])

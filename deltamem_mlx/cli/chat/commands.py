@@ -90,7 +90,7 @@ class Commands(Answering):
         self.ui.done("saved", f"{what}{' with text' if transcript and alone else ''} to {path}")
 
     def load(self, argument: str) -> None:
-        path = _path(argument, "/load PATH")
+        path = launched.first(lambda: _by_name(_path(argument, "/load PATH")))
         settings = self.settings
         if launched.first(path.is_dir):
             settings = {"draft_model": settings.get("draft_model")}
@@ -218,6 +218,15 @@ def _path(argument: str, usage: str) -> Path:
     if len(words) != 1:
         raise ValueError(f"Expected {usage}.")
     return Path(words[0]).expanduser()
+
+
+def _by_name(path: Path) -> Path:
+    """The file of a memory that is called so, where no file or folder is."""
+    from deltamem_mlx.files.places import is_name, memory_path
+
+    if is_name(str(path)) and not path.exists() and memory_path(path).is_file():
+        return memory_path(path)
+    return path
 
 
 def _spread(layers: dict[int, "LayerNumbers"]) -> list[tuple[int, "LayerNumbers"]]:

@@ -25,7 +25,7 @@ COMMANDS = {
     "/remember FILE": "write files or folders into the memory",
     "/forget": "drop the context and keep the memory",
     "/save PATH": "memory to FILE.safetensors, or everything to a folder; --with-transcript",
-    "/load PATH": "go on with what was saved",
+    "/load PATH": "go on with what was saved, or with a memory by its name",
     "/fork": "branch off; /back returns to where you were",
     "/stats": "what the memory holds, in numbers",
     "/probe QUESTION": "ask the memory alone, and the model without; nothing is learnt",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltamem_mlx.cli.frame import interrupts, output, progress
+from deltamem_mlx.cli.frame import interrupts, launched, output, progress
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.parse import STANDARD_INPUT, standard_input
 from deltamem_mlx.problems import first_few
@@ -100,7 +100,8 @@ def tell(
                 suppress(KeyboardInterrupt),
                 closing(_steps(session, source, step_size, told)) as s,
             ):
-                while not pressed() and (step := next(s, None)):
+                # Processes that share a model stop at the same step.
+                while not launched.first(pressed) and (step := next(s, None)):
                     share, tokens = step
                     show(source.name, done + size * share, tokens)
             told.rest = len(source.messages) - (told.messages - before[0])

@@ -2,6 +2,7 @@
 
 import typer
 
+from deltamem_mlx.cli.memories.ask import ask
 from deltamem_mlx.cli.memories.change import copy, export, rename, take_in
 from deltamem_mlx.cli.memories.look import list_all, show
 from deltamem_mlx.cli.memories.remove import remove
@@ -12,10 +13,9 @@ app = typer.Typer()
 
 @app.callback(invoke_without_command=True)
 def _root(ctx: typer.Context) -> None:
-    """List, show, rename, copy and remove memories; take turns back; take them out and in.
+    """List, show, ask, rename, copy, undo and remove memories; take them out and in.
 
-    A memory that --memory NAME names lies in a folder of yours; --folder names another, such as
-    the --memory-dir of a server. Without a command, they are listed.
+    --memory NAME names one in a folder of yours; --folder is another, a server's for instance.
     """
     if ctx.invoked_subcommand is None:
         list_all()
@@ -23,6 +23,7 @@ def _root(ctx: typer.Context) -> None:
 
 app.command("list")(list_all)
 app.command("show")(show)
+app.command("ask")(ask)
 app.command("rename")(rename)
 app.command("copy")(copy)
 app.command("undo")(undo)

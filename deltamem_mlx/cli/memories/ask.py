@@ -1,0 +1,88 @@
+"""`memories ask`: which of them knows."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.cli.options import memories as m
+from deltamem_mlx.cli.options import shared as o
+
+if TYPE_CHECKING:
+    from deltamem_mlx.memory.shelf import ShelvedMemory
+
+Question = Annotated[str, typer.Argument(metavar="QUESTION", help="In quotes.", show_default=False)]
+
+
+@command(
+    "deltamem-mlx memories ask 'where does anna live ?'",
+    "deltamem-mlx memories ask 'Who is Maria?' --model MODEL --adapter ADAPTER",
+    defaults=True,
+)
+def ask(
+    question: Question,
+    folder: m.Folder = None,
+    model: o.Model = None,
+    adapter: o.Adapter = None,
+    system_prompt: o.SystemPrompt = None,
+    max_tokens: o.MaxTokens = 48,
+    trust_remote_code: o.TrustRemoteCode = False,
+    json: o.Json = False,
+) -> None:
+    """Ask all memories one question, to see which of them knows.
+
+    Nothing is written. Those come first that make their answer likelier than it is without a
+    memory. Memories of other adapters are left out.
+    """
+    if not has_memory(model, adapter):
+        refuse_without_memory({"memories ask": True})
+    if not question.strip():
+        raise typer.BadParameter("The question is empty.")
+    from deltamem_mlx.adapters.loading import fingerprint
+    from deltamem_mlx.memory.shelf import MemoryShelf
+
+    shelf = MemoryShelf(folder)
+    if not (found := shelf.all()):
+        output.result(f"There are no memories in {shelf.folder}.")
+        return
+    loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
+    mine = [one for one in found if one.file and one.file.adapter == fingerprint(loaded)]
+    options = {"system_prompt": system_prompt, "max_tokens": max_tokens}
+    answers = [_asked(loaded, tokenizer, one, question, options) for one in mine]
+    answers.sort(key=lambda answer: -answer["gain"])
+    if json:
+        output.result_json(answers)
+    else:
+        _report(answers)
+    if others := len(found) - len(mine):
+        output.note(f"Left out: {others} of other adapters, or that cannot be read.")
+
+
+def _asked(
+    model: Any, tokenizer: Any, memory: "ShelvedMemory", question: str, options: dict[str, Any]
+) -> dict[str, Any]:
+    import mlx.core as mx
+
+    from deltamem_mlx.inspection.probe import probe
+
+    states = memory.file.states if memory.file else {}
+    state = {i: mx.array(one[:1]) for i, one in states.items()}
+    (probed,) = probe(model, tokenizer, state, [question], **options)
+    first, *others = probed.answers
+    without = others[0].text if others else first.text
+    return {"name": memory.name, "answer": first.text, "without": without, "gain": first.gain}
+
+
+def _report(answers: list[dict[str, Any]]) -> None:
+    from deltamem_mlx.views.columns import one_line
+
+    knowing = [answer for answer in answers if answer["answer"] != answer["without"]]
+    width = max((len(answer["name"]) for answer in knowing), default=0)
+    for answer in knowing:
+        output.result(f"{answer['name']:<{width}}  {one_line(answer['answer'], 200)}")
+    rest = [answer["name"] for answer in answers if answer not in knowing]
+    if rest:
+        said = one_line(answers[0]["without"], 200)
+        output.result(f"As without a memory ({said!r}): {', '.join(rest)}")
