@@ -11,6 +11,7 @@ from ..adapters.files import AdapterFiles, read_copy
 from ..adapters.loading import attach_adapter, read
 from ..config import DeltaMemConfig
 from ..model.patch import attach, set_base_model
+from ..model.spread import spread_of
 
 
 def fresh_adapter(
@@ -42,7 +43,7 @@ def adapter_from(
         FileNotFoundError: If there is no such adapter.
         ValueError: If it does not fit the model, or has other settings than those given.
     """
-    adapter = _read(source)
+    adapter = spread_of(model).ranks.by_first(lambda: _read(source))
     differing = [
         f"{field.name}: {wanted!r}, the adapter has {has!r}"
         for field in fields(DeltaMemConfig)

@@ -96,7 +96,7 @@ class Trainer:
         self._witness = Witness()
         self._witness.note(self.folder / STATE_FILE)
         self.updater = Updater(Objective(model, settings.write_visible), settings, self.group)
-        self.identity = identity_of(model, settings, train, self.group.size())
+        self.identity = identity_of(model, settings, train, self.updater.part[1])
         self.progress, self.resumed = begin(self.updater, self.folder, self.identity, resume)
         self._stream = self._batches()
         self._saved = self.progress.update if self.resumed else -1
@@ -119,7 +119,7 @@ class Trainer:
         return self.settings.updates * self.settings.grad_accumulation_steps
 
     def _batches(self) -> Iterator[EpisodeBatch]:
-        s = self.settings
+        s, (rank, world_size) = self.settings, self.updater.part
         return batches(
             self.train,
             s.batch_size,
@@ -128,8 +128,8 @@ class Trainer:
             state_only_prob=s.state_only_prob,
             no_memory_prob=s.no_memory_prob,
             multiple=s.pad_multiple,
-            rank=self.group.rank(),
-            world_size=self.group.size(),
+            rank=rank,
+            world_size=world_size,
         )
 
     def run(self) -> Outcome:

@@ -11,7 +11,7 @@ import numpy as np
 from mlx.utils import tree_map, tree_unflatten
 
 from ..model.parameters import named_arrays, numbers, scalar
-from ..model.patch import memory_layers
+from ..model.patch import memory_layers, spread_of_memory
 from .batching import EpisodeBatch
 from .grad_checkpoint import checkpointed
 from .objective import Inputs, Objective, Sparsity, Terms
@@ -54,12 +54,20 @@ class Updater:
 
     With several processes each has its own part of a batch; the result is that of one process
     with all of it: cross-entropies are summed and divided by the number of labels of all, and the
-    write sparsity is that of the gates of all.
+    write sparsity is that of the gates of all. Where the processes hold one model together, by
+    tensor parallelism, each has the whole batch: the same is summed as many times as it is divided
+    by, and the weights stay the same bits in all of them.
 
     Args:
         objective (Objective): Holds the model.
         settings (TrainSettings): Of the run.
         group (mx.distributed.Group): The processes.
+
+    Attributes:
+        part (tuple[int, int]): Which part of a batch is this process's, of how many.
+
+    Raises:
+        ValueError: If the model is in a pipeline.
     """
 
     def __init__(
@@ -67,6 +75,14 @@ class Updater:
     ) -> None:
         self.objective, self.settings, self.group = objective, settings, group
         self.model = objective.model
+        spread = spread_of_memory(self.model)
+        if spread.pipelined:
+            raise ValueError(
+                "The model is in a pipeline, through which no gradient comes back: spread it by "
+                "tensor parallelism, or have it whole in each process."
+            )
+        self._alike = spread.ranks.size
+        self.part = (group.rank(), group.size()) if spread.ranks.alone else (0, 1)
         self.sparsity = Sparsity(settings.write_sparsity, settings.write_target)
         self.params = adapter_params(self.model)
         self.optimizer = optim.AdamW(
@@ -157,8 +173,8 @@ class Updater:
             read_beta=scalar(read.mean()),
             write_beta=write / max(written, 1),
             state_norm=norm / max(written, 1),
-            tokens=int(tokens + written),
-            labelled=int(labelled),
+            tokens=int(tokens + written) // self._alike,
+            labelled=int(labelled) // self._alike,
         )
 
     def any(self, flag: bool) -> bool:

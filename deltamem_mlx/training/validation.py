@@ -27,7 +27,7 @@ def evaluate(
         most (int): Batches at most; -1: all.
         on_batch (Callable[[int, int], None]): Told how many of how many batches are done.
     """
-    settings, world, rank = updater.settings, updater.group.size(), updater.group.rank()
+    settings, (rank, world) = updater.settings, updater.part
     share = max(1, settings.batch_size // world)
     total = -(-len(range(0, len(episodes), world)) // share)
     total = total if most == -1 else min(total, most)

@@ -58,14 +58,20 @@ def _loaded(
     )
 
 
-def load_plain(model: str, *, trust_remote_code: bool) -> tuple["nn.Module", "TokenizerWrapper"]:
-    """The model without a memory, whole in this process, and the tokenizer; of the built-in pair,
-    the base.
+def load_plain(
+    model: str, *, trust_remote_code: bool, tensor_parallel: bool = False
+) -> tuple["nn.Module", "TokenizerWrapper"]:
+    """The model without a memory, and the tokenizer; of the built-in pair, the base.
+
+    It is whole in this process, unless ``tensor_parallel`` under mlx.launch.
     """
     from deltamem_mlx import builtin
 
+    if tensor_parallel and launched.world().alone:
+        raise UsageError("--tensor-parallel: there is one process. Start several by mlx.launch.")
     name = str(builtin.base_folder()) if model == "builtin" else model
-    return _loaded(name, None, trust_remote_code, {})
+    groups = {"tensor_group": launched.world().group} if tensor_parallel else {}
+    return _loaded(name, None, trust_remote_code, groups)
 
 
 def _groups(pipeline: bool | None) -> dict[str, Any]:

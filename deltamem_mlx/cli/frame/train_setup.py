@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import load_plain
 from deltamem_mlx.cli.frame.parse import json_object
@@ -49,7 +49,11 @@ def set_up(options: TrainOptions) -> Setup:
     splits = load_conversations(str(options.data), seed=options.seed)
     if splits.held_out:
         output.note(f"No validation file: {len(splits.valid)} conversations are held out.")
-    model, tokenizer = load_plain(str(options.model), trust_remote_code=options.trust_remote_code)
+    model, tokenizer = load_plain(
+        str(options.model),
+        trust_remote_code=options.trust_remote_code,
+        tensor_parallel=options.tensor_parallel,
+    )
     _put_adapter(model, options)
     episodes = episode_settings(options, config_of(model).memory_write_granularity)
     train, valid, test = _datasets(splits, tokenizer, episodes, options)
@@ -71,7 +75,8 @@ def _put_adapter(model: "nn.Module", options: TrainOptions) -> None:
     name = str(options.model)
     source: str | Path | None = options.resume_adapter_file
     folder = options.adapter_path
-    if options.resume and (folder / STATE_FILE).is_file():
+    begun = (folder / STATE_FILE).is_file
+    if options.resume and (launched.first(begun) if options.tensor_parallel else begun()):
         source = folder  # a run that goes on has the settings that it began with
     if source is None:
         fresh_adapter(model, config, seed=options.seed, base_model=name)
@@ -111,7 +116,7 @@ def check(options: TrainOptions) -> None:
     adapter_config(adapter_values(options))
     train_settings(options, options.iters or DEFAULT_ITERS)
     episode_settings(options, "token")
-    _check_folder(options)
+    launched.first(lambda: _check_folder(options))
 
 
 def _check_folder(options: TrainOptions) -> None:

@@ -46,7 +46,7 @@ def _rows(options: TrainOptions, setup: Setup, trainer: "Trainer") -> Iterator[t
     from deltamem_mlx.model.patch import config_of
     from deltamem_mlx.training.plan import plan_of
 
-    plan = plan_of(setup.model, setup.report, setup.settings, trainer.group.size())
+    plan = plan_of(setup.model, setup.report, setup.settings, trainer.updater.part[1])
     config, s, report = config_of(setup.model), setup.settings, setup.report
     yield "model", f"{options.model}, {plan.total / 1e6:,.1f} M parameters"
     yield (

@@ -101,6 +101,15 @@ GradCheckpoint = Annotated[
         help="Take less memory and more time: compute activations again when needed.",
     ),
 ]
+TensorParallel = Annotated[
+    bool,
+    _option(
+        "--tensor-parallel",
+        panel=RUN,
+        help="Under mlx.launch: a part of the model in each process, which all work on each batch. "
+        "For models larger than one machine. Default: the model in each, and a part of the batch.",
+    ),
+]
 Seed = Annotated[
     int, _option("--seed", panel=RUN, min=0, help="Weights, order and dropout follow from it.")
 ]
@@ -311,5 +320,6 @@ class TrainOptions:
     test_batches: TestBatches = 500
     report_to: ReportTo = None
     project_name: ProjectName = None
+    tensor_parallel: TensorParallel = False
     trust_remote_code: o.TrustRemoteCode = False
     json: o.Json = False
