@@ -66,18 +66,16 @@ class Corrected:
 
     def __call__(self, x: mx.array) -> mx.array | list[mx.array]:
         y: mx.array | Sequence[mx.array] = self.projection(x)
-        if isinstance(y, mx.array):
-            return self._corrected(y)
-        cuts = list(accumulate(part.shape[-1] for part in y))[:-1]
-        return split(self._corrected(mx.concatenate([*y], axis=-1)), cuts, axis=-1)
+        if not isinstance(y, mx.array):
+            cuts = list(accumulate(part.shape[-1] for part in y))[:-1]
+            return split(self._corrected(mx.concatenate([*y], axis=-1)), cuts, axis=-1)
+        return self._corrected(y)
 
     def _corrected(self, y: mx.array) -> mx.array:
-        if y.ndim == 3 and y.shape[0] == 1:
-            return self._rows(y)
-        # One product for the batch: one for each conversation is several times slower.
-        return self._rows(y.reshape(1, -1, y.shape[-1])).reshape(y.shape)
-
-    def _rows(self, y: mx.array) -> mx.array:
+        shape = y.shape
+        if len(shape) != 3 or shape[0] != 1:
+            # One product for the batch: one for each conversation is several times slower.
+            return self._corrected(y.reshape(1, -1, shape[-1])).reshape(shape)
         if self.norm is None:
             return mx.addmm(y, self.reads.astype(y.dtype), self.weight.astype(y.dtype))
         delta = mx.fast.rms_norm(self.reads @ self.weight, *self.norm)
@@ -215,12 +213,12 @@ class DeltaMemAttention(nn.Module):
         projected = mx.addmm(packed.bias, rows.astype(mx.float32), packed.inward)
         reads = read_and_write(projected, B, memory, packed.served)
         cast = reads.astype(x.dtype)
-        view, norm = view_of(self), self._o_norm()
+        view, norm, training = view_of(self), self._o_norm(), self.training
         attributes = vars(view)
         for name, weight in packed.outward.items():
             normed = norm if name == self._memory_output else None
             values = reads if normed else cast
-            if self.training:
+            if training:
                 values = with_gradients_of_all(values, self[name])
             attributes[name] = Corrected(self[name], values, weight, normed)
         return self.base_class.__call__(view, *args, **kwargs)

@@ -118,7 +118,7 @@ class Updater:
         with self._training():
             for batch in batches:
                 inputs = self.objective.inputs(batch)
-                (_, terms), new = self._gradients(self.params, inputs, labelled, len(batches))
+                (_, terms), new = self._differentiated(inputs, labelled, len(batches))
                 gradients = tree_map(mx.add, gradients, new) if gradients else new
                 seen.append(terms)
                 mx.eval(gradients, seen)
@@ -126,6 +126,23 @@ class Updater:
         gradients = tree_map(lambda g: g / labelled, self._sum_tree(gradients))
         mx.eval(gradients)
         return gradients, self.figures(seen)
+
+    def _differentiated(
+        self, inputs: Inputs, labelled: mx.array, parts: int
+    ) -> tuple[tuple[mx.array, Terms], Params]:
+        try:
+            found: tuple[tuple[mx.array, Terms], Params] = self._gradients(
+                self.params, inputs, labelled, parts
+            )
+        except ValueError as error:
+            if "VJP" not in str(error):
+                raise
+            name = getattr(self.model, "model_type", type(self.model).__name__)
+            raise ValueError(
+                f"mlx-lm's forward of {name!r} has no gradient, so no memory can be trained on "
+                f"it ({str(error).partition('. ')[0]})."
+            ) from error
+        return found
 
     def _training(self) -> AbstractContextManager:
         self.model.train()

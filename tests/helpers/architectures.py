@@ -219,7 +219,7 @@ class Architecture(NamedTuple):
         refused (str): Why ``attach`` refuses, for the table. Empty: it patches.
         heads (str): What can be corrected in every layer that gets a memory.
         saves (bool): Whether mlx-lm can save the prompt cache.
-        trains (bool): Whether mlx-lm's forward has a gradient.
+        trains (str): Which heads' corrections get a gradient through mlx-lm's forward.
         uncached (bool): Whether mlx-lm itself gives the same logits without a prompt cache.
         batch (str): What mlx-lm itself can do with prompts of different lengths: ``"all"``,
           ``"whole"`` (padded prompts in one piece), ``"prefill"`` (the same, but what is decoded
@@ -238,7 +238,7 @@ class Architecture(NamedTuple):
     heads: str = "qkvo"
     uncached: bool = True
     saves: bool = True
-    trains: bool = True
+    trains: str = "qkvo"
     batch: str = "all"
     chunks: bool = True
     nested: bool = False
@@ -392,7 +392,9 @@ ARCHITECTURES |= {
         "qkv_proj out_proj",
         layers=(0, 1),
         batch="prefill",
-        note="layers that reuse keys are given no part of the prompt cache",
+        trains="qo",
+        note="layers that reuse keys are given no part of the prompt cache; "
+        "mlx-lm rounds keys and values, which has no gradient",
     ),
     "baichuan_m1": A(
         dict(sliding_window_layers=(0,), conv_window=2), "W_pack o_proj", batch="prefill"
@@ -656,7 +658,7 @@ ARCHITECTURES |= {
         "q_b_proj o_b_proj",
         heads="qo",
         saves=False,
-        trains=False,
+        trains="",
         batch="none",
     ),
     "iquestloopcoder": A(

@@ -179,6 +179,33 @@ def test_padded_batch_equals_single(patched: tuple[str, nn.Module]):
                 assert_close(got[row : row + 1], expected, f"token {token} after row {row}")
 
 
+TRAINABLE = [name for name in PATCHED if ARCHITECTURES[name].trains]
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_a_gradient_reaches_every_weight_of_a_memory(name: str):
+    if lacking := missing(name):
+        pytest.skip(f"needs {lacking}")
+    model = attach_random(name, build(name))
+    tokens = mx.array([TOKENS[:9]])
+
+    def loss(weights: dict) -> mx.array:
+        model.update(weights)
+        logits = model(tokens)[:, :-1, :VOCAB]
+        return nn.losses.cross_entropy(logits, tokens[:, 1:]).mean()
+
+    weights = model.trainable_parameters()
+    gradients = tree_flatten(mx.grad(loss)(weights))
+    mx.eval(gradients)
+    model.update(weights)
+    layers = len(expected_layers(name, model))
+    assert len(gradients) == layers * (5 + len(ARCHITECTURES[name].heads))
+    cut = {f"delta_{head}_proj" for head in "qkvo" if head not in ARCHITECTURES[name].trains}
+    for key, gradient in gradients:
+        flows = key.rpartition(".")[2] not in cut
+        assert 0 < mx.abs(gradient).max() < mx.inf if flows else not gradient.any(), key
+
+
 # Which rows a correction reaches. The keys and values in a KV cache, and what the output
 # projection is given, tell them apart whatever a packed projection's layout is.
 

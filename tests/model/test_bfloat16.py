@@ -1,12 +1,16 @@
 """A memory in a bfloat16 model adds no rounding to speak of: its own numbers stay float32."""
 
+import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from architectures import ARCHITECTURES, build, missing
 from mlx import nn
 from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.utils import load_model
 from tiny import tiny_model
 
@@ -42,7 +46,8 @@ def logits(model: nn.Module, tokens: mx.array, by_message: bool = False) -> mx.a
     found = [model(tokens[:, HISTORY:PROMPT], cache=cache)]
     for t in range(PROMPT, tokens.shape[1]):
         found.append(model(tokens[:, t : t + 1], cache=cache))
-    return mx.concatenate(found, axis=1).astype(mx.float32)
+    # One architecture says -inf to ids that its tokenizer lacks.
+    return mx.maximum(mx.concatenate(found, axis=1).astype(mx.float32), -1e4)
 
 
 def rms(x: mx.array) -> float:
@@ -73,14 +78,51 @@ def test_a_memory_rounds_no_more_than_the_model(
     assert ratio <= ALLOWED
 
 
-@pytest.mark.parametrize(
-    "name", ["gemma3n", "gemma4 (E2B)", "gemma4 (31B)", "minicpm3", "youtu_llm"]
-)
-def test_a_memory_rounds_no_more_than_a_model_whose_keys_are_no_projections(name: str) -> None:
-    tokens = mx.random.randint(0, 96, (1, PROMPT + 6), key=mx.random.key(0))
-    ratio, moved = rounding(tiny_model(name), "TSW", tokens, heads=("q", "o"))
-    assert moved > 1
-    assert ratio <= ALLOWED
+# Every architecture. A router that takes some of the experts, and an indexer that takes some of the
+# tokens, make another choice of a rounding now and then, which says nothing of the memory: all are
+# taken. On a CPU, MLX multiplies by chosen experts in bfloat16 only where these are quantized.
+WHOLE = dict.fromkeys(
+    ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts", "moe_top_k"), 4
+) | dict(moe_k=4, index_topk=256, index_topk_blocks=64)
+SIDES = dict.fromkeys(
+    ("moe_intermediate_size", "shared_intermediate_size", "shared_expert_intermediate_size"), 32
+) | dict(expert_ffn_hidden_size=32, moe_shared_expert_intermediate_size=32, share_expert_dim=32)
+SIDES |= dict(intermediate_size=64, intermediate_size_mlp=64, dense_intermediate_size=64)
+MORE: dict[str, dict[str, object]] = {
+    "dbrx": dict(ffn_config=dict(ffn_hidden_size=64, moe_num_experts=4, moe_top_k=4)),
+    "llama4": dict(num_experts_per_tok=1, num_local_experts=1),
+    "llama4_text": dict(num_experts_per_tok=1, num_local_experts=1),
+    "longcat_flash": dict(moe_topk=6),
+    "longcat_flash_ngram": dict(moe_topk=6),
+}
+QUICK = ("deepseek_v32", "gemma4_text", "glm4_moe_lite", "hunyuan", "longcat_flash", "youtu_llm")
+PATCHED = [name for name, a in ARCHITECTURES.items() if not a.refused]
+
+
+def slow_but(names: Sequence[str], quick: Sequence[str]) -> list:
+    marks = pytest.mark.slow
+    return [name if name in quick else pytest.param(name, marks=marks) for name in names]
+
+
+def whole_model(name: str, seed: int) -> nn.Module:
+    model = build(name, seed, **WHOLE | SIDES | MORE.get(name, {}))
+    nn.quantize(model, 32, 8, class_predicate=lambda _, m: isinstance(m, SwitchLinear))
+    return model
+
+
+@pytest.mark.parametrize("name", slow_but(PATCHED, QUICK))
+def test_a_memory_rounds_no_more_than_any_architecture(name: str) -> None:
+    if lacking := missing(name):
+        pytest.skip(f"needs {lacking}")
+    ratios = []
+    for seed in range(3):
+        tokens = mx.random.randint(0, 96, (1, PROMPT + 6), key=mx.random.key(seed))
+        heads = tuple(ARCHITECTURES[name].heads)
+        ratio, moved = rounding(whole_model(name, seed), "TSW", tokens, heads=heads)
+        assert moved > 1
+        ratios.append(ratio)
+    # One random model rounds a little more, another less: what counts is what they do together.
+    assert math.prod(ratios) ** (1 / len(ratios)) <= ALLOWED, ratios
 
 
 @pytest.mark.real_model

@@ -345,9 +345,20 @@ def test_half_the_rows_are_refused_where_there_is_no_gate(tmp_path: Path) -> Non
         dm.load_adapter(build("qwen3"), tmp_path / "half")
 
 
-@pytest.mark.parametrize("name", ["gemma3n", "gemma4 (E2B)", "longcat_flash", "deepseek_v32"])
+ONE_BY_ONE = dict(decode_concurrency=1, prompt_concurrency=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "batching"),
+    [
+        *((name, {}) for name in ("gemma3n", "gemma4_text", "longcat_flash", "deepseek_v32")),
+        *((name, {}) for name in ("hunyuan", "kimi_linear")),
+        # mlx-lm cannot decode batches of these.
+        *((name, ONE_BY_ONE) for name in ("gpt_bigcode", "jamba")),
+    ],
+)
 def test_a_server_answers_as_a_session_does_and_goes_on_after_a_restart(
-    name: str, tmp_path: Path
+    name: str, batching: dict[str, int], tmp_path: Path
 ) -> None:
     folder = tiny_model_folder(tmp_path / "model", name)
 
@@ -357,7 +368,7 @@ def test_a_server_answers_as_a_session_does_and_goes_on_after_a_restart(
         return attached(model), tokenizer
 
     used = pair()
-    settings = ServeSettings(port=0, memory_dir=tmp_path / "memories")
+    settings = ServeSettings(port=0, memory_dir=tmp_path / "memories", **batching)
     sessions = {key: dm.MemorySession(*used) for key in ("anna", "ben")}
     for asked in ("where is it?", "and now?"):
         texts = {key: f"{key} {asked}" for key in sessions}
@@ -367,6 +378,18 @@ def test_a_server_answers_as_a_session_does_and_goes_on_after_a_restart(
         for (key, session), reply in zip(sessions.items(), replies, strict=True):
             session.forget_context()
             assert reply.text == str(session.ask(texts[key], max_tokens=6))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("deepseek_v41", "LayerCache"), ("llama4", "ChunkedKVCache")]
+)
+def test_a_server_says_which_prompt_cache_mlx_lm_cannot_batch(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    model, tokenizer = mlx_lm.load(str(tiny_model_folder(tmp_path / "model", name)))
+    settings = ServeSettings(port=0, memory_dir=tmp_path / "memories")
+    with pytest.raises(ValueError, match=rf"tiny: mlx-lm cannot batch .* \({kind}\)"):
+        Server(attached(model), tokenizer, "tiny", settings)
 
 
 @pytest.mark.parametrize("name", ["gemma3n", "llama"])

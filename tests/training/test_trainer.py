@@ -105,6 +105,15 @@ class Killed(BaseException):
     """Nothing handles it: what is on disk is all that is left."""
 
 
+def test_a_model_whose_forward_has_no_gradient_is_named(
+    episodes: EpisodeDataset, tmp_path: Path
+) -> None:
+    config = dm.DeltaMemConfig(rank=4, delta_heads=("q", "o"))
+    model = dm.attach(tiny_model("deepseek_v41"), config, seed=1)
+    with pytest.raises(ValueError, match=r"forward of 'deepseek_v41' has no gradient, .*VJP"):
+        trained(episodes, tmp_path / "run", model=model)
+
+
 # --- what a run leaves
 
 
