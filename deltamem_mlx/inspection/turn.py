@@ -55,7 +55,8 @@ class TurnWatch:
     def strongest(self, most: int = 3, among: Sequence[str] = ()) -> list[tuple[str, float]]:
         """The words written most strongly, with the mean write gate of their strongest token.
 
-        Nothing of adapters that write means over spans: there no token is written by itself.
+        Nothing of adapters that write means over spans: there no token is written by itself; nor
+        where tokens were fed that are not in the context.
 
         Args:
             most (int): How many words.
@@ -64,7 +65,9 @@ class TurnWatch:
         if not self._by_token or not self.written:
             return []
         layers = [np.array(mx.concatenate(parts)) for parts in self._gates.values()]
-        strength = np.mean(layers, axis=0)[: len(self._tokens)]
+        strength = np.mean(layers, axis=0)
+        if len(strength) != len(self._tokens):
+            return []  # guesses of a draft model were fed and taken back
         wanted = {word for text in among for word in _words(text)}
         best: dict[str, float] = {}
         for word, start, end in _spans(self._session.tokenizer, self._tokens):

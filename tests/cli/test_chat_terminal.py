@@ -169,6 +169,35 @@ def test_ctrl_c_stops_an_answer_and_leaves_the_prompt(
     assert terminal.end() == 0
 
 
+def test_ctrl_c_ends_remembering_and_undo_takes_all_of_it_back(chat: Open, tmp_path: Path) -> None:
+    path = tmp_path / "me.safetensors"
+    (tmp_path / "long.txt").write_text("\n\n".join(["anna lives in oslo ."] * 4000))
+    terminal = chat("--memory", path)
+    terminal.type("ben is a doctor .\r")
+    terminal.until("KB")
+    told = read_memory(path).tokens_written
+    terminal.type("/remember long.txt\r")
+    terminal.until(" 1,")  # of some ten thousand tokens
+    terminal.interrupt()
+    shown = terminal.until("were not.")
+    tokens = re.search(r"Stopped in long.txt: ([\d,]+) tokens were written", shown)
+    assert tokens is not None
+    assert read_memory(path).tokens_written[0] == told[0] + int(tokens[1].replace(",", ""))
+    terminal.type("/undo\r")
+    terminal.until("undone 1 turn;")
+    assert read_memory(path).tokens_written == told
+
+
+def test_a_history_that_cannot_be_kept_is_no_error(chat: Open) -> None:
+    chat_history_file().mkdir(parents=True)
+    terminal = chat()
+    terminal.type("anna lives in oslo .\r")
+    terminal.until("KB")
+    terminal.type("q\r")
+    terminal.until("bye")
+    assert terminal.end() == 0
+
+
 def test_a_reset_asks_and_can_be_undone(chat: Open, tmp_path: Path) -> None:
     path = tmp_path / "me.safetensors"
     terminal = chat("--memory", path)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import deltamem_mlx as dm
+from deltamem_mlx import builtin
 from deltamem_mlx.inspection.script import messages_script
 from deltamem_mlx.inspection.trace import trace
 from deltamem_mlx.inspection.turn import watched
@@ -58,6 +59,20 @@ def test_what_is_fed_again_unwritten_does_not_count(pair: tuple) -> None:
         found = dict(watch.strongest(3, [text, said, TOLD]))
         assert "oslo" not in found
         assert set(found) & set(text.split())
+
+
+def test_guesses_that_were_taken_back_are_no_words(pair: tuple) -> None:
+    draft, _ = dm.load(builtin.base_folder())
+    embedding = draft.model.embed_tokens
+    embedding.weight = -embedding.weight  # it guesses what is least likely
+    session = dm.MemorySession(*pair, draft_model=draft)
+    plain = dm.MemorySession(*pair)
+    for text in (TOLD, "where does anna live ?"):
+        with watched(session) as watch, watched(plain) as expected:
+            said = session.ask(text)
+            assert plain.ask(text) == said
+        found, right = (dict(w.strongest(9, [text, said])) for w in (watch, expected))
+        assert {word: pytest.approx(right[word], abs=1e-3) for word in found} == found
 
 
 def test_nothing_is_said_of_turns_that_wrote_nothing_or_wrote_means(

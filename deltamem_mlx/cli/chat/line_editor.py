@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
@@ -136,6 +137,15 @@ def _history() -> History:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600)
+        path.read_bytes()
     except OSError:
         return InMemoryHistory()
-    return FileHistory(str(path))
+    return _LastingHistory(str(path))
+
+
+class _LastingHistory(FileHistory):
+    """A file that may be gone, or on a full disk: the chat goes on."""
+
+    def store_string(self, string: str) -> None:
+        with suppress(OSError):
+            super().store_string(string)
