@@ -3,7 +3,7 @@
 from .drafting import prompts_for
 from .models import STRATEGIES, Pair, with_plain_twin, with_random_adapters
 from .primitives import count_primitives
-from .run import DRAFT, FULL, PARTS, QUICK, BenchPlan, BenchReport, run_bench
+from .run import DRAFT, FULL, PARTS, QUICK, TRAIN, BenchPlan, BenchReport, run_bench
 from .shapes import SHAPES, random_model, shape_config
 from .timing import Effort
 
@@ -14,6 +14,7 @@ __all__ = [
     "QUICK",
     "SHAPES",
     "STRATEGIES",
+    "TRAIN",
     "BenchPlan",
     "BenchReport",
     "Effort",

@@ -14,9 +14,11 @@ from .models import Pair
 from .primitives import added_per_layer
 from .scan import ScanRow, scan_rows
 from .timing import Effort
+from .training import TrainingRow, training_rows
 
 PARTS = ("prefill", "decode", "memory", "scan")
 DRAFT = "draft"  # a part that needs a model to draft with
+TRAIN = "train"  # and one that takes long
 SCHEMA = 2
 CALLS = (1, 8, 64)  # tokens of the calls whose operations are counted
 
@@ -34,7 +36,8 @@ class BenchPlan:
         scan_heads (Sequence[int]): State heads of the scans.
         decode_tokens (int): Tokens that a run decodes.
         draft_tokens (Sequence[int]): How many tokens a draft model guesses at a time.
-        parts (Sequence[str]): Among prefill, decode, memory, scan, draft.
+        write_lengths (Sequence[int]): Tokens of history of the conversations that are learned.
+        parts (Sequence[str]): Among prefill, decode, memory, scan, draft, train.
         effort (Effort): How long to measure each.
     """
 
@@ -46,6 +49,7 @@ class BenchPlan:
     scan_heads: Sequence[int] = (1,)
     decode_tokens: int = 16
     draft_tokens: Sequence[int] = AHEAD
+    write_lengths: Sequence[int] = (256, 2048)
     parts: Sequence[str] = PARTS
     effort: Effort = field(default_factory=Effort)
 
@@ -93,6 +97,7 @@ class BenchReport:
     memory: list[MemoryRow] = field(default_factory=list)
     scan: list[ScanRow] = field(default_factory=list)
     draft: list[DraftRow] = field(default_factory=list)
+    train: list[TrainingRow] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values; times in seconds, sizes in bytes."""
@@ -100,8 +105,9 @@ class BenchReport:
         scans = [row.to_dict() for row in self.scan]
         facts = {"schema": SCHEMA, "machine": self.machine, "model": self.model}
         facts |= {"clock": self.clock}
-        drafts = {"draft": [row.to_dict() for row in self.draft]} if self.draft else {}
-        return facts | rows | {"memory": self.memory, "scan": scans} | drafts
+        drafts, updates = ([row.to_dict() for row in got] for got in (self.draft, self.train))
+        others = {name: got for name, got in ((DRAFT, drafts), (TRAIN, updates)) if got}
+        return facts | rows | {"memory": self.memory, "scan": scans} | others
 
 
 def run_bench(
@@ -141,6 +147,9 @@ def run_bench(
         progress(f"Decoding with a draft, {len(drafting[1])} prompts")
         tokens = plan.decode_tokens
         report.draft = draft_rows(pair.patched, *drafting, plan.draft_tokens, tokens, effort)
+    for length in plan.write_lengths if TRAIN in plan.parts else ():
+        progress(f"Training on {length} tokens of history")
+        report.train += training_rows(pair, length, effort)
     if "scan" in plan.parts:
         for heads in plan.scan_heads:
             for length in plan.scan_lengths:

@@ -35,6 +35,7 @@ class BenchOptions:
     prompt_lengths: b.PromptLengths = None
     cached: b.Cached = 0
     depths: b.Depths = None
+    write_lengths: b.WriteLengths = None
     batch_sizes: b.BatchSizes = None
     scan_lengths: b.ScanLengths = None
     decode_tokens: b.DecodeTokens = 16
@@ -71,6 +72,7 @@ def bench(options: BenchOptions) -> None:
         "prompt_lengths": _numbers("--prompt-lengths", options.prompt_lengths),
         "depths": _numbers("--depths", options.depths),
         "batch_sizes": _numbers("--batch-sizes", options.batch_sizes),
+        "write_lengths": _numbers("--write-lengths", options.write_lengths),
         "draft_tokens": _numbers("--num-draft-tokens", options.num_draft_tokens),
         "scan_lengths": _numbers("--scan-lengths", options.scan_lengths),
     }
@@ -161,12 +163,14 @@ def _check_plot(plot: Path | None, plan: "BenchPlan") -> None:
 def _plan(
     lengths: dict[str, list[int] | None], options: BenchOptions, effort: object
 ) -> "BenchPlan":
-    from deltamem_mlx.bench import DRAFT, FULL, PARTS, QUICK
+    from deltamem_mlx.bench import DRAFT, FULL, PARTS, QUICK, TRAIN
 
     usual = PARTS if options.draft_model is None else (DRAFT,)
-    parts = _chosen("--only", options.only, (*PARTS, DRAFT)) or usual
+    parts = _chosen("--only", options.only, (*PARTS, DRAFT, TRAIN)) or usual
     if DRAFT in parts and options.draft_model is None:
         raise UsageError("--only draft: give a --draft-model.")
+    if TRAIN not in parts and options.write_lengths is not None:
+        raise UsageError("--write-lengths: only with --only train.")
     given = {name: values for name, values in lengths.items() if values is not None}
     tokens = options.decode_tokens
     plan = FULL if options.full else QUICK

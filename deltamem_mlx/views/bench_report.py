@@ -12,6 +12,7 @@ from ..bench.generation import Row
 from ..bench.run import BenchReport, MemoryRow
 from ..bench.scan import ScanRow
 from ..bench.timing import Samples
+from ..bench.training import WAYS, TrainingRow
 
 
 def report_text(report: BenchReport) -> str:
@@ -47,6 +48,11 @@ def tables(report: BenchReport) -> Iterator[tuple[str, Table]]:
         yield prefill_title(report.prefill), prefill(report.prefill)
     if report.decode:
         yield "Decode: time per step; tokens per second of the whole batch", decode(report.decode)
+    if report.train:
+        yield (
+            "Training: an update on one conversation, beside mlx_lm.lora's",
+            training(report.train),
+        )
     if report.draft:
         yield "Greedy answers with a memory, with and without a draft", draft(report.draft)
     if report.memory:
@@ -90,6 +96,19 @@ def decode(rows: list[Row]) -> Table:
             *(_ms(row.plain), _ms(row.patched)),
             *(_speed(row, row.plain), _speed(row, row.patched), _spread(row.ratio)),
         )
+    return table
+
+
+def training(rows: list[TrainingRow]) -> Table:
+    table = _table("memory", "written", "way", "ms", "t/s", "MB above the weights", "time ×")
+    for row in rows:
+        for way in WAYS:
+            seconds = row.seconds[way]
+            table.add_row(
+                *(row.strategy, str(row.written), way, _ms(seconds)),
+                *(f"{row.tokens / seconds.median:.0f}", f"{row.peak[way] / 1e6:.0f}"),
+                "" if way == WAYS[0] else _spread(row.ratio(way)),
+            )
     return table
 
 

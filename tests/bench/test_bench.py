@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from conftest import FIXTURES
 from mlx.utils import tree_flatten
@@ -28,6 +29,7 @@ from deltamem_mlx.bench.primitives import cached_arrays
 from deltamem_mlx.bench.run import BenchReport
 from deltamem_mlx.bench.scan import ScanRow, usable_forms
 from deltamem_mlx.bench.timing import CLOCKS, Samples, alternate
+from deltamem_mlx.bench.training import conversation, lora_update
 from deltamem_mlx.cli.main import app
 
 ADAPTER = FIXTURES / "golden" / "tsw_qo" / "adapter"
@@ -298,6 +300,36 @@ def test_json_has_every_part(tmp_path: Path) -> None:
     assert recurrent["form"] == "recurrent"
     assert recurrent["forward_backward"]["speedup_over_recurrent"]["median"] == 1
     assert (tmp_path / "new" / "bench.svg").read_text().startswith("<?xml")
+
+
+def test_training_beside_lora_of_mlx_lm() -> None:
+    args = (*SMALL, "--only", "train", "--strategies", "TSW,SSW")
+    found = measured(*args, "--write-lengths", "30,8")
+    rows = found["train"]
+    assert [(r["written"], r["strategy"]) for r in rows] == [
+        (n, s) for n in (8, 30) for s in ("TSW", "SSW")
+    ]
+    for row in rows:
+        assert list(row["ways"]) == ["mlx_lm.lora", "train", "train, checkpoints"]
+        for way in row["ways"].values():
+            seconds = way["seconds"]["median"]
+            assert way["tokens_per_second"] * seconds == pytest.approx(row["written"] + 64)
+            assert way["peak_bytes"] > 0
+    assert "mlx_lm.lora" in call(*args, "--write-lengths", "8").stdout
+    refused = call(*SMALL, "--only", "memory", "--write-lengths", "8")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "--write-lengths: only with --only train" in refused.stderr
+
+
+def test_an_update_of_lora_learns_and_leaves_the_model_as_it_was() -> None:
+    plain = tiny_model()
+    before = {name: np.array(value) for name, value in tree_flatten(plain.parameters())}
+    update = lora_update(plain, conversation(96, 40))
+    losses = [update() for _ in range(3)]
+    assert losses == sorted(losses, reverse=True) and len(set(losses)) == 3
+    after = dict(tree_flatten(plain.parameters()))
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], np.array(after[name])) for name in before)
 
 
 def test_calls_behind_a_warm_cache() -> None:

@@ -97,7 +97,7 @@ Only = Annotated[
     str | None,
     _list(
         "--only",
-        "Parts: prefill, decode, memory, scan, draft.",
+        "Parts: prefill, decode, memory, scan, draft, train.",
         "the first four; with --draft-model draft",
         "PART,…",
     ),
@@ -126,6 +126,10 @@ Cached = Annotated[
         "turn, or drafts that are verified.",
         rich_help_panel=WHAT,
     ),
+]
+WriteLengths = Annotated[
+    str | None,
+    _list("--write-lengths", "With --only train: tokens of history to learn from.", "256,2048"),
 ]
 Depths = Annotated[
     str | None,
