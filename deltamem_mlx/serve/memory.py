@@ -44,7 +44,8 @@ class HeldMemory:
         told = saved.told or Fingerprints.nothing()
         fingerprints = len(told.system) + len(told.messages)
         past = sum(turn.nbytes for turn in saved.history)
-        said = sum(len(str(m.get("content"))) for m in talk.said.visible) if talk else 0
+        seen = {id(m): m for m in [*talk.past.messages(), *talk.said.visible]} if talk else {}
+        said = sum(len(str(m.get("content"))) for m in seen.values())
         return HeldMemory(
             self.id,
             self.key,

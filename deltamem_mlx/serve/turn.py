@@ -73,7 +73,7 @@ class MemoryTurn:
             _check_unwritten(self.held, place.back)
         before = self._before(place.back)
         talk = self._open(lead, before, place.back)
-        came = Before(talk.context.mark(memory=False), talk.said, new, True, self._writes)
+        came = Before(talk.context.mark(memory=False), talk.said, [], True, self._writes)
         yield from self._remember(talk)
         if self.options.context == "drop":
             talk.forget()
@@ -98,7 +98,6 @@ class MemoryTurn:
         # All that was ever said would grow without end; the history recognises it.
         talk.said = talk.said._replace(messages=[])
         talk.past.add(came)
-        talk.past.forget_visible(talk.context.which)
         told = before.told or self.held.told
         after = replace(before, told=told.after(lead, [*new, fed.message]))
         return self._outcome(talk, before, after, place)

@@ -22,7 +22,7 @@ from .context import Context
 from .draft import Draft
 from .file import SavedSession
 from .generation import Generation
-from .past import Before, Past, Said
+from .past import Before, Filing, Past, Said
 from .reply import Reply
 
 PREFILL_STEP_SIZE = 2048
@@ -82,6 +82,7 @@ class Conversation:
             "template_kwargs": template_kwargs,
         }
         self.past = Past(0) if past is None else past
+        self.filing: Filing | None = None
         self.spread = spread_of_memory(model)
         self._draft = draft
 

@@ -14,7 +14,7 @@ from ..text.messages import Message
 from ..text.turns import leading_system
 from .context import Mark
 from .conversation import Conversation
-from .past import Before, Said
+from .past import Before, Filing, Said
 from .spread_session import whole_memory
 
 Memory = Mapping[int, tuple[mx.array | None, list[int]]]  # as in a `Mark`
@@ -40,19 +40,39 @@ def with_last_turns(talk: Conversation, now: MemoryFile, turns: int | None) -> M
     if not turns and all(then.filed is None or then.filed.told is None for then in said):
         return now
     marks = [*(before.mark for before in talk.past), talk.context.mark()]
-    points = list(zip(said, whole_memory(marks, talk.spread), strict=True))
-    found = _at(points[0], now, None)
-    if file is not None and _same(found, file):
-        found = file
+    start = _filed_last(talk.filing, said, marks, turns)
+    points = list(
+        zip(said[start or 0 :], whole_memory(marks[start or 0 :], talk.spread), strict=True)
+    )
+    if start is not None and talk.filing is not None:
+        found = talk.filing.memory
+    else:
+        found = _at(points[0], now, None)
+        found = file if file is not None and _same(found, file) else found
     for before, point in pairwise(points):
         file, after = point[0].filed, _at(point, now, found.told)
         if file is not None and file is not before[0].filed and _same(after, file):
             found = file  # a turn of the file, as it has it
         else:
             found = after.keeping(found, turns=turns, alone=not _told_by(before[0]))
+    talk.filing = Filing(said[-1], _first(marks[-1]), turns, found)
     return replace(
         now, told=found.told, history=found.history[max(0, len(found.history) - turns) :]
     )
+
+
+def _filed_last(last: Filing | None, said: list[Said], marks: list[Mark], turns: int) -> int | None:
+    """Which of these points was filed last: only what came after it is to be packed."""
+    for place in reversed(range(len(said))):
+        if last is None or last.turns != turns:
+            return None
+        if said[place] is last.said and _first(marks[place]) is last.matrix:
+            return place
+    return None
+
+
+def _first(mark: Mark) -> mx.array | None:
+    return next(iter(mark.memory.values()))[0]
 
 
 def go_on_from(talk: Conversation, memory: MemoryFile) -> None:

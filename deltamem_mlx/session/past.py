@@ -4,9 +4,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import mlx.core as mx
+
 from ..memory.contents import MemoryFile
 from ..text.messages import Message
-from ..text.turns import leading_system
 from .context import Mark
 
 UNDO_TURNS = 64
@@ -65,6 +66,22 @@ class Before(NamedTuple):
         return [*self.said.pending, *self.new]
 
 
+class Filing(NamedTuple):
+    """A conversation as it was written to a memory file last: what is packed is not packed again.
+
+    Attributes:
+        said (Said): What had been said.
+        matrix (mx.array): The first layer's states; None: nothing was written.
+        turns (int): How many turns the file keeps.
+        memory (MemoryFile): What it holds.
+    """
+
+    said: Said
+    matrix: mx.array | None
+    turns: int
+    memory: MemoryFile
+
+
 class Past:
     """The last turns, the oldest first.
 
@@ -110,16 +127,11 @@ class Past:
         """The first of the last ``turns``, at least one; None: so many are not kept."""
         return self._kept[-turns] if turns <= len(self._kept) else None
 
-    def forget_visible(self, context: object) -> None:
-        """Let go of the messages before turns in other contexts, the last turn's excepted.
-
-        Whoever goes back to there sees the system messages only.
-        """
-        for i, before in enumerate(list(self._kept)[:-1]):
-            said = before.said
-            if before.mark.context is not context:
-                said = said._replace(visible=leading_system(said.visible), pending=[])
-                self._kept[i] = before._replace(said=said, new=[])
+    def messages(self) -> list[Message]:
+        """All that was visible before its turns, each message once."""
+        # In one context what was visible later begins with what was before.
+        last = {id(before.mark.context): before.said.visible for before in self._kept}
+        return list({id(m): m for visible in last.values() for m in visible}.values())
 
     def take(self, turns: int) -> list[Before]:
         """Take the last ``turns`` away; returns them, the oldest first.

@@ -78,15 +78,34 @@ def timeless(memory: MemoryFile, told: bool = True) -> dict:
 
 
 class ChatClient:
-    """Sends all of a chat with each message, as chat clients do."""
+    """Sends all of a chat with each message, as chat clients do.
 
-    def __init__(self, client: Client, key: str):
+    - window: the newest so many messages only, as NextChat does.
+    - clock: a system prompt with the time in it, as many people have.
+    - tasks: asks for a title after each answer, as Open WebUI does.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        key: str,
+        *,
+        window: int | None = None,
+        clock: bool = False,
+        tasks: bool = False,
+    ):
         self.client, self.key, self.said = client, key, []
+        self.window, self.clock, self.tasks = window, clock, tasks
 
     def send(self) -> str:
-        reply = self.client.chat(self.said, self.key)
+        now = [{"role": "system", "content": f"it is 10 : {len(self.said)} ."}]
+        sent = (now if self.clock else []) + self.said[-(self.window or 1000) :]
+        reply = self.client.chat(sent, self.key)
         assert reply.status == 200, reply.body
         self.said.append(assistant(reply.text))
+        if self.tasks:
+            task = self.client.chat([*sent, self.said[-1], user(TITLE)], self.key, max_tokens=2)
+            assert task.status == 200 and "memory" not in task.json["usage"]
         return reply.text
 
     def ask(self, text: str) -> str:
@@ -104,9 +123,9 @@ class ChatClient:
         return self.ask(text)
 
 
-def straight(client: Client, key: str, said: list[dict]) -> list[str]:
+def straight(client: Client, key: str, said: list[dict], **kind: object) -> list[str]:
     """The answers to the user's messages of a chat, each once."""
-    fresh = ChatClient(client, key)
+    fresh = ChatClient(client, key, **kind)
     return [fresh.ask(message["content"]) for message in said if message["role"] == "user"]
 
 
@@ -145,6 +164,32 @@ def test_the_last_message_edited_is_as_if_the_other_had_never_been(
     assert straight(client, "edited anew", chat.said)[-1] == chat.said[-1]["content"]
     edited, anew = exported(client, "edited"), exported(client, "edited anew")
     assert timeless(edited, told=False) == timeless(anew, told=False)
+
+
+CLIENTS = {
+    "whole history": {},
+    "whole history, a clock and tasks": {"clock": True, "tasks": True},
+    "the newest messages": {"window": 5},
+}
+
+
+@pytest.mark.parametrize("kind", CLIENTS.values(), ids=CLIENTS)
+def test_clients_ask_again_edit_and_branch(client: Client, exported, kind: dict) -> None:
+    key = f"client {kind}"
+    chat = ChatClient(client, key, **kind)
+    for text in (JOB, OTHER, QUESTION):
+        chat.ask(text)
+    chat.regenerate()
+    chat.edit(2, HIS_JOB)
+    first = list(chat.said)
+    chat.regenerate()
+    chat.edit(1, FACT)  # another branch, from two turns before
+    assert ANSWER in chat.ask(QUESTION)
+    second = list(chat.said)
+    straight(client, f"{key} straight", second, **kind)
+    ours, theirs = exported(client, key), exported(client, f"{key} straight")
+    assert timeless(ours, told=False) == timeless(theirs, told=False)
+    assert first[:2] == second[:2] and client.memory("GET", key).json["turns"] == 3
 
 
 def test_the_first_message_edited_empties_a_memory_that_is_one_chat(

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import random
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -113,6 +114,40 @@ def test_a_reset_is_undone_from_a_file(pair: Pair, tmp_path: Path) -> None:
     assert dm.undo_memory_file(path).is_new
     dm.undo_memory_file(path)
     assert mx.array_equal(states(dm.MemorySession.restore(path, *pair)), before)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_was_filed_before_is_filed_as_if_anew(pair: Pair, tmp_path: Path, seed: int) -> None:
+    """A save packs only the turns since the last one; whatever was done in between."""
+    choices, path = random.Random(seed), tmp_path / "me.safetensors"
+    session = dm.MemorySession(*pair, undo_turns=5)
+    for step in range(14):
+        what = choices.choice(["ask", "ask", "remember", "undo", "reset", "set", "save", "load"])
+        if what == "ask":
+            session.ask(choices.choice(TEXTS), max_tokens=2)
+        elif what == "remember":
+            session.remember(choices.choice(TEXTS))
+        elif what == "undo" and (most := session.stats()["undo_turns"]):
+            session.undo(choices.randint(1, min(3, most)))
+        elif what == "reset":
+            session.reset()
+        elif what == "set":
+            held = dm.memory_state(session.cache)
+            dm.set_memory_state(session.cache, {i: state * 0.5 for i, state in held.items()})
+        elif what == "save":
+            session.save(path, history=4)
+        elif what == "load" and path.exists():
+            session = dm.MemorySession.restore(path, *pair, undo_turns=5)
+        session.save(path, history=4)
+        by_and_by = read_memory(path)
+        again = session.fork()
+        again._conversation.filing = None
+        again.save(tmp_path / f"{step}.safetensors", history=4)
+        anew = read_memory(tmp_path / f"{step}.safetensors")
+        assert len(anew.history) <= len(by_and_by.history) <= 4
+        for back in range(len(anew.history) + 1):
+            one, other = by_and_by.before(back), anew.before(back)
+            assert same(replace(one, history=()), replace(other, history=()))
 
 
 @pytest.fixture
