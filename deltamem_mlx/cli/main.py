@@ -17,24 +17,30 @@ from deltamem_mlx.cli.frame import errors, launched, output
 
 # name of the command -> "module:attribute": its function, or a Typer app with commands of its own
 COMMANDS: dict[str, str] = {
-    "demo": "deltamem_mlx.cli.demo:demo",
     "generate": "deltamem_mlx.cli.generate:generate",
     "remember": "deltamem_mlx.cli.remember:remember",
     "chat": "deltamem_mlx.cli.chat.command:chat",
     "memories": "deltamem_mlx.cli.memories.app:app",
+    "inspect": "deltamem_mlx.cli.inspect:inspect",
+    "serve": "deltamem_mlx.cli.serve:serve",
     "config": "deltamem_mlx.cli.config:config",
+    "demo": "deltamem_mlx.cli.demo:demo",
+    "train": "deltamem_mlx.cli.train:train",
+    "eval": "deltamem_mlx.cli.eval.app:app",
+    "bench": "deltamem_mlx.cli.bench:bench",
     "convert": "deltamem_mlx.cli.convert:convert",
     "upload": "deltamem_mlx.cli.upload:upload",
-    "train": "deltamem_mlx.cli.train:train",
-    "inspect": "deltamem_mlx.cli.inspect:inspect",
-    "bench": "deltamem_mlx.cli.bench:bench",
-    "eval": "deltamem_mlx.cli.eval.app:app",
-    "serve": "deltamem_mlx.cli.serve:serve",
 }
+ADAPTERS = {"train", "eval", "bench", "convert", "upload"}  # the rest is for every day
 
 
 class CommandGroup(TyperGroup):
     """A group whose errors are sentences: see `frame.errors` for the texts and exit codes."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of ``COMMANDS``: Typer puts those with commands of their own last."""
+        names = super().list_commands(ctx)
+        return [*(n for n in COMMANDS if n in names), *(n for n in names if n not in COMMANDS)]
 
     def main(
         self,
@@ -106,10 +112,11 @@ def register(target: typer.Typer, commands: dict[str, str]) -> None:
     for name, place in commands.items():
         module, attribute = place.split(":")
         found = getattr(import_module(module), attribute)
+        panel = "Adapters" if name in ADAPTERS else "Every day"
         if isinstance(found, typer.Typer):
-            target.add_typer(found, name=name)
+            target.add_typer(found, name=name, rich_help_panel=panel)
         else:
-            target.command(name)(found)
+            target.command(name, rich_help_panel=panel)(found)
 
 
 register(app, COMMANDS)

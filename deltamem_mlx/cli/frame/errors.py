@@ -105,6 +105,8 @@ def sentence(error: Exception) -> str:
 def _usage(error: typer.TyperException) -> str:
     """The message, and where to read more if Typer knows the command."""
     text = error.format_message().strip()
+    if "unexpected extra argument" in text:
+        text += ". A text of several words goes in quotes."
     context = getattr(error, "ctx", None)
     return text if context is None else f"{text}\nTry: {context.command_path} --help"
 
