@@ -79,7 +79,7 @@ class RunningBatch:
         self._sequences = self._new_sequences()
 
     def _new_sequences(self) -> BatchGenerator | DraftedSequences:
-        if self.pair.draft is not None:
+        if not self.pair.batches:
             return DraftedSequences(
                 self.pair.model,
                 self.pair.draft,

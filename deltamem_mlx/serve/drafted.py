@@ -1,7 +1,8 @@
-"""Answers with a draft model's guesses: one after another, in the place of mlx-lm's batch.
+"""Answers one after another, in the place of mlx-lm's batch: with a draft model's guesses or not.
 
-mlx-lm drafts for one conversation at a time. What has to run is told as its `BatchGenerator` is,
-and comes back in the same form, so that `batch` need not know which of the two it has.
+mlx-lm drafts for one conversation at a time, and there are prompt caches that it cannot batch. What
+has to run is told as its `BatchGenerator` is, and comes back in the same form, so that `batch` need
+not know which of the two it has.
 """
 
 import copy
@@ -50,11 +51,11 @@ class _Sequence:
 
 
 class DraftedSequences:
-    """Sequences that a model continues with a draft model's help, the first come first.
+    """Sequences that a model continues, with a draft model's help or alone, the first come first.
 
     Args:
         model (nn.Module): A model with an adapter.
-        draft (nn.Module): Guesses ahead of it.
+        draft (nn.Module): Guesses ahead of it; None: nothing does.
         num_draft_tokens (int): How far.
         prefill_step_size (int): Tokens a step.
         stream (mx.Stream): Where to compute.
@@ -63,14 +64,15 @@ class DraftedSequences:
     def __init__(
         self,
         model: nn.Module,
-        draft: nn.Module,
+        draft: nn.Module | None,
         *,
         num_draft_tokens: int,
         prefill_step_size: int,
         stream: mx.Stream,
     ):
         self.prefill_step_size = prefill_step_size
-        self._model, self._draft, self._ahead = model, Draft(draft), num_draft_tokens
+        self._model, self._ahead = model, num_draft_tokens
+        self._draft = None if draft is None else Draft(draft)
         self._stream, self._uids = stream, 0
         self._waiting: deque[_Sequence] = deque()
 
@@ -137,7 +139,7 @@ class DraftedSequences:
         context, before = sequence.context, mx.array(sequence.context.tokens, mx.uint32)
         processors = [_after(before, processor) for processor in sequence.processors]
         room = sequence.max_tokens + len(last) + self._ahead
-        if not context.can_draft(room):
+        if self._draft is None or not context.can_draft(room):
             context.tokens += last
             yield from self._plainly(sequence, last, processors)
             return
@@ -159,7 +161,7 @@ class DraftedSequences:
     def _plainly(
         self, sequence: _Sequence, last: list[int], processors: Sequence[Processor]
     ) -> Tokens:
-        """Without guesses: a sliding window that fills up cannot take them back."""
+        """Without guesses: nothing guesses, or a sliding window that fills up could not go back."""
         said, sampler = mx.array(last, mx.uint32), sequence.sampler or mx.argmax
         for _ in range(sequence.max_tokens):
             logits = self._model(said[None, -1:], cache=sequence.context.cache)[:, -1]
@@ -194,7 +196,8 @@ class DraftedSequences:
             missing = context.tokens[context.held() :]
             del context.tokens[context.held() :]
             context.feed(Spans(missing, [-1] * len(missing)), step_size=self.prefill_step_size)
-            self._draft.has_been_fed(context.tokens)
+            if self._draft is not None:
+                self._draft.has_been_fed(context.tokens)
         context.settle()
         return context.cache, context.tokens
 
@@ -214,8 +217,8 @@ class DraftedSequences:
     @property
     def prompt_cache_nbytes(self) -> int:
         """Bytes of the caches in it, the draft's too."""
-        caches = [c for s in self._waiting for c in s.context.cache] + self._draft.cache
-        return sum(c.nbytes for c in caches)
+        caches = [c for s in self._waiting for c in s.context.cache]
+        return sum(c.nbytes for c in caches + (self._draft.cache if self._draft else []))
 
     def close(self) -> None:
         """End all of them."""

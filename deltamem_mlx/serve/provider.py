@@ -35,6 +35,7 @@ class ServedPair:
         window (int): Tokens that the model was made for; None: it does not say.
         shapes (dict[int, tuple]): Layer index → shape of the state of one conversation.
         draft (nn.Module): Guesses ahead of the model, one answer at a time; None: there is none.
+        batches (bool): Whether mlx-lm can answer several requests at once.
     """
 
     model: nn.Module
@@ -47,6 +48,7 @@ class ServedPair:
     window: int | None
     shapes: dict[int, tuple[int, ...]]
     draft: nn.Module | None = None
+    batches: bool = True
 
     @classmethod
     def of(
@@ -64,8 +66,9 @@ class ServedPair:
         pack(model)
         granularity = config_of(model).memory_write_granularity
         cache = make_prompt_cache(model)
-        # What follows a reply is decoded with it, token by token: not where a draft guesses.
-        by_itself = granularity != "token" or draft is not None
+        batches = draft is None and all(hasattr(c, "merge") for c in cache)
+        # What follows a reply is decoded with it, token by token, in a batch only.
+        by_itself = granularity != "token" or not batches
         with unchanged(model):
             vocabulary = model(mx.array([[0]]), cache=cache).shape[-1]  # never computed
         return cls(
@@ -79,6 +82,7 @@ class ServedPair:
             window=_window(model),
             shapes={i: (1, m.heads, m.rank, m.rank) for i, m in memories(cache).items()},
             draft=draft,
+            batches=batches,
         )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import mlx.nn as nn
-from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..adapters.drafts import cannot_draft
@@ -53,13 +52,6 @@ class Serving:
         check_defaults(settings, pair.vocabulary)
         self.settings, self.metrics = settings, ServerMetrics()
         self.provider = PairProvider(model, tokenizer, name, settings)
-        if draft is None and not self.provider.is_batchable:
-            caches = [c for c in make_prompt_cache(model) if not hasattr(c, "merge")]
-            kinds = {type(getattr(c, "kv", c)).__name__ for c in caches}
-            raise ValueError(
-                f"{name}: mlx-lm cannot batch this model's prompt cache "
-                f"({', '.join(sorted(kinds))}), and the server needs that. Use chat or generate."
-            )
         self.vocabulary = pair.vocabulary
         folder = MemoryFolder(settings.memory_dir, pair)
         self.memories = Memories(folder, settings.memory_bytes, settings.wait)
