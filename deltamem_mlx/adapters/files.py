@@ -123,6 +123,11 @@ def _together(config_path: Path, weights_path: Path, seal: Seal | None) -> Mappi
         # Of version 0.1.0, of another program, or a numbered copy of such a run.
         if named is None or weights_path.name != MLX_LM.weights:
             return values
+        raise ValueError(
+            f"{weights_path} has no checksum, and {config_path.name} names one: they were not "
+            f"written together. Fetch or write both again; if the weights are meant to be others, "
+            f"remove {WEIGHTS_KEY!r} from {config_path.name}."
+        )
     elif named == seal.sha256:
         return values
     elif isinstance(written := json.loads(seal.settings), dict):

@@ -21,7 +21,6 @@ from deltamem_mlx.cli.frame.load import (
 from deltamem_mlx.cli.frame.parse import standard_input
 from deltamem_mlx.cli.frame.progress import watched
 from deltamem_mlx.cli.frame.session import (
-    STEP,
     ChatTemplateConfig,
     Memory,
     QuantizedKvStart,
@@ -107,7 +106,7 @@ class GenerateOptions:
     kv_group_size: o.KvGroupSize = 64
     quantized_kv_start: QuantizedKvStart = 5000
     max_kv_size: o.MaxKvSize = None
-    prefill_step_size: o.PrefillStepSize = STEP
+    prefill_step_size: o.PrefillStepSize = None
     pipeline: o.Pipeline = False
     trust_remote_code: o.TrustRemoteCode = False
     json: o.Json = False

@@ -11,7 +11,6 @@ from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
 from deltamem_mlx.cli.frame.session import (
-    STEP,
     ChatTemplateConfig,
     Memory,
     check_memory_path,
@@ -65,7 +64,7 @@ class RememberOptions:
     adapter: o.Adapter = None
     chat_template_config: ChatTemplateConfig = None
     max_context: MaxContext = 4096
-    prefill_step_size: o.PrefillStepSize = STEP
+    prefill_step_size: o.PrefillStepSize = None
     pipeline: o.Pipeline = False
     trust_remote_code: o.TrustRemoteCode = False
     json: o.Json = False

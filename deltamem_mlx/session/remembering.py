@@ -4,11 +4,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
+import mlx.core as mx
+
 from ..text.messages import Message
 from .conversation import Conversation
 
 # Tokens a step, and about as many a part: who stops it waits for the one, and loses the other.
-STEP_SIZE = 256
+# Ctrl-C is heard between steps, and a CPU may need a minute for the 2,048 of mlx-lm.
+CPU_STEP, GPU_STEP = 256, 1024
+
+
+def short_step() -> int:
+    """Tokens of a step that this device takes a second or so for."""
+    return CPU_STEP if mx.default_device().type == mx.DeviceType.cpu else GPU_STEP
 
 
 class Written(NamedTuple):

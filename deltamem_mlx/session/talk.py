@@ -24,7 +24,7 @@ from .draft import Draft
 from .generation import Generation
 from .lock import TurnLock
 from .past import UNDO_BYTES, UNDO_TURNS, Before, Past
-from .remembering import STEP_SIZE, Written, written
+from .remembering import Written, short_step, written
 
 # Arguments of mlx-lm's generation that would work on another cache than the session's.
 _NOT_OURS = ("prompt_cache", "max_kv_size", "draft_model", "input_embeddings")
@@ -179,7 +179,7 @@ class Talk:
         self,
         messages: str | Path | Message | Sequence[Message],
         *,
-        prefill_step_size: int = STEP_SIZE,
+        prefill_step_size: int | None = None,
     ) -> Generator[Written, None, None]:
         """``remember`` step by step: to show how far it is, and to stop it.
 
@@ -188,7 +188,7 @@ class Talk:
 
         Args:
             messages: As in ``remember``.
-            prefill_step_size (int): Tokens a step.
+            prefill_step_size (int): Tokens a step; None: 256 on a CPU, 1,024 on a GPU.
 
         Yields:
             Written: ``tokens`` fed so far, ``total`` that there are about, ``messages`` that stay
@@ -198,7 +198,7 @@ class Talk:
             TypeError, ValueError: If these are no messages.
         """
         new = as_messages(_told(messages))
-        return self._lock.run(self._written(new, prefill_step_size))
+        return self._lock.run(self._written(new, prefill_step_size or short_step()))
 
     def _written(self, new: list[Message], step_size: int) -> Generator[Written, None, None]:
         write = not self._holds

@@ -197,7 +197,7 @@ def test_probe_asks_the_memory_and_changes_nothing(
 
 def test_stats(flags: list[str]) -> None:
     shown = talk(flags, "I am Al.", "/stats").stderr
-    assert "1 turns · " in shown
+    assert "1 turn · " in shown
     assert " written · 768 bytes of memory" in shown
     assert [line.split()[0] for line in shown.splitlines() if "." in line.split()[-1]][-4:-1]
 

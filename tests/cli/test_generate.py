@@ -383,6 +383,10 @@ def _rewrite(folder: Path, change: Callable[[dict[str, mx.array]], dict[str, mx.
     tensors = change(dict(mx.load(str(path))))
     mx.eval(tensors)
     mx.save_safetensors(str(path), tensors)
+    config = folder / "adapter_config.json"
+    values = json.loads(config.read_text())
+    del values["weights_sha256"]  # it was of the weights before
+    config.write_text(json.dumps(values))
 
 
 def _truncated_safetensors(folder: Path) -> None:

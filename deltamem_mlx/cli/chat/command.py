@@ -10,7 +10,6 @@ from deltamem_mlx.cli.frame import errors, launched, output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.load import has_memory, load_draft_model, load_pair
 from deltamem_mlx.cli.frame.session import (
-    STEP,
     ChatTemplateConfig,
     Memory,
     QuantizedKvStart,
@@ -62,7 +61,7 @@ class ChatOptions:
     kv_group_size: o.KvGroupSize = 64
     quantized_kv_start: QuantizedKvStart = 5000
     max_kv_size: o.MaxKvSize = None
-    prefill_step_size: o.PrefillStepSize = STEP
+    prefill_step_size: o.PrefillStepSize = None
     pipeline: o.Pipeline = False
     trust_remote_code: o.TrustRemoteCode = False
 

@@ -116,8 +116,10 @@ class Commands(Answering):
 
     def stats(self, _: str) -> None:
         stats = self.session.stats()
+        turns = stats["turns"]
         self.ui.say(
-            f"{stats['turns']:,} turns · {stats['context_tokens']:,} tokens in the context · "
+            f"{turns:,} turn{'s' * (turns != 1)} · "
+            f"{stats['context_tokens']:,} tokens in the context · "
             f"{stats['tokens_written']:,} written · {stats['memory_bytes']:,} bytes of memory"
         )
         rows = [["layer", "norm", "effective rank"]]

@@ -5,7 +5,7 @@ from deltamem_mlx.cli.frame import errors, output
 
 # What people type who know another chat: never a question.
 KEYS = {
-    **dict.fromkeys(("q", "exit", "quit", ":q", ":wq", "bye"), "/exit"),
+    **dict.fromkeys(("q", "exit", "quit", ":q", ":wq", "bye", "/quit", "/bye"), "/exit"),
     **dict.fromkeys(("h", "help", "?", ":help"), "/help"),
     "r": "/reset",
 }

@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from deltamem_mlx.session.generation import Generation
     from deltamem_mlx.session.session import MemorySession
 
-# Tokens a step of a prompt, and of what is remembered: Ctrl-C is heard between steps, and on a slow
-# machine mlx-lm's 2,048 take a minute.
-STEP = 256
-
 
 def _memory(value: Path | None) -> Path | None:
     """Callback of `--memory`: the file that a name or a path stands for."""
@@ -121,7 +117,7 @@ class Decoding(Protocol):
     @property
     def quantized_kv_start(self) -> int: ...
     @property
-    def prefill_step_size(self) -> int: ...
+    def prefill_step_size(self) -> int | None: ...
     @property
     def draft_model(self) -> str | None: ...
     @property
@@ -143,10 +139,12 @@ def generation_of(options: Decoding) -> "Generation":
     """The options as arguments of a session's turns."""
     from mlx_lm.sample_utils import make_sampler
 
+    from deltamem_mlx.session.remembering import short_step
+
     generation: Generation = {
         "max_tokens": options.max_tokens,
         "sampler": make_sampler(options.temp, options.top_p, options.min_p, top_k=options.top_k),
-        "prefill_step_size": options.prefill_step_size,
+        "prefill_step_size": options.prefill_step_size or short_step(),
         "kv_bits": options.kv_bits,
         "kv_group_size": options.kv_group_size,
         "quantized_kv_start": options.quantized_kv_start,

@@ -81,14 +81,14 @@ def tell(
     session: "MemorySession",
     sources: Sequence["Source"],
     *,
-    step_size: int,
+    step_size: int | None,
     after_each: Callable[["Source", int], None] = lambda source, tokens: None,
 ) -> FilesTold:
     """Write what files tell into the memory, with a bar.
 
     Ctrl-C ends it after the present step, pressed twice within it; what was written stays.
 
-    - step_size: tokens a step.
+    - step_size: tokens a step; None: as the device is fast.
     - after_each: called with each file that was told whole, and its tokens.
     """
     told, began, done = FilesTold(), time.perf_counter(), 0
@@ -115,7 +115,7 @@ def tell(
 
 
 def _steps(
-    session: "MemorySession", source: "Source", step_size: int, told: FilesTold
+    session: "MemorySession", source: "Source", step_size: int | None, told: FilesTold
 ) -> Generator[tuple[float, int], None, None]:
     """Tells one file; yields which share of it was fed, and the tokens of all files so far.
 

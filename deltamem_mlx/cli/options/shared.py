@@ -162,11 +162,12 @@ MaxKvSize = Annotated[
     ),
 ]
 PrefillStepSize = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--prefill-step-size",
         min=1,
-        help="Feed the prompt this many tokens at a time.",
+        help="Feed the prompt this many tokens at a time; Ctrl-C is heard in between.",
+        show_default="256 on a CPU, 1024 on a GPU",
         rich_help_panel=CONTEXT,
     ),
 ]
