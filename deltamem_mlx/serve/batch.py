@@ -266,7 +266,7 @@ class RunningBatch:
                 running.job, running.steps, _settled(Fed(cache, list(tokens))), running.saying
             )
         elif step.segment_types:
-            self.prompts.keep(cache, tokens, step.segment_types.pop(0))
+            self.prompts.keep(cache, tokens, step.segment_types.pop(0), step.points)
 
     def _token(self, running: Running, token: GenerationBatch.Response) -> None:
         saying = running.saying

@@ -7,6 +7,7 @@ from queue import Queue
 from threading import Event
 from typing import NamedTuple
 
+import mlx.core as mx
 from mlx_lm.server import CompletionRequest, GenerationArguments, GenerationContext, Response
 
 from ..memory.file import MemoryFile
@@ -39,12 +40,14 @@ class Answer(Feed):
         initial_state (str): Of mlx-lm's text state machine: ``normal`` or ``reasoning``.
         segments (list): The tokens again, cut where mlx-lm's prompt cache wants a copy.
         segment_types (list[str]): What each of them is.
+        points (dict): Tokens → the memory after so many, as far as it was noted.
         end (list[int]): Fed after the reply, as `Ending` does.
     """
 
     initial_state: str = "normal"
     segments: list[list[int]] = field(default_factory=list)
     segment_types: list[str] = field(default_factory=list)
+    points: dict[int, dict[int, tuple[mx.array | None, list[int]]]] = field(default_factory=dict)
     end: list[int] = field(default_factory=list)
 
 

@@ -10,6 +10,7 @@ from ..text.spans import message_spans
 from .job import Answer, Steps
 from .provider import ExactPromptCache, ServedPair
 from .turn import mark
+from .waypoints import POINT, Points, Waypoints, cut, memory_in
 
 
 @dataclass(frozen=True)
@@ -40,30 +41,34 @@ class ServedPrompts:
 
     def __init__(self, pair: ServedPair, cache: ExactPromptCache, key: object):
         self.pair, self.cache, self._key = pair, cache, key
+        self._waypoints = Waypoints(cache, key)
 
-    def keep(self, cache: list, tokens: Sequence[int], kind: str) -> None:
-        """Keep a prompt cache that holds these tokens."""
-        self.cache.insert_cache(self._key, list(tokens), cache, cache_type=kind)
+    def keep(self, cache: list, tokens: Sequence[int], kind: str, points: Points) -> None:
+        """Keep a prompt cache that holds these tokens; at a point within a prompt, note that."""
+        points[len(tokens)] = memory_in(cache)
+        if kind != POINT:
+            self.cache.insert_cache(self._key, list(tokens), cache, cache_type=kind)
+            self._waypoints.note(tokens, dict(points))
 
     def steps(self, prompt: Prompt) -> Steps:
         """One answer, from an empty memory or from where a cached prompt left off."""
-        cache, rest = self.cache.fetch_nearest_cache(self._key, prompt.token_ids)
-        begun = done = len(prompt.token_ids) - len(rest)
-        cut = []
-        for segment in prompt.segments:
-            cut.append(segment[min(done, len(segment)) :])
-            done -= min(done, len(segment))
-        kinds = prompt.segment_types
-        kept = [(segment, kind) for segment, kind in zip(cut, kinds, strict=True) if segment]
-        fed = yield Answer(
+        tokens = prompt.token_ids
+        cache, rest = self.cache.fetch_nearest_cache(self._key, tokens)
+        begun = len(tokens) - len(rest)
+        if (further := self._waypoints.fetch(tokens, begun)) is not None:
+            cache, begun = further
+        segments, kinds = _left_to_feed(prompt, begun)
+        answer = Answer(
             cache or make_prompt_cache(self.pair.model),
-            prompt.token_ids[:begun],
-            rest,
+            tokens[:begun],
+            tokens[begun:],
             initial_state=prompt.initial_state,
-            segments=[segment for segment, _ in kept],
-            segment_types=[kind for _, kind in kept],
+            segments=segments,
+            segment_types=kinds,
+            points=self._waypoints.of(tokens[:begun]),
         )
-        self.keep(fed.cache, fed.tokens, "assistant")
+        fed = yield answer
+        self.keep(fed.cache, fed.tokens, "assistant", answer.points)
         return None
 
     def steps_by_spans(
@@ -91,3 +96,15 @@ class ServedPrompts:
             mark(cache, spans, self.pair.granularity, write=True)
         yield Answer(cache, [], token_ids, initial_state=prompt.initial_state)
         return None
+
+
+def _left_to_feed(prompt: Prompt, begun: int) -> tuple[list[list[int]], list[str]]:
+    """The segments of a prompt after its first ``begun`` tokens, cut at points, and their kinds."""
+    segments, kinds, place = [], [], 0
+    for segment, kind in zip(prompt.segments, prompt.segment_types, strict=True):
+        left = segment[max(0, begun - place) :]
+        parts = cut(left, max(begun, place)) if left else []
+        segments += parts
+        kinds += [*[POINT] * (len(parts) - 1), kind] if parts else []
+        place += len(segment)
+    return segments, kinds
