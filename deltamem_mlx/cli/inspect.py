@@ -9,7 +9,7 @@ from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
-from deltamem_mlx.cli.frame.progress import reading
+from deltamem_mlx.cli.frame.progress import answering, reading
 from deltamem_mlx.cli.frame.session import ChatTemplateConfig, template_kwargs
 from deltamem_mlx.cli.options import inspect as i
 from deltamem_mlx.cli.options import shared as o
@@ -222,7 +222,11 @@ def _show_probe(
 
     model, adapter, trust_remote_code = pair
     loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
-    found = probe(loaded, tokenizer, _fitting(memory, loaded), phrasings, **options)
+    state, found = _fitting(memory, loaded), []
+    with answering(len(phrasings)) as done:
+        for phrasing in phrasings:
+            found += probe(loaded, tokenizer, state, [phrasing], **options)
+            done(1)
     if form.json:
         output.result_json(probe_json(found, memory))
     else:

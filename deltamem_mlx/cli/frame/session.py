@@ -193,13 +193,18 @@ def open_session(
 
 
 def _others(memory: Path) -> str:
-    """Which memories there are, where a name was given that none has."""
+    """Which memories there are, where a name was given that none has.
+
+    Their folder is made: what is saved there is its owner's only, the names as well.
+    """
     from deltamem_mlx.files.places import memories_folder
     from deltamem_mlx.memory.shelf import MemoryShelf
 
-    if memory.parent != memories_folder() or not (names := MemoryShelf().names()):
+    if memory.parent != memories_folder():
         return ""
-    return f" There is: {', '.join(first_few(names, 8))}."
+    memory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    names = MemoryShelf().names()
+    return f" There is: {', '.join(first_few(names, 8))}." if names else ""
 
 
 def without_memory(

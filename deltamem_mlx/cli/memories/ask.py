@@ -7,6 +7,7 @@ import typer
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.cli.frame.progress import answering
 from deltamem_mlx.cli.options import memories as m
 from deltamem_mlx.cli.options import shared as o
 
@@ -50,7 +51,11 @@ def ask(
     loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
     mine = [one for one in found if one.file and one.file.adapter == fingerprint(loaded)]
     options = {"system_prompt": system_prompt, "max_tokens": max_tokens}
-    answers = [_asked(loaded, tokenizer, one, question, options) for one in mine]
+    answers = []
+    with answering(len(mine)) as done:
+        for one in mine:
+            answers.append(_asked(loaded, tokenizer, one, question, options))
+            done(1)
     answers.sort(key=lambda answer: -answer["gain"])
     if json:
         output.result_json(answers)
