@@ -61,7 +61,11 @@ class Ranks:
         settle()
         size = int(self._summed(mx.array([len(data)], mx.int32))[0])
         mine = _bytes(data) if self.rank == 0 else mx.zeros((size,), mx.uint8)
-        shared: T = _loaded(self._summed(mine))
+        received = self._summed(mine)
+        if self.rank == 0:
+            assert value is not None
+            return value
+        shared: T = _loaded(received)
         return shared
 
     def by_first(self, act: Callable[[], T]) -> T:
@@ -69,8 +73,7 @@ class Ranks:
         if self.group is None:
             return act()
         own = _outcome(act) if self.rank == 0 else None
-        others = self.share(own)
-        value: T = _unwrapped(others if own is None else own, 0, self.rank)
+        value: T = _unwrapped(self.share(own), 0, self.rank)
         return value
 
     def agree(self, act: Callable[[], T]) -> list[T]:

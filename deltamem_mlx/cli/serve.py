@@ -3,10 +3,10 @@
 import logging
 import signal
 import threading
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import (
@@ -70,6 +70,7 @@ def serve(
     prefill_step_size: o.PrefillStepSize = USUAL.prefill_step_size,
     prompt_cache_size: s.PromptCacheSize = USUAL.prompt_cache_size,
     prompt_cache_bytes: s.PromptCacheBytes = USUAL.prompt_cache_bytes,
+    pipeline: o.Pipeline = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Serve a model to OpenAI's clients, with memories that stay.
@@ -86,12 +87,14 @@ def serve(
         refuse_without_memory({"serve": True})
     settings = _settings({field.name: given[field.name] for field in fields(ServeSettings)})
     _check_draft(draft_model, settings)
+    _check_spread(draft_model, settings, pipeline)
     from deltamem_mlx.adapters.loading import base_model_of
 
     trust = {"trust_remote_code": trust_remote_code}
-    loaded, tokenizer = load_pair(model, adapter, **trust)
+    loaded, tokenizer = load_pair(model, adapter, pipeline=pipeline, **trust)
     draft = load_draft_model(draft_model, loaded, tokenizer, **trust)
-    _serve(loaded, tokenizer, str(model or base_model_of(loaded)["name"]), settings, draft)
+    answer = _follow if launched.follows() else _serve
+    answer(loaded, tokenizer, str(model or base_model_of(loaded)["name"]), settings, draft)
 
 
 def _check_draft(draft_model: str | None, settings: ServeSettings) -> None:
@@ -102,6 +105,17 @@ def _check_draft(draft_model: str | None, settings: ServeSettings) -> None:
                 f"--draft-model and --{name.replace('_', '-')}: mlx-lm drafts for one answer at a "
                 "time, and they wait for each other then. Give one of the two."
             )
+
+
+def _check_spread(draft_model: str | None, settings: ServeSettings, pipeline: bool) -> None:
+    """Raises UsageError for what cannot be done in several processes."""
+    if launched.rank() is not None and draft_model is not None:
+        raise UsageError("--draft-model: mlx-lm drafts in one process. Leave it out.")
+    if pipeline and settings.prompt_cache_bytes is not None:
+        raise UsageError(
+            "--pipeline and --prompt-cache-bytes: the processes hold different numbers of bytes. "
+            "Give --prompt-cache-size."
+        )
 
 
 def _settings(options: dict[str, Any]) -> ServeSettings:
@@ -118,6 +132,23 @@ def _settings(options: dict[str, Any]) -> ServeSettings:
     except SettingsError as error:
         raise UsageError(str(error)) from error
     return settings
+
+
+def _follow(
+    model: "nn.Module",
+    tokenizer: "TokenizerWrapper",
+    name: str,
+    settings: ServeSettings,
+    draft: "nn.Module | None",
+) -> None:
+    """Do what the first process does, until that ends."""
+    from deltamem_mlx.serve.serving import Serving
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first one hears it, and tells
+    serving = Serving(model, tokenizer, name, replace(settings, memory_dir=None), draft)
+    serving.generator.join()
+    if not serving.generator.is_over:
+        raise RuntimeError("the thread that owns the model ended; --debug says by what error")
 
 
 def _serve(

@@ -6,7 +6,6 @@ of them joins the batch that is running. All of it belongs to the generation thr
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from .drafted import DraftedSequences
 from .ending import Ending, Sampler
 from .errors import ApiError
 from .job import Answer, Fed, Feed, Job, PromptProgress, Steps
+from .lockstep import Lockstep
 from .metrics import ServerMetrics
 from .pace import Pace
 from .prompts import ServedPrompts
@@ -60,6 +60,7 @@ class RunningBatch:
         metrics (ServerMetrics): What is counted.
         prompts (ServedPrompts): Where prompts of requests without a memory are kept.
         machines (Callable): mlx-lm's stop sequences and text states for these stop words.
+        lockstep (Lockstep): The processes that have the model.
     """
 
     def __init__(
@@ -69,12 +70,13 @@ class RunningBatch:
         metrics: ServerMetrics,
         prompts: ServedPrompts,
         machines: Machines,
+        lockstep: Lockstep,
     ):
         self.pair, self.settings, self.metrics = pair, settings, metrics
-        self.prompts, self.machines = prompts, machines
+        self.prompts, self.machines, self.lockstep = prompts, machines, lockstep
         self.running: dict[int, Running] = {}
         self._samplers: dict[tuple[object, ...], Sampler] = {}
-        self._pace = Pace(settings.prefill_step_size)
+        self.pace = Pace(settings.prefill_step_size)
         self._stream = mx.default_stream(mx.default_device())
         self._sequences = self._new_sequences()
 
@@ -140,7 +142,7 @@ class RunningBatch:
             mx.eval(self._sampler(args)(row))
         except Exception as error:
             self._samplers.clear()
-            fresh_randomness()
+            self.lockstep.shuffle()
             said = str(error) or type(error).__name__
             raise ApiError(400, f"These sampling parameters cannot be used: {said}") from None
 
@@ -151,6 +153,7 @@ class RunningBatch:
         except StopIteration as stop:
             if said is None or said.last is None:
                 raise RuntimeError("a turn ended without an answer") from None
+            self.lockstep.keep(stop.value)
             job.finish(said.last, stop.value)
             return
         except (TemplateError, TypeError, KeyError) as error:
@@ -217,21 +220,23 @@ class RunningBatch:
             for running in self.running.values()
         )
         feeding = min(len(self.running) - answering, self.settings.prompt_concurrency)
-        self._sequences.prefill_step_size = self._pace.size(feeding, waited_for=answering > 0)
+        self._sequences.prefill_step_size = self.pace.size(feeding, waited_for=answering > 0)
         began = time.perf_counter()
         try:
             prompts, tokens = self._sequences.next()
         except Exception as error:
+            if not self.lockstep.alone:
+                raise  # the other processes may have come further
             # All that was running is lost, and nothing of it kept: the server goes on.
             log.error("batch failed", extra={"error": type(error).__name__})
             self.metrics.failed_batches.add()
             self._fail_all(ApiError(500, f"Generation failed: {type(error).__name__}."))
             self._sequences.close()
             self._sequences = self._new_sequences()
-            fresh_randomness()
+            self.lockstep.shuffle()
             return
         if answering and any(not response.end_of_segment for response in prompts):
-            self._pace.took(time.perf_counter() - began)
+            self.pace.took(time.perf_counter() - began)
         for response in prompts:
             running = self.running[response.uid]
             if running.job.request.stream:
@@ -319,15 +324,6 @@ class RunningBatch:
 
 def _sampling(args: GenerationArguments) -> tuple[object, ...]:
     return tuple(vars(args.sampling).values())
-
-
-def fresh_randomness() -> None:
-    """Give MLX a random state of its own again.
-
-    One that a failed compiled function leaves behind cannot be used, and one that a client's seed
-    has set can be foretold.
-    """
-    mx.random.seed(int.from_bytes(os.urandom(4)))
 
 
 def refusal(error: Exception) -> ApiError:

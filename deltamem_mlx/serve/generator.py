@@ -3,6 +3,7 @@
 import gc
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from queue import Empty
 
@@ -16,10 +17,12 @@ from mlx_lm.server import (
     ResponseGenerator,
 )
 
-from .batch import RunningBatch, fresh_randomness, refusal
+from ..model.patch import spread_of_memory
+from .batch import RunningBatch, refusal
 from .errors import ApiError, ClientGone
 from .job import Done, Job, PromptProgress, ServedRequest, Steps
 from .lengths import check_length, check_texts
+from .lockstep import Lockstep
 from .memories import Memories
 from .memory import HeldMemory
 from .metrics import ServerMetrics
@@ -53,9 +56,11 @@ class MemoryGenerator(ResponseGenerator):
     ):
         self.pair, self.memories, self.settings, self.metrics = pair, memories, settings, metrics
         self._held: Job | None = None  # waits until it can run alone
-        self._alone = False
+        self._alone, self._lets_in = False, False
         self._admitted = 0.0  # when requests were let in
         self._answers = ExactPromptCache(settings.prompt_cache_size)
+        self.lockstep = Lockstep(spread_of_memory(pair.model).ranks)
+        self._arrived: deque[Job] = deque()  # in all processes of the model
         super().__init__(provider, self._answers)
 
     # The requests' threads.
@@ -116,6 +121,11 @@ class MemoryGenerator(ResponseGenerator):
                     del item  # its traceback has this frame, which would have it
             return item
 
+    @property
+    def is_over(self) -> bool:
+        """Whether generation has ended as it should."""
+        return not self._generation_thread.is_alive() and not self._generation_failed
+
     def _ending(self) -> ApiError:
         if self._generation_failed:
             what = "The server cannot generate any more, and is ending."
@@ -158,10 +168,14 @@ class MemoryGenerator(ResponseGenerator):
 
     def _generate(self) -> None:
         prompts = ServedPrompts(self.pair, self._answers, self.model_provider.model_key)
-        batch = RunningBatch(self.pair, self.settings, self.metrics, prompts, self._machines)
+        batch = RunningBatch(
+            self.pair, self.settings, self.metrics, prompts, self._machines, self.lockstep
+        )
         try:
-            while not self._stop:
-                if self._due(batch):
+            if not self.lockstep.alone:
+                self.lockstep.shuffle()
+            while not self._is_over(batch):
+                if self._lets_in:
                     self._admit(batch, prompts)
                 if batch.running:
                     batch.advance()
@@ -180,6 +194,25 @@ class MemoryGenerator(ResponseGenerator):
     def _machines(self, stop_words: list[str]) -> tuple[StopSequences, TextStateMachine]:
         key = self.model_provider.model_key
         return self._make_state_machine(key, self.pair.tokenizer, stop_words)
+
+    def _is_over(self, batch: RunningBatch) -> bool:
+        """Whether to stop; else, whether to let in who waits is known."""
+        if self.lockstep.alone:
+            self._lets_in = not self._stop and self._due(batch)
+            return self._stop
+        tick, came = self.lockstep.tick(lambda: self._news(batch))
+        self._lets_in, batch.pace.present = tick.due, tick.pace
+        self._arrived.extend(came)
+        return tick.stop
+
+    def _news(self, batch: RunningBatch) -> tuple[bool, bool, int, list[Job]]:
+        """What the process that leads tells the others."""
+        due, came = self._due(batch), []
+        job = self._next_job(wait=not batch.running) if due else None
+        while job is not None:
+            came.append(job)
+            job = self._next_job(wait=False)
+        return self._stop, due, batch.pace.present, came
 
     def _due(self, batch: RunningBatch) -> bool:
         """Whether to let in who waits.
@@ -219,14 +252,17 @@ class MemoryGenerator(ResponseGenerator):
         if seed is not None:
             mx.random.seed(seed)
         elif self._alone:
-            fresh_randomness()
+            self.lockstep.shuffle()
         self._alone = seed is not None
 
     def _waiting(self, batch: RunningBatch) -> Job | None:
+        if self.lockstep.alone:
+            return self._next_job(wait=not batch.running)
+        return self._arrived.popleft() if self._arrived else None
+
+    def _next_job(self, *, wait: bool) -> Job | None:
         try:
-            if batch.running:
-                return self.requests.get_nowait()
-            return self.requests.get(timeout=0.1)
+            return self.requests.get(timeout=0.1) if wait else self.requests.get_nowait()
         except Empty:
             return None
 

@@ -151,6 +151,8 @@ class Job:
         said (list[Response]): The answer so far, where it is not streamed: a thread that wakes for
           every token costs as much as a small model's step.
         began, first (float): When it came, and when its first token did.
+        noticed (bool): Whether all processes of a model know that the client has gone. None: there
+          is one process.
     """
 
     request: ServedRequest
@@ -167,11 +169,12 @@ class Job:
     said: list[Response] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
     first: float | None = None
+    noticed: bool | None = None
 
     @property
     def gone(self) -> bool:
         """Whether nobody waits for the answer any more."""
-        return self.cancelled.is_set()
+        return self.cancelled.is_set() if self.noticed is None else self.noticed
 
     def fail(self, error: Exception) -> None:
         """End it with an error."""

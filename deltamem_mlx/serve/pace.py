@@ -17,6 +17,15 @@ class Pace:
         self._most = most
         self._size = min(most, 4 * _LEAST)
 
+    @property
+    def present(self) -> int:
+        """Tokens of one prompt at a time, as found by now; the same in all processes of a model."""
+        return self._size
+
+    @present.setter
+    def present(self, size: int) -> None:
+        self._size = size
+
     def size(self, prompts: int, *, waited_for: bool) -> int:
         """Tokens to feed of each of so many prompts, while answers are waited for or not."""
         return max(1, self._size // max(1, prompts)) if waited_for else self._most

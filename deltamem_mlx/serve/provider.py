@@ -11,7 +11,7 @@ from mlx_lm.server import ModelProvider
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..adapters.loading import fingerprint
-from ..memory.actions import memories
+from ..memory.actions import memories, spread_in
 from ..memory.file import described
 from ..model.dry_run import unchanged
 from ..model.patch import config_of, pack
@@ -69,6 +69,7 @@ class ServedPair:
         batches = draft is None and all(hasattr(c, "merge") for c in cache)
         # What follows a reply is decoded with it, token by token, in a batch only.
         by_itself = granularity != "token" or not batches
+        m = next(iter(memories(cache).values()))
         with unchanged(model):
             vocabulary = model(mx.array([[0]]), cache=cache).shape[-1]  # never computed
         return cls(
@@ -80,7 +81,7 @@ class ServedPair:
             end=[] if by_itself else usual_end(tokenizer, template_kwargs),
             vocabulary=vocabulary,
             window=_window(model),
-            shapes={i: (1, m.heads, m.rank, m.rank) for i, m in memories(cache).items()},
+            shapes=dict.fromkeys(spread_in(cache).all_memories, (1, m.heads, m.rank, m.rank)),
             draft=draft,
             batches=batches,
         )

@@ -1,19 +1,17 @@
 """Commands under mlx.launch: what one process says and keeps, said and kept once."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
-from launching import launch, started
+from launching import launch, ranks_of, started
 from tiny import strong_pair, tiny_model_folder
 
 import deltamem_mlx as dm
@@ -138,25 +136,6 @@ def test_where_a_process_dies_the_run_ends_with_one_sentence(
         assert time.monotonic() - began < 10
     assert notes.count("Error: Another process of this run has ended") == 1, notes
     assert "Node with rank 1" in notes
-
-
-def ranks_of(launcher: int) -> dict[int, int]:
-    """Rank → process, of what a launcher has started."""
-    return dict(_ranks_below(launcher))
-
-
-def _ranks_below(pid: int) -> Iterator[tuple[int, int]]:
-    told = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True)
-    for line in told.stdout.splitlines():
-        child, parent = map(int, line.split())
-        if parent == pid:
-            with contextlib.suppress(OSError):
-                found = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-                yield from (
-                    (int(value.removeprefix(b"MLX_RANK=")), child)
-                    for value in found
-                    if value.startswith(b"MLX_RANK=")
-                )
 
 
 @pytest.mark.slow

@@ -55,3 +55,22 @@ def _command(words: Sequence[str | Path], size: int) -> list[str]:
 def _environment() -> dict[str, str]:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
     return os.environ | {"PYTHONPATH": paths}
+
+
+def ranks_of(launcher: int) -> dict[int, int]:
+    """Rank → process, of what a launcher has started."""
+    return dict(_ranks_below(launcher))
+
+
+def _ranks_below(pid: int) -> Iterator[tuple[int, int]]:
+    told = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True)
+    for line in told.stdout.splitlines():
+        child, parent = map(int, line.split())
+        if parent == pid:
+            with suppress(OSError):
+                found = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+                yield from (
+                    (int(value.removeprefix(b"MLX_RANK=")), child)
+                    for value in found
+                    if value.startswith(b"MLX_RANK=")
+                )
