@@ -16,7 +16,7 @@ from .told import FINGERPRINT, MOST_MESSAGES, Fingerprints
 
 HISTORY_TURNS = 64
 HISTORY_BYTES = 2 << 20  # a file is written anew with every turn
-MOST_TURNS = 1 << 12  # that a file may have
+MOST_TURNS = 1 << 10  # that a file may have
 _FINGERPRINTS = list_of(FINGERPRINT, MOST_MESSAGES)
 _SCHEMA = {
     "tokens_written": list_of(whole_number(), 1 << 16),
@@ -113,7 +113,8 @@ class PastTurn:
         if after is None:
             return None
         kept = after.messages[: max(0, len(after.messages) - self.added)]
-        return Fingerprints(after.salt, self.system, (*self.lost, *kept), self.turns)
+        messages = (*self.lost, *kept)[-MOST_MESSAGES:]
+        return Fingerprints(after.salt, self.system, messages, self.turns)
 
     def as_json(self) -> dict[str, object]:
         """What a file says of it beside the packed states."""

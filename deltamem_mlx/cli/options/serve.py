@@ -8,7 +8,7 @@ from typer.models import OptionInfo
 
 from deltamem_mlx.cli.options import shared as o
 
-MOST_TURNS = 4096
+MOST_TURNS = 1024
 SERVER, LIMITS, BATCHING = "Server", "Limits", "Batching and prompt cache"
 
 
