@@ -243,6 +243,19 @@ def test_generate_keeps_its_last_turns_in_the_file(run_cli, tmp_path: Path, pair
     assert np.array_equal(np.array(states(session)), np.stack(list(first.states.values())))
 
 
+def test_a_chat_takes_back_what_a_former_one_told(run_cli, tmp_path: Path) -> None:
+    path, kept = tmp_path / "me.safetensors", []
+    for text in (FACT, OTHER):
+        assert run_cli("chat", "--memory", path, input=f"{text}\n").returncode == 0
+        kept.append(read_memory(path))
+    refused = run_cli("chat", "--memory", path, input="/retry\n/edit ben is a doctor .\n")
+    assert refused.stderr.count("in this chat; /undo goes back before it.") == 2
+    assert same(read_memory(path), kept[1])
+    undone = run_cli("chat", "--memory", path, input=f"/undo\n{QUESTION}\n")
+    assert "oslo" in undone.stdout and "1 more can be" in undone.stderr
+    assert same(read_memory(path).before(), kept[0])
+
+
 def test_a_file_that_changes_while_turns_are_taken_back_is_left(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
