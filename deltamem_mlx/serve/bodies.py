@@ -30,6 +30,7 @@ class MemoryOptions:
           this message only.
         keep_partial (bool): Keep what was said so far if the client goes away.
         one_chat (bool): The request has all in it that the memory is to have been told.
+        goes_on (bool): All of the request is new, whatever it is like.
     """
 
     session: str
@@ -39,6 +40,7 @@ class MemoryOptions:
     context: Literal["keep", "drop"] = "keep"
     keep_partial: bool = False
     one_chat: bool = False
+    goes_on: bool = False
 
 
 def parse(raw: bytes) -> dict[str, object]:

@@ -96,7 +96,7 @@ def read_completion(
         prompt="" if chat else _prompt(fields),
         tools=_tools(fields),
         role_mapping=_role_mapping(fields),
-        template_kwargs=_template_kwargs(fields),
+        template_kwargs=template_kwargs_of(fields),
     )
 
 
@@ -169,7 +169,8 @@ def _role_mapping(fields: Fields) -> dict[str, object] | None:
     return mapping or None
 
 
-def _template_kwargs(fields: Fields) -> dict[str, object] | None:
+def template_kwargs_of(fields: Fields) -> dict[str, object] | None:
+    """Settings of the chat template."""
     kwargs = fields.mapping("chat_template_kwargs")
     if _NOT_THEIRS & set(kwargs):
         refuse("chat_template_kwargs", "an object with settings of the model's own template")

@@ -150,7 +150,7 @@ class MemoryGenerator(ResponseGenerator):
     def _keep(self, job: Job) -> None:
         outcome, job.outcome = job.outcome, None
         memory, options = job.request.memory, job.request.options
-        if outcome is None or memory is None or options is None:
+        if outcome is None or memory is None or options is None or not job.request.store:
             return
         # One that reads only what is not there begins no memory.
         if memory.contents.saved is not None or not options.read_only:

@@ -1,15 +1,13 @@
 """One request: which address it is for, whether it may, what it asks, and mlx-lm's answer to it."""
 
 import logging
-import select
-import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Concatenate, ParamSpec
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from mlx_lm.server import APIHandler
 
@@ -17,9 +15,11 @@ from .access import authorize, check_head
 from .bodies import MemoryOptions, parse
 from .completions import Completion, read_completion
 from .errors import ApiError
-from .job import Job, ServedRequest, TurnOutcome
 from .management import Actions, Management
 from .memory import Memory
+from .responses.routes import ResponseRoutes
+from .speaking import read_by_mlx_lm, served_request
+from .usage import memory_usage
 
 log = logging.getLogger(__name__)
 _OPEN = "/health"
@@ -34,9 +34,9 @@ def _with_memory(
 
     def method(self: "MemoryHandler", *args: P.args, **kwargs: P.kwargs) -> dict[str, object]:
         response = answer(self, *args, **kwargs)
-        usage, job = response.get("usage"), self.account.job
-        if isinstance(usage, dict) and job is not None and job.kept is not None:
-            usage["memory"] = _used(job, job.kept)
+        usage, memory = response.get("usage"), memory_usage(self.account.job)
+        if isinstance(usage, dict) and memory is not None:
+            usage["memory"] = memory
         choices = response.get("choices")
         for choice in choices if isinstance(choices, list) else []:
             message = choice.get("message", {"content": ""})
@@ -47,21 +47,7 @@ def _with_memory(
     return method
 
 
-def _used(job: Job, kept: TurnOutcome) -> dict[str, object]:
-    options = job.request.options
-    return {
-        "session": options.session if options is not None else None,
-        "tokens_written": kept.written,
-        "total_tokens_written": kept.saved.tokens_written[0],
-        "messages_known": kept.known,
-        "turns": kept.saved.told.turns if kept.saved.told else 0,
-        "turns_taken_back": kept.back,
-        "bytes": sum(state.nbytes for state in kept.saved.states.values()),
-        "context_tokens": len(kept.talk.context.tokens),
-    }
-
-
-class MemoryHandler(Management):
+class MemoryHandler(Management, ResponseRoutes):
     """One connection, one request."""
 
     def _serve(self) -> None:
@@ -89,7 +75,8 @@ class MemoryHandler(Management):
         Raises:
             ApiError: If there is no such thing, or this client may not ask for it.
         """
-        self.path, _, _ = self.path.partition("?")
+        self.path, _, query = self.path.partition("?")
+        self.query = dict(parse_qsl(query))
         parts = self.path.removeprefix("/").split("/")
         try:
             parts = [unquote(part, errors="strict") for part in parts]
@@ -123,6 +110,8 @@ class MemoryHandler(Management):
             case ["metrics"]:
                 self.account.route = "/metrics"
                 return {"GET": self._metrics}
+            case ["v1", "responses", *rest]:
+                return self.response_actions(rest)
             case ["v1", "memories", *rest]:
                 return self.memory_actions(rest)
         return {}
@@ -145,17 +134,7 @@ class MemoryHandler(Management):
 
     def _answer(self, asked: Completion, memory: Memory | None) -> None:
         chat = asked.messages is not None
-        request = self.account.request = ServedRequest(
-            "chat" if chat else "text",
-            asked.prompt,
-            asked.messages or [],
-            asked.tools,
-            asked.role_mapping,
-            options=asked.memory,
-            memory=memory,
-            alive=self._alive,
-            stream=asked.stream,
-        )
+        request = self.account.request = served_request(asked, memory, self.alive)
         self._tell_mlx_lm(asked, chat=chat)
         try:
             self.handle_completion(request, asked.stop)
@@ -164,24 +143,10 @@ class MemoryHandler(Management):
 
     def _tell_mlx_lm(self, asked: Completion, *, chat: bool) -> None:
         """Set what mlx-lm's ``handle_completion`` reads of its handler."""
-        vars(self).update(vars(asked.parameters))
-        self.requested_model, self.requested_draft_model = asked.model, "default_model"
-        self.adapter, self.num_draft_tokens = None, 0
-        self.chat_template_kwargs = asked.template_kwargs
-        self.stream = asked.stream
-        self.stream_options = {"include_usage": asked.include_usage}
+        vars(self).update(read_by_mlx_lm(asked))
         self.request_id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4()}"
         piece = "chat.completion.chunk" if asked.stream else "chat.completion"
         self.object_type = piece if chat else "text_completion"
-
-    def _alive(self) -> bool:
-        """Whether the client still waits."""
-        poll = select.poll()
-        try:
-            poll.register(self.connection, select.POLLIN)
-            return not poll.poll(0) or bool(self.connection.recv(1, socket.MSG_PEEK))
-        except OSError:
-            return False
 
     generate_response = _with_memory(APIHandler.generate_response)
     completion_usage_response = _with_memory(APIHandler.completion_usage_response)

@@ -54,6 +54,8 @@ def place_of(
         ApiError: If an earlier part of the request is not what this memory was told, so that all
           of it would be written again; or what it goes on from is not kept.
     """
+    if options.goes_on:
+        return StartingPoint(0)
     told, history = held.told, held.saved.history if held.saved else ()
     sent, aside = told.of(messages), is_task(messages)
     tolds = _tolds(told, history)

@@ -123,6 +123,7 @@ class ServedRequest(CompletionRequest):
         memory (Memory): That memory, held by this request.
         alive (Callable): Whether the client is still there.
         stream (bool): It wants the answer piece by piece; else all at once, when it is complete.
+        store (bool): What the turn comes to is kept.
         job (Job): Set when the request is accepted.
     """
 
@@ -130,6 +131,7 @@ class ServedRequest(CompletionRequest):
     memory: Memory | None = None
     alive: Callable[[], bool] = lambda: True
     stream: bool = True
+    store: bool = True
     job: "Job | None" = None
 
     def release(self) -> None:

@@ -63,6 +63,22 @@ class Memories:
             yield memory
 
     @contextmanager
+    def hold_anew(self, key: str, source: HeldMemory) -> Iterator[Memory]:
+        """A memory of a new key that goes on from what another holds.
+
+        Unless a turn of it is kept, there is none afterwards.
+        """
+        with self._held(_id(key), key) as memory:
+            self.folder.see(memory.id)
+            memory.take(source.saved, source.talk, source.behind)
+            began = memory.contents
+            try:
+                yield memory
+            finally:
+                if memory.contents is began:
+                    memory.take(None)
+
+    @contextmanager
     def _held(self, id: str, key: str | None) -> Iterator[Memory]:
         memory = self._pin(id, key)
         try:

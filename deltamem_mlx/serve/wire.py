@@ -1,6 +1,7 @@
 """How bodies are read and answers written: in JSON, errors too, whatever mlx-lm would have sent."""
 
 import json
+import select
 import socket
 import sys
 import time
@@ -27,11 +28,13 @@ class Wire(APIHandler):
     Attributes:
         account (Account): What is known of the request.
         sent (bool): The head of the answer is out.
+        query (dict[str, str]): What follows the address, by name.
     """
 
     def __init__(self, serving: Serving, *args: object, system_fingerprint: str):
         self.serving, self.settings = serving, serving.settings
         self.account, self.sent = Account(), False
+        self.query: dict[str, str] = {}
         super().__init__(serving.generator, *args, system_fingerprint=system_fingerprint)
 
     raw_requestline: bytes  # which typeshed does not know
@@ -62,6 +65,25 @@ class Wire(APIHandler):
             raise ApiError(408, "The body did not come, or not in time.", code="timeout")
         cast(HttpListener, self.server).has_read(self.connection)
         return body
+
+    def alive(self) -> bool:
+        """Whether the client still waits."""
+        poll = select.poll()
+        try:
+            poll.register(self.connection, select.POLLIN)
+            return not poll.poll(0) or bool(self.connection.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
+
+    def begin_stream(self) -> None:
+        """Send the head of an answer that comes as events."""
+        self._set_stream_headers(200)
+        self.end_headers()
+
+    def write_now(self, data: bytes) -> None:
+        """Send a part of an answer that has begun."""
+        self.wfile.write(data)
+        self.wfile.flush()
 
     def send_json(self, value: object, status: int = 200, **headers: str) -> None:
         """Answer with JSON."""

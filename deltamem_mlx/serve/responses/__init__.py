@@ -1,0 +1,1 @@
+"""OpenAI's Responses: an answer has an id, which is a point in a memory."""
