@@ -44,6 +44,7 @@ class _Sequence:
     stops: StopSequences.Matcher
     total: int = 0
     said: int = 0
+    drafted: bool = False
     tokens: Tokens | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -144,6 +145,7 @@ class DraftedSequences:
             yield from self._plainly(sequence, last, processors)
             return
         self._draft.follow(context.tokens, self.prefill_step_size)
+        sequence.drafted = True
         context.tokens += last
         with rewindable(context.cache, tokens=self._ahead + 1):
             yield from speculative_generate_step(
@@ -196,7 +198,7 @@ class DraftedSequences:
             missing = context.tokens[context.held() :]
             del context.tokens[context.held() :]
             context.feed(Spans(missing, [-1] * len(missing)), step_size=self.prefill_step_size)
-            if self._draft is not None:
+            if self._draft is not None and sequence.drafted:
                 self._draft.has_been_fed(context.tokens)
         context.settle()
         return context.cache, context.tokens

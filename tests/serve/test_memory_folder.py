@@ -1,6 +1,7 @@
 """The server's memories across servers: what is on disk, what leaves RAM, what cannot be saved."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,28 @@ def test_a_new_server_goes_on_from_the_files(pair: Pair, tmp_path: Path) -> None
         assert client.request("DELETE", "/v1/memories").json["deleted"] == 2
         assert UNKNOWN in client.chat(QUESTION, "kept").text
     assert len(memory_files(tmp_path)) == 1
+
+
+def test_what_an_older_server_noted_in_a_file_is_known(pair: Pair, tmp_path: Path) -> None:
+    """Until version 0.1.0 the fingerprints stood in the file's note."""
+    settings, said = ServeSettings(port=0, memory_dir=tmp_path), []
+    with Server(*pair, "builtin", settings) as serving:
+        for text in (FACT, "ben is a doctor ."):
+            said.append(user(text))
+            said.append(assistant(Client(serving.url).chat(said, "old").text))
+    (file,) = memory_files(tmp_path)
+    now = read_memory(file)
+    note = json.dumps({"format": "deltamem_mlx.serve", **now.told.as_json()})
+    write_memory(file, replace(now, told=None, history=(), note=note))
+    assert read_memory(file).told == now.told and not read_memory(file).note
+    with Server(*pair, "builtin", settings) as serving:
+        client = Client(serving.url)
+        edit = client.chat([*said[:2], user(QUESTION)], "old")
+        assert edit.code == "history_conflict" and "over no turn" in edit.body.decode()
+        reply = client.chat([*said, user(QUESTION)], "old")
+        assert reply.memory["messages_known"] == 4 and ANSWER in reply.text
+        again = client.chat([*said, user(QUESTION)], "old")
+        assert again.memory["turns_taken_back"] == 1 and again.text == reply.text
 
 
 def test_memories_leave_ram_and_come_back(pair: Pair, tmp_path: Path) -> None:
