@@ -55,6 +55,7 @@ class ResponseEvents:
     def complete(self, finish: str | None, used: Used, memory: dict[str, object] | None) -> None:
         """The answer is complete: the response is, too. `finished` tells so."""
         if not any(item["type"] != "reasoning" for item in [*self._output, *self._current()]):
+            self._close("completed")
             self._open("message")
         cut = finish == "length"
         self._close("incomplete" if cut else "completed")

@@ -68,7 +68,7 @@ def test_the_accumulator_comes_to_the_response_that_is_sent(name: str) -> None:
             assert "".join(deltas) == whole
     final = construct_type(type_=Response, value=response)
     assert [event["sequence_number"] for event in sent] == list(range(len(sent)))
-    assert final.output_text == "".join(piece.text for piece in pieces).strip("\n")
+    assert final.output_text.strip() == "".join(piece.text for piece in pieces).strip()
 
 
 def test_an_answer_that_breaks_off_says_so_in_its_stream() -> None:
