@@ -79,6 +79,10 @@ class Runner:
             answers += self._answers(prompts, [self.cache(state) for _, state in chunk])
         return answers
 
+    def tokens(self, text: str) -> list[int]:
+        """The ids of a text on its own, without those that a context begins with."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
     def _remember(self, tellings: list[Spans]) -> list[State]:
         caches = [self.cache() for _ in tellings]
         with ExitStack() as stack, mx.stream(generation_stream):

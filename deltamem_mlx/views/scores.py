@@ -2,7 +2,8 @@
 
 import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich import box
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+SHARES, DIFFERENCES = 5, 3  # columns of a table, so that it is not wider than 100 characters
 NAMES = {"heldout_word": "new words", "heldout_wording": "new wordings"}
 
 
@@ -35,7 +37,7 @@ def table(*columns: str, left: int = 1) -> Table:
 
 
 def score_tables(models: Sequence[Mapping], conditions: Sequence[str]) -> list[Table]:
-    """The lines that `evals.aggregate` gives, in per cent: the shares, and what follows from them.
+    """The lines that `evals.recall.scores` gives, in per cent: shares, and what follows from them.
 
     Args:
         models (Sequence[Mapping]): Results, each with ``model`` and ``cells``.
@@ -43,22 +45,55 @@ def score_tables(models: Sequence[Mapping], conditions: Sequence[str]) -> list[T
     """
     lines = [(result, cell) for result in models for cell in result["cells"]]
     named = ["model"] if len(models) > 1 else []
-    shares = table(
-        *(*named, "kind", "facts", "distractors", "questions", *conditions), left=1 + len(named)
-    )
-    for result, cell in lines:
-        row = [_share(cell["conditions"].get(name), name) for name in conditions]
-        shares.add_row(*_names(result, named), *_cell(cell), str(cell["questions"]), *row)
-    if not any("gain" in cell or _newest(cell) for _, cell in lines):
-        return [shares]
-    gains = table(
-        *(*named, "kind", "facts", "distractors", "memory − none", "newest of answered"),
-        left=1 + len(named),
-    )
-    for result, cell in lines:
-        row = [_difference(cell.get("gain"), 0), _newest(cell)]
-        gains.add_row(*_names(result, named), *_cell(cell), *row)
-    return [shares, gains]
+    tables = []
+
+    def add(columns: Sequence[str], cells: Callable[[Mapping], list[str]]) -> None:
+        made = table(*(*named, "kind", "facts", "distractors", *columns), left=1 + len(named))
+        for result, cell in lines:
+            if any(row := cells(cell)):
+                made.add_row(*_names(result, named), *_cell(cell), *row)
+        if made.row_count:
+            tables.append(made)
+
+    for some in _few(conditions, SHARES):
+        add(["questions", *some], partial(_share_row, conditions=some))
+    compared = [n for n in conditions if any(_compared(cell, n) for _, cell in lines)]
+    for some in _few(compared, DIFFERENCES):
+        add([f"memory − {name}" for name in some], partial(_difference_row, conditions=some))
+    if any(_newest(cell) for _, cell in lines):
+        add(["newest of answered"], lambda cell: [_newest(cell)])
+    plain = [n for n in conditions if any(n in cell.get("as_plain", {}) for _, cell in lines)]
+    for some in _few(plain, DIFFERENCES):
+        add([f"{n} as plain" for n in some], partial(_as_plain_row, conditions=some))
+    return tables
+
+
+def _few(names: Sequence[str], most: int) -> list[Sequence[str]]:
+    """Names in as few runs of alike length as hold at most so many: a table has 100 columns."""
+    runs = -(-len(names) // most)
+    size = -(-len(names) // max(1, runs))
+    return [names[i : i + size] for i in range(0, len(names), size)] if names else []
+
+
+def _share_row(cell: Mapping, conditions: Sequence[str]) -> list[str]:
+    shares = [_share(cell["conditions"].get(name), name) for name in conditions]
+    return [str(cell["questions"]), *shares]
+
+
+def _compared(cell: Mapping, condition: str) -> Mapping[str, float] | None:
+    """By how much the memory is above a condition."""
+    if condition == "none":
+        return cell.get("gain")
+    return cell.get("differences", {}).get(condition)
+
+
+def _difference_row(cell: Mapping, conditions: Sequence[str]) -> list[str]:
+    return [_difference(_compared(cell, name), 0) for name in conditions]
+
+
+def _as_plain_row(cell: Mapping, conditions: Sequence[str]) -> list[str]:
+    found = cell.get("as_plain", {})
+    return [_share(found[name], name) if name in found else "" for name in conditions]
 
 
 def group_tables(

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 import deltamem_mlx as dm
 from deltamem_mlx.cli.main import app
 from deltamem_mlx.evals.benchmarks.reader import Reader
+from deltamem_mlx.evals.recall.recall import CONDITIONS as RECALL_CONDITIONS
 from deltamem_mlx.files import locked_folder
 from deltamem_mlx.views.scores import as_text, group_tables, score_tables
 
@@ -181,8 +182,9 @@ def test_recall_on_several_models(pair: Pair, models: tuple[Path, Path, Path]) -
     assert [len(result["cells"]) for result in found["models"]] == [1, 1]
     done = call("recall", *pair, *short)
     assert done.exit_code == 0
-    assert sum(line.split()[:1] in (["dense"], ["small"]) for line in done.stdout.splitlines()) == 4
-    assert "4 questions, 20 answers" in done.stderr
+    lines = [line.split()[:1] for line in done.stdout.splitlines()]
+    assert lines.count(["dense"]) == lines.count(["small"]) == 4, "shares and differences, halved"
+    assert "4 questions, 28 answers" in done.stderr
 
 
 def test_hotpotqa(pair: Pair, tmp_path: Path) -> None:
@@ -274,8 +276,13 @@ CELL = {
     "facts": 16,
     "distractors": 12,
     "questions": 1024,
-    "conditions": dict.fromkeys(["memory", "none", "foreign", "reloaded", "context"], NUMBERS),
+    "conditions": dict.fromkeys(RECALL_CONDITIONS, NUMBERS),
     "gain": {"difference": 0.99, "low": 0.98, "high": 1.0},
+    "differences": {
+        name: {"difference": 0.99, "low": 0.98, "high": 1.0}
+        for name in ("foreign", "mean", "retrieved", "context")
+    },
+    "as_plain": dict.fromkeys(list(RECALL_CONDITIONS)[2:], NUMBERS),
     "newest": {"memory": {"newest": 100, "answered": 100}},
 }
 LINE = {

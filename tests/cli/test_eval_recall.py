@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import mlx_lm
@@ -18,6 +19,7 @@ from deltamem_mlx.evals.recall.facts import fact_episodes
 from deltamem_mlx.evals.recall.recall import CONDITIONS
 from deltamem_mlx.evals.runner import Runner
 
+PLACES = (("Al", "Rome"), ("Bo", "Bonn"), ("Cy", "Oslo"))
 SHORT = ("--facts", "1", "--limit", "2", "-m", "3", "--batch-size", "4")
 
 
@@ -64,7 +66,10 @@ def test_made_up_facts_are_the_default_of_a_model(pair: tuple[str, ...]) -> None
     for cell in found["cells"]:
         assert list(cell["conditions"]) == found["conditions"] == list(CONDITIONS)
         assert cell["conditions"]["reloaded"] == cell["conditions"]["memory"]
-        assert cell["gain"]["low"] <= cell["gain"]["difference"] <= cell["gain"]["high"]
+        assert list(cell["differences"]) == ["foreign", "mean", "retrieved", "context"]
+        for found_by in (cell["gain"], *cell["differences"].values()):
+            assert found_by["low"] <= found_by["difference"] <= found_by["high"]
+        assert ("as_plain" in cell) == (cell["kind"] == "never")
     other = measured(*pair, *SHORT, "--kind", "told", "--condition", "none", "--seed", "1")
     assert other["episodes"] != found["episodes"]
 
@@ -91,6 +96,42 @@ def test_own_episodes(pair: tuple[str, ...], tmp_path: Path) -> None:
     done = call("recall", *pair, "--data", path)
     assert done.exit_code == 1
     assert f"{path}:1: tell: empty" in done.stderr
+
+
+def test_facts_of_ones_own(pair: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    facts = [{"tell": f"{n} is in {c}.", "ask": f"Where is {n}?", "value": c} for n, c in PLACES]
+    path.write_text(json.dumps(facts))
+    short = ("-m", "2", "--condition", "memory", "--condition", "none")
+    found = measured(*pair, "--holdout", path, *short)
+    assert [(c["kind"], c["facts"], c["questions"]) for c in found["cells"]] == [
+        *(("told", facts, 3) for facts in (1, 2)),
+        *(("never", facts, 3) for facts in (1, 2)),
+    ]
+    assert (found["data"], found["questions"]) == (str(path), 12)
+    found = measured(*pair, "--holdout", path, *short, "--facts", "3", "--limit", "2")
+    assert [(c["kind"], c["facts"], c["questions"]) for c in found["cells"]] == [("told", 3, 2)]
+    for more, code, said in (
+        (("--data", "facts"), 2, "--data and --holdout: give one of them."),
+        (("--facts", "4"), 2, f"leave none of the episodes of '{path}'"),
+    ):
+        done = call("recall", *pair, "--holdout", path, *more)
+        assert (done.exit_code, done.stdout) == (code, "") and said in done.stderr
+    path.write_text('[{"tell": "a", "ask": "b"}]')
+    done = call("recall", *pair, "--holdout", path)
+    assert done.exit_code == 1 and "fact 0: value: missing (expected text)" in done.stderr
+
+
+def test_without_a_retriever_its_column_is_left_out(
+    pair: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    short = (*pair, *SHORT, "--kind", "told")
+    done = call("recall", *short, "--json")
+    assert done.exit_code == 0 and "No retrieved text." in done.stderr
+    assert "retrieved" not in json.loads(done.stdout)["conditions"]
+    done = call("recall", *short, "--condition", "retrieved")
+    assert done.exit_code == 2 and "pip install 'deltamem-mlx[eval]'" in done.stderr
 
 
 def test_folder_keeps_answers_and_the_same_command_goes_on(

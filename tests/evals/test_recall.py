@@ -348,6 +348,9 @@ class Parrot:
     def remember(self, conversations: Sequence) -> list:
         return [messages[0]["content"] for messages in conversations]
 
+    def tokens(self, text: str) -> list[int]:
+        return [ord(word[0]) for word in text.split()]
+
     def ask(self, conversations: Sequence, states: Sequence | None = None) -> list[str]:
         if len(self.asked) == self.fails_at:
             raise KeyboardInterrupt
@@ -364,30 +367,38 @@ def episodes_of(count: int, kind: str = "told", facts: int = 1, **more: str) -> 
     ]
 
 
-WITHOUT_FILES = [name for name in CONDITIONS if name != "reloaded"]
+# A text is no state that has a mean, and none that is saved.
+OF_TEXTS = [name for name in CONDITIONS if name not in ("mean", "reloaded")]
 
 
 def test_conditions_differ_in_what_is_known() -> None:
     cells = in_cells([*episodes_of(5), *episodes_of(1, facts=2)])
     told = []
-    rows = recall(Parrot(), cells, conditions=WITHOUT_FILES, on_answers=told.append)
+    rows = recall(Parrot(), cells, conditions=OF_TEXTS, on_answers=told.append)
     assert [row["id"] for row in rows] == list(range(6))
     assert rows[4]["said"] == {
         "memory": "Al is in x4.",
         "none": "",
         "foreign": "Al is in x0.",
+        "retrieved": "Al is in x4.",
         "context": "Al is in x4.",
     }
-    assert rows[4]["correct"] == {"memory": True, "none": False, "foreign": False, "context": True}
+    right = {"memory": True, "none": False, "foreign": False, "retrieved": True, "context": True}
+    assert rows[4]["correct"] == right
     assert "foreign" not in rows[5]["said"], "there is no other conversation of two facts"
-    assert sum(told) == 6 * len(WITHOUT_FILES)
+    assert sum(told) == 6 * len(OF_TEXTS)
     one, two = scores(rows)
     assert (one["questions"], one["facts"], two["facts"]) == (5, 1, 2)
     shares = {name: share["accuracy"] for name, share in one["conditions"].items()}
-    assert shares == {"memory": 1.0, "none": 0.0, "foreign": 0.0, "context": 1.0}
+    assert shares == {name: float(share) for name, share in right.items()}
     assert one["gain"] == {"difference": 1.0, "low": 1.0, "high": 1.0}
+    assert one["differences"] == {
+        "foreign": one["gain"],
+        "retrieved": {"difference": 0.0, "low": 0.0, "high": 0.0},
+        "context": {"difference": 0.0, "low": 0.0, "high": 0.0},
+    }
     assert one["conditions"]["memory"]["low"] == pytest.approx(wilson(5, 5).low)
-    assert "foreign" not in two["conditions"]
+    assert "foreign" not in two["conditions"] and "foreign" not in two["differences"]
 
 
 def test_foreign_is_never_the_same_conversation() -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,6 +32,24 @@ Data = Annotated[
         show_default=False,
     ),
 ]
+Holdout = Annotated[
+    Path | None,
+    typer.Option(
+        "--holdout",
+        metavar="FILE",
+        help='Facts of your own: a JSON list of {"tell": text, "ask": text, "value": text}. Each '
+        "is asked for when 1, 2 and 4 were told (or --facts), and when only others were.",
+        show_default=False,
+    ),
+]
+RetrievedTokens = Annotated[
+    int,
+    typer.Option(
+        "--retrieved-tokens",
+        min=1,
+        help="Length of the turns that are retrieved, at most; the best one is there in any case.",
+    ),
+]
 Limit = Annotated[
     int,
     typer.Option("--limit", min=1, help="Questions of each kind and number of facts, at most."),
@@ -50,7 +69,7 @@ Condition = Annotated[
     list[str] | None,
     typer.Option(
         "--condition",
-        help="Only memory, none, foreign, reloaded or context. Repeatable.",
+        help="Only memory, none, foreign, mean, reloaded, retrieved or context. Repeatable.",
     ),
 ]
 WriteQuestions = Annotated[
@@ -74,16 +93,19 @@ Seed = Annotated[
     "deltamem-mlx eval recall",
     "deltamem-mlx eval recall --model MODEL --adapter ADAPTER --limit 20 --facts 1 --facts 4",
     "deltamem-mlx eval recall --model MODEL --adapter ADAPTER --data my.jsonl --out results",
+    "deltamem-mlx eval recall --model MODEL --adapter ADAPTER --holdout facts.json",
 )
 def recall(
     model: o.Model = None,
     adapter: o.Adapter = None,
     also_model: AlsoModel = None,
     data: Data = None,
+    holdout: Holdout = None,
     kind: Kind = None,
     facts: Facts = None,
     limit: Limit = 64,
     condition: Condition = None,
+    retrieved_tokens: RetrievedTokens = 32,
     write_questions: WriteQuestions = False,
     max_tokens: o.MaxTokens = 32,
     batch_size: BatchSize = 32,
@@ -96,27 +118,29 @@ def recall(
     """Ask for what was told when the context is gone.
 
     Facts are told and their context dropped. The same questions are answered with the memory, an
-    empty one (none), the memory of another conversation (foreign), the memory saved and loaded
-    (reloaded), and by the plain model with the facts in its context (context). Without --model and
-    --adapter, the built-in pair is measured.
+    empty one, those of others, and by the plain model with what was told in its context. Without
+    --model and --adapter, the built-in pair is measured.
 
-    The table has the share of answers that contain the value, in per cent with 95 % intervals: of
-    facts told 1 to 16 at a time, with turns that tell nothing in between, of facts changed later
-    (the newest value counts, and the old one spoils the answer), and of facts never told (saying
-    so counts).
+    The tables have the share of answers that contain the value, in per cent with 95 % intervals: of
+    facts told, of facts changed later (the newest value counts, the old one spoils the answer) and
+    of facts never told (saying so counts; as plain: the first 8 tokens are the plain model's, or
+    both say so), and by how much the memory is above the others on the same questions.
     """
     began = time.perf_counter()
-    from deltamem_mlx.evals.journal import QUESTIONS
     from deltamem_mlx.evals.recall.episodes import KINDS
     from deltamem_mlx.evals.recall.recall import CONDITIONS
 
-    conditions = chosen_of("--condition", condition, CONDITIONS)
+    if data is not None and holdout is not None:
+        raise UsageError("--data and --holdout: give one of them.")
+    conditions = _possible(chosen_of("--condition", condition, CONDITIONS), condition)
     choices = _RecallChoices(
         data=data,
+        holdout=holdout,
         kinds=chosen_of("--kind", kind, KINDS),
         facts=facts or [],
         limit=limit,
         conditions=conditions,
+        retrieved_tokens=retrieved_tokens,
         write_questions=write_questions,
         max_tokens=max_tokens,
         batch_size=batch_size,
@@ -128,13 +152,7 @@ def recall(
     chosen = places(model, adapter, also_model, out)
     result = measured(chosen, out, lambda place: _measure(place, choices))
     _show(result, conditions, as_json=json)
-    seconds = time.perf_counter() - began
-    questions = sum(r["questions"] for r in result.get("models", [result]) if "questions" in r)
-    questions = questions or result["questions"] * len(chosen)
-    output.note(f"{questions} questions, {questions * len(conditions)} answers, {seconds:.0f} s.")
-    if out is not None:
-        where = out if len(chosen) > 1 else out / QUESTIONS
-        output.note(f"Every answer is in {where}.")
+    _note(result, chosen, conditions, out, time.perf_counter() - began)
 
 
 @dataclass(frozen=True)
@@ -142,16 +160,30 @@ class _RecallChoices:
     """The options that decide the answers, the models apart."""
 
     data: str | None
+    holdout: Path | None
     kinds: Sequence[str]
     facts: Sequence[int]
     limit: int
     conditions: Sequence[str]
+    retrieved_tokens: int
     write_questions: bool
     max_tokens: int
     batch_size: int
     seed: int
     pipeline: bool
     trust_remote_code: bool
+
+
+def _possible(conditions: list[str], given: Sequence[str] | None) -> list[str]:
+    """The conditions without retrieved, if its library is missing and it was not asked for."""
+    from deltamem_mlx.evals.retrieval import MISSING, can_retrieve
+
+    if "retrieved" not in conditions or can_retrieve():
+        return conditions
+    if given:
+        raise UsageError(f"--condition: {MISSING}")
+    output.warn(f"No retrieved text. {MISSING}")
+    return [name for name in conditions if name != "retrieved"]
 
 
 def _measure(place: Place, choices: _RecallChoices) -> Result:
@@ -167,7 +199,7 @@ def _measure(place: Place, choices: _RecallChoices) -> Result:
         trust_remote_code=choices.trust_remote_code, pipeline=choices.pipeline
     )
     builtin = base_model_of(loaded)["name"] == patch.BUILTIN
-    data = choices.data or (BUILTIN if builtin else FACTS)
+    data = str(choices.holdout or choices.data or (BUILTIN if builtin else FACTS))
     cells = in_cells(_episodes(data, choices), choices.limit)
     settings = {
         "task": "recall",
@@ -176,6 +208,7 @@ def _measure(place: Place, choices: _RecallChoices) -> Result:
         "data": data,
         "episodes": digest(episode for cell in cells.values() for episode in cell),
         "conditions": choices.conditions,
+        **_retrieving(choices),
         "write_questions": choices.write_questions,
         "max_tokens": choices.max_tokens,
         "batch_size": choices.batch_size,
@@ -192,20 +225,36 @@ def _measure(place: Place, choices: _RecallChoices) -> Result:
     total = len(choices.conditions) * sum(map(len, cells.values()))
     with answering(total) as tell:
         rows = answer_all(
-            runner, cells, conditions=choices.conditions, journal=journal, on_answers=tell
+            runner,
+            cells,
+            conditions=choices.conditions,
+            retrieved_tokens=choices.retrieved_tokens,
+            journal=journal,
+            on_answers=tell,
         )
     result = settings | {"questions": len(rows), "cells": scores(rows, seed=choices.seed)}
     journal.finish(result)
     return result
 
 
+def _retrieving(choices: _RecallChoices) -> dict[str, int]:
+    """What decides the answers to retrieved text, if there are any."""
+    shown = "retrieved" in choices.conditions
+    return {"retrieved_tokens": choices.retrieved_tokens} if shown else {}
+
+
 def _episodes(data: str, choices: _RecallChoices) -> list["RecallEpisode"]:
     from deltamem_mlx.evals.recall.builtin_data import builtin_episodes
     from deltamem_mlx.evals.recall.episodes import read_episodes
     from deltamem_mlx.evals.recall.facts import CELLS, fact_episodes
+    from deltamem_mlx.evals.recall.holdout import FACTS as TOGETHER
+    from deltamem_mlx.evals.recall.holdout import own_episodes, read_own_facts
 
     kinds, facts = choices.kinds, choices.facts
-    if data == FACTS:
+    if choices.holdout is not None:
+        own = read_own_facts(choices.holdout)
+        episodes = list(own_episodes(own, sizes=facts or TOGETHER, seed=choices.seed))
+    elif data == FACTS:
         cells = [c for c in CELLS if c.kind in kinds and (not facts or c.facts in facts)]
         episodes = list(fact_episodes(choices.limit, seed=choices.seed, cells=cells))
     else:
@@ -228,3 +277,21 @@ def _show(result: dict[str, Any], conditions: Sequence[str], *, as_json: bool) -
     output.result("Correct answers in per cent, with 95 % intervals.")
     for name in conditions:
         output.result(f"  {name}: {CONDITIONS[name]}")
+
+
+def _note(
+    result: Result,
+    chosen: Sequence[Place],
+    conditions: Sequence[str],
+    out: Path | None,
+    seconds: float,
+) -> None:
+    """How much was asked, how long it took, and where it is kept."""
+    from deltamem_mlx.evals.journal import QUESTIONS
+
+    questions = sum(r["questions"] for r in result.get("models", [result]) if "questions" in r)
+    questions = questions or result["questions"] * len(chosen)
+    output.note(f"{questions} questions, {questions * len(conditions)} answers, {seconds:.0f} s.")
+    if out is not None:
+        where = out if len(chosen) > 1 else out / QUESTIONS
+        output.note(f"Every answer is in {where}.")

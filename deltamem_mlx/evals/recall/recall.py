@@ -4,16 +4,13 @@ A conversation tells facts, its context is dropped, a question is asked. The sam
 answered under several conditions, so that their difference is the memory's alone.
 """
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
-from ...memory.actions import memory_state
-from ...memory.file import load_memory, save_memory
 from ..journal import Journal, Row
 from ..runner import Runner, State
+from .controls import CellMemories, reloaded, retrieved_turns
 from .correct import contains, says_unknown
 from .episodes import Cell, RecallEpisode
 
@@ -21,9 +18,15 @@ CONDITIONS: dict[str, str] = {
     "memory": "what was told went through the memory, its context was dropped",
     "none": "an empty memory",
     "foreign": "the memory of another conversation with as many facts",
+    "mean": "the mean of the memories of all other conversations with as many facts: what does "
+    "not depend on what was told",
     "reloaded": "the memory after a file was saved and loaded",
+    "retrieved": "the turns that BM25 finds for the question are in the context, and the memory "
+    "empty: the plain model",
     "context": "what was told is in the context, and the memory empty: the plain model",
 }
+RETRIEVED_TOKENS = 32  # about one fact with its reply
+SAME_START = 8  # tokens of an answer that is the plain model's
 
 
 class RecallBatch(NamedTuple):
@@ -31,14 +34,15 @@ class RecallBatch(NamedTuple):
 
     Attributes:
         first (int): Number of the first question.
+        start (int): Its place in its cell.
         episodes (list[RecallEpisode]): The questions.
-        strangers (list[RecallEpisode]): For each, another conversation of its cell; empty if
-          there is none.
+        memories (CellMemories): Of the cell.
     """
 
     first: int
+    start: int
     episodes: list[RecallEpisode]
-    strangers: list[RecallEpisode]
+    memories: CellMemories
 
 
 def recall(
@@ -46,6 +50,7 @@ def recall(
     cells: Mapping[Cell, Sequence[RecallEpisode]],
     *,
     conditions: Sequence[str] = tuple(CONDITIONS),
+    retrieved_tokens: int = RETRIEVED_TOKENS,
     journal: Journal | None = None,
     on_answers: Callable[[int], None] | None = None,
 ) -> list[Row]:
@@ -57,17 +62,21 @@ def recall(
     Args:
         runner (Runner): Model and adapter.
         cells (Mapping[Cell, Sequence[RecallEpisode]]): The episodes, as ``in_cells`` gives them.
-        conditions (Sequence[str]): Names in ``CONDITIONS``.
+        conditions (Sequence[str]): Names in ``CONDITIONS``. ``foreign`` and ``mean`` are left out
+          of a cell without another conversation.
+        retrieved_tokens (int): Of the turns that are retrieved, at most; one in any case.
         journal (Journal): Where answers are kept. Default: nowhere.
         on_answers (Callable[[int], None]): Told how many more answers there are; in all, a question
           has one under each condition.
 
     Returns:
         list[Row]: A row per question, in order: ``id``, ``kind``, ``facts``, ``distractors``,
-        ``question``, ``answer``, ``old``, and by condition ``said``, ``correct``, ``said_old``.
+        ``question``, ``answer``, ``old``, and by condition ``said``, ``correct``, ``said_old``;
+        ``as_plain`` too, if the fact was not told and the plain model (``none``) was asked.
 
     Raises:
         ValueError: If a condition is unknown.
+        ModuleNotFoundError: If ``retrieved`` is asked for without bm25s (the ``eval`` extra).
     """
     unknown = [name for name in conditions if name not in CONDITIONS]
     if unknown:
@@ -77,84 +86,71 @@ def recall(
     journal = Journal(None, {}) if journal is None else journal
     tell = on_answers or (lambda answers: None)
     numbers: list[int] = []
-    for batch in _batches(cells, runner.batch_size):
+    for batch in _batches(runner, cells):
         ids = range(batch.first, batch.first + len(batch.episodes))
         if any(i not in journal.rows for i in ids):
-            journal.add(_answer(runner, batch, conditions, tell))
+            journal.add(_answer(runner, batch, conditions, retrieved_tokens, tell))
         else:
             tell(len(ids) * len(conditions))
         numbers += ids
     return [journal.rows[i] for i in numbers]
 
 
-def _batches(cells: Mapping[Cell, Sequence[RecallEpisode]], size: int) -> list[RecallBatch]:
-    batches, first = [], 0
+def _batches(
+    runner: Runner, cells: Mapping[Cell, Sequence[RecallEpisode]]
+) -> Iterator[RecallBatch]:
+    first, size = 0, runner.batch_size
     for episodes in cells.values():
+        memories = CellMemories(runner, episodes)
         for start in range(0, len(episodes), size):
             chosen = list(episodes[start : start + size])
-            strangers = [_stranger(episodes, start + i) for i in range(len(chosen))]
-            known = [] if None in strangers else [e for e in strangers if e is not None]
-            batches.append(RecallBatch(first + start, chosen, known))
+            yield RecallBatch(first + start, start, chosen, memories)
         first += len(episodes)
-    return batches
-
-
-def _stranger(episodes: Sequence[RecallEpisode], index: int) -> RecallEpisode | None:
-    """The next episode in which something else was told."""
-    others = (episodes[(index + i) % len(episodes)] for i in range(1, len(episodes)))
-    return next((e for e in others if e.tell != episodes[index].tell), None)
 
 
 def _answer(
-    runner: Runner, batch: RecallBatch, conditions: Sequence[str], tell: Callable[[int], None]
+    runner: Runner,
+    batch: RecallBatch,
+    conditions: Sequence[str],
+    retrieved_tokens: int,
+    tell: Callable[[int], None],
 ) -> list[Row]:
     questions = [[{"role": "user", "content": e.question}] for e in batch.episodes]
-    states = _states(runner, batch, conditions)
+    plain = replace(runner, write_questions=False)
     said = {}
     for name in conditions:
-        if name == "context":
-            pairs = zip(batch.episodes, questions, strict=True)
-            plain = replace(runner, write_questions=False)
-            said[name] = plain.ask([[*episode.tell, *question] for episode, question in pairs])
-        elif name in states:
-            said[name] = runner.ask(questions, states[name])
+        if name in ("context", "retrieved"):
+            shown = [
+                e.tell if name == "context" else retrieved_turns(runner, e, retrieved_tokens)
+                for e in batch.episodes
+            ]
+            said[name] = plain.ask([[*s, *q] for s, q in zip(shown, questions, strict=True)])
+        elif (states := _states(runner, batch, name)) is not None:
+            said[name] = runner.ask(questions, states)
         tell(len(batch.episodes))
     return [
-        _row(batch.first + i, episode, {name: texts[i] for name, texts in said.items()})
+        _row(runner, batch.first + i, episode, {name: texts[i] for name, texts in said.items()})
         for i, episode in enumerate(batch.episodes)
     ]
 
 
-def _states(
-    runner: Runner, batch: RecallBatch, conditions: Sequence[str]
-) -> dict[str, list[State | None]]:
-    """By condition, the memory under which each question of a batch is asked."""
-    states: dict[str, list[State | None]] = {"none": [None] * len(batch.episodes)}
-    told = {id(episode): episode for episode in batch.episodes}
-    if "foreign" in conditions:
-        told |= {id(episode): episode for episode in batch.strangers}
-    if {"memory", "foreign", "reloaded"} & set(conditions):
-        written = dict(zip(told, runner.remember([e.tell for e in told.values()]), strict=True))
-        states["memory"] = [written[id(episode)] for episode in batch.episodes]
-        if "foreign" in conditions and batch.strangers:
-            states["foreign"] = [written[id(episode)] for episode in batch.strangers]
-        if "reloaded" in conditions:
-            states["reloaded"] = [
-                None if state is None else _reloaded(runner, state) for state in states["memory"]
-            ]
-    return states
+def _states(runner: Runner, batch: RecallBatch, condition: str) -> list[State | None] | None:
+    """The memory under which each question of a batch is asked; None: there is no such memory."""
+    places = range(batch.start, batch.start + len(batch.episodes))
+    memories = batch.memories
+    if condition == "none":
+        return [None for _ in places]
+    if condition in ("foreign", "mean") and memories.alone:
+        return None
+    if condition == "reloaded":
+        return [reloaded(runner, memories.own(i)) for i in places]
+    chosen = {"memory": memories.own, "foreign": memories.foreign, "mean": memories.mean}
+    return [chosen[condition](i) for i in places]
 
 
-def _reloaded(runner: Runner, state: State) -> State:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "memory.safetensors"
-        save_memory(path, runner.cache(state), runner.model)
-        return memory_state(load_memory(path, runner.model))
-
-
-def _row(number: int, episode: RecallEpisode, said: Mapping[str, str]) -> Row:
+def _row(runner: Runner, number: int, episode: RecallEpisode, said: Mapping[str, str]) -> Row:
     old = episode.old
-    return {
+    row = {
         "id": number,
         **episode.cell._asdict(),
         "question": episode.question,
@@ -164,6 +160,16 @@ def _row(number: int, episode: RecallEpisode, said: Mapping[str, str]) -> Row:
         "correct": {name: is_correct(episode, text) for name, text in said.items()},
         "said_old": {name: old is not None and contains(text, old) for name, text in said.items()},
     }
+    # An empty memory that questions are written into is not the plain model for long.
+    if episode.kind == "never" and "none" in said and not runner.write_questions:
+        row["as_plain"] = {n: _is_as_plain(runner, text, said["none"]) for n, text in said.items()}
+    return row
+
+
+def _is_as_plain(runner: Runner, said: str, plain: str) -> bool:
+    """Whether two answers begin alike, or both say that they do not know."""
+    starts = [runner.tokens(text)[:SAME_START] for text in (said, plain)]
+    return starts[0] == starts[1] or (says_unknown(said) and says_unknown(plain))
 
 
 def is_correct(episode: RecallEpisode, said: str) -> bool:

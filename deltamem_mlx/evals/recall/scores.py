@@ -21,8 +21,10 @@ def scores(rows: Sequence[Row], *, seed: int = 0) -> list[Scores]:
     Returns:
         list[Scores]: JSON values: the cell, ``questions``, and by condition ``correct``,
         ``accuracy``, ``low``, ``high`` (Wilson, 95 %). ``gain``: by how much the accuracy with the
-        memory is above that without, with a paired bootstrap interval. ``newest``: of the changed
-        facts answered with either value, how many with the newest.
+        memory is above that without, with a paired bootstrap interval; ``differences``: the same
+        for the other conditions. ``newest``: of the changed facts answered with either value, how
+        many with the newest. ``as_plain``: of the facts that were never told, the share that is
+        answered as by the plain model, like ``conditions``.
     """
     return [_line(cell, list(own), seed) for cell, own in groupby(rows, key=_cell)]
 
@@ -40,13 +42,28 @@ def _line(cell: Cell, rows: Sequence[Row], seed: int) -> Scores:
             name: _accuracy(row["correct"][name] for row in rows) for name in conditions
         },
     }
-    if {"memory", "none"} <= set(conditions):
-        pairs = [[row["correct"][name] for row in rows] for name in ("memory", "none")]
-        gain = paired_bootstrap(*pairs, seed=seed)
-        line["gain"] = {"difference": gain.value, "low": gain.low, "high": gain.high}
+    if "memory" in conditions:
+        others = [name for name in conditions if name not in ("memory", "none", "reloaded")]
+        line["differences"] = {name: _difference(rows, name, seed) for name in others}
+        if "none" in conditions:
+            line["gain"] = _difference(rows, "none", seed)
+    if all("as_plain" in row for row in rows):
+        line["as_plain"] = {
+            name: _accuracy(row["as_plain"][name] for row in rows)
+            for name in conditions
+            if name != "none"
+        }
     if cell.kind == "updated":
         line["newest"] = {name: _newest(rows, name) for name in conditions}
     return line
+
+
+def _difference(rows: Sequence[Row], condition: str, seed: int) -> dict[str, float]:
+    """By how much the memory is above a condition."""
+    pairs = [[row["correct"][name] for row in rows] for name in ("memory", condition)]
+    return dict(
+        zip(("difference", "low", "high"), paired_bootstrap(*pairs, seed=seed), strict=True)
+    )
 
 
 def _accuracy(correct: Iterable[bool]) -> dict[str, float]:

@@ -1,0 +1,103 @@
+"""What an answer from a memory is compared with: other memories, and text in the context."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from ...memory.actions import memory_state
+from ...memory.file import load_memory, save_memory
+from ...text.messages import Message
+from ..retrieval import retrieved
+from ..runner import Runner, State
+from .episodes import RecallEpisode
+
+
+class CellMemories:
+    """The memories that the conversations of a cell leave, each written once, when it is needed.
+
+    They are written in the same batches whichever is asked for first, so that a run that is resumed
+    has the same memories to the bit.
+
+    Args:
+        runner (Runner): Model and adapter.
+        episodes (Sequence[RecallEpisode]): Those of the cell.
+    """
+
+    def __init__(self, runner: Runner, episodes: Sequence[RecallEpisode]):
+        self._runner, self._episodes = runner, episodes
+        self._batches: dict[int, list[State]] = {}
+        self._told = [json.dumps(episode.tell) for episode in episodes]
+        self._first = {told: i for i, told in reversed(list(enumerate(self._told)))}
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no conversation in which something else was told."""
+        return len(self._first) < 2
+
+    def own(self, index: int) -> State:
+        """The memory of one conversation."""
+        size = self._runner.batch_size
+        number = index // size
+        if number not in self._batches:
+            batch = self._episodes[number * size : (number + 1) * size]
+            self._batches[number] = self._runner.remember([e.tell for e in batch])
+        return self._batches[number][index % size]
+
+    def foreign(self, index: int) -> State:
+        """The memory of the next conversation in which something else was told."""
+        count = len(self._told)
+        others = ((index + i) % count for i in range(1, count))
+        return self.own(next(i for i in others if self._told[i] != self._told[index]))
+
+    def mean(self, index: int) -> State:
+        """The mean of the memories of all conversations in which something else was told."""
+        own = self.own(self._first[self._told[index]])
+        others = len(self._first) - 1
+        return {
+            layer: mx.array((total - _exact(own[layer])) / others, mx.float32)
+            for layer, total in self._totals.items()
+        }
+
+    @cached_property
+    def _totals(self) -> dict[int, np.ndarray]:
+        """The sum over conversations that differ; in float64, from which one can be taken again."""
+        states = [self.own(i) for i in self._first.values()]
+        return {
+            layer: np.sum([_exact(state[layer]) for state in states], axis=0) for layer in states[0]
+        }
+
+
+def _exact(state: mx.array) -> np.ndarray:
+    return np.array(state, np.float64)
+
+
+def reloaded(runner: Runner, state: State) -> State:
+    """A memory after a file was saved and loaded."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "memory.safetensors"
+        save_memory(path, runner.cache(state), runner.model)
+        return memory_state(load_memory(path, runner.model))
+
+
+def retrieved_turns(runner: Runner, episode: RecallEpisode, budget: int) -> list[Message]:
+    """The turns of what was told that a retriever finds for the question, in their order.
+
+    Args:
+        runner (Runner): Counts tokens.
+        episode (RecallEpisode): What was told, and the question.
+        budget (int): Tokens of their contents, at most; the best turn is there in any case.
+    """
+    turns: list[list[Message]] = []
+    for message in episode.tell:
+        if not turns or (message["role"] == "user" and any(m["role"] == "user" for m in turns[-1])):
+            turns.append([])
+        turns[-1].append(message)
+    texts = ["\n".join(str(m["content"]) for m in turn) for turn in turns]
+    sizes = [len(runner.tokens(text)) for text in texts]
+    chosen = retrieved(texts, sizes, episode.question, budget)
+    return [message for i in chosen for message in turns[i]]
