@@ -112,6 +112,8 @@ class MemoryHandler(Management, ResponseRoutes):
                 return {"GET": self._metrics}
             case ["v1", "responses", *rest]:
                 return self.response_actions(rest)
+            case ["v1", "conversations", *rest]:
+                return self.conversation_actions(rest)
             case ["v1", "memories", *rest]:
                 return self.memory_actions(rest)
         return {}

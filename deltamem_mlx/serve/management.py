@@ -65,11 +65,13 @@ class Management(Wire):
     def _delete(self, key: str) -> None:
         self.serving.memories.delete(key)
         self.serving.responses.forget(key)
+        self.serving.conversations.forget(key)
         self.send_json({"object": "memory.deleted", "session": key, "deleted": True})
 
     def _delete_all(self) -> None:
         count = self.serving.memories.delete_all()
         self.serving.responses.clear()
+        self.serving.conversations.clear()
         self.send_json({"object": "list.deleted", "deleted": count})
 
     def _put(self, key: str) -> None:

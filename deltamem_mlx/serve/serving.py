@@ -16,6 +16,7 @@ from .generator import MemoryGenerator
 from .memories import Memories
 from .metrics import ServerMetrics
 from .provider import PairProvider, ServedPair
+from .responses.conversations import KeptConversations
 from .responses.kept import KeptResponses
 from .sampling import check_defaults
 from .settings import ServeSettings
@@ -56,7 +57,7 @@ class Serving:
         self.vocabulary = pair.vocabulary
         folder = MemoryFolder(settings.memory_dir, pair)
         self.memories = Memories(folder, settings.memory_bytes, settings.wait)
-        self.responses = KeptResponses()
+        self.responses, self.conversations = KeptResponses(), KeptConversations()
         self.started = int(time.time())
         self._mutex = threading.Lock()
         self._busy = 0

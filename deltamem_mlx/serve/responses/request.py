@@ -48,6 +48,14 @@ class ResponseRequest:
     named: bool
     echo: dict[str, object] = field(default_factory=dict)
 
+    def after(self, messages: list[dict[str, object]]) -> "ResponseRequest":
+        """The same request, with messages that come before its input."""
+        lead = 0 if self.echo.get("instructions") is None else 1
+        own = self.asked.messages or []
+        return replace(
+            self, asked=replace(self.asked, messages=[*own[:lead], *messages, *own[lead:]])
+        )
+
 
 def read_response(
     body: dict[str, object], headers: Headers, settings: ServeSettings, vocabulary: int

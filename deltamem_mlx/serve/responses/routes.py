@@ -1,5 +1,6 @@
 """The routes under ``/v1/responses``."""
 
+from collections.abc import Sequence
 from functools import partial
 
 from ..bodies import parse
@@ -7,7 +8,8 @@ from ..errors import ApiError
 from ..management import Actions
 from ..memory import Memory
 from ..speaking import served_request, speak
-from ..wire import Wire
+from .conversation_routes import ConversationRoutes
+from .items import Item, as_messages
 from .kept import KeptResponse, no_response
 from .listening import ResponseListener
 from .pages import page_of
@@ -15,7 +17,7 @@ from .places import Places
 from .request import ResponseRequest, read_response
 
 
-class ResponseRoutes(Wire):
+class ResponseRoutes(ConversationRoutes):
     """OpenAI's Responses of a handler."""
 
     def response_actions(self, rest: list[str]) -> Actions:
@@ -41,14 +43,19 @@ class ResponseRoutes(Wire):
         serving, body = self.serving, parse(self.read_body())
         given = read_response(body, self.headers, self.settings, serving.vocabulary)
         serving.provider.check(given.asked.model)
+        self.check_conversation(given.conversation)
         places = Places(serving.memories, serving.responses)
         with serving.admitted(), places.held(given) as memory:
             self._respond(given, memory)
 
     def _respond(self, given: ResponseRequest, memory: Memory | None) -> None:
+        found = self.serving.conversations.find(given.conversation or "")
+        pending = found.pending if found is not None else ()
+        if pending:
+            given = given.after(as_messages(pending))
         request = served_request(given.asked, memory, self.alive, store=given.store)
         self.account.request = request
-        keep = partial(self._keep_response, given)
+        keep = partial(self._keep_response, given, pending)
         listener = ResponseListener(self, given, request, keep)
         try:
             speak(self.serving.generator, request, given.asked, listener)
@@ -57,7 +64,9 @@ class ResponseRoutes(Wire):
                 raise
             listener.fail(error)
 
-    def _keep_response(self, given: ResponseRequest, response: dict[str, object]) -> None:
+    def _keep_response(
+        self, given: ResponseRequest, pending: Sequence[Item], response: dict[str, object]
+    ) -> None:
         if not given.store:
             return
         options, job = given.asked.memory, self.account.job
@@ -65,6 +74,12 @@ class ResponseRoutes(Wire):
         key = options.session if options is not None else None
         kept = KeptResponse(response, given.items, key, point)
         self.serving.responses.add(given.id, kept)
+        output = response["output"]
+        if given.conversation is not None and kept.point is not None and isinstance(output, list):
+            said = [*given.items, *output]
+            self.serving.conversations.change(
+                given.conversation, lambda conversation: conversation.told(pending, said)
+            )
 
     def _show_response(self, id: str) -> None:
         self.send_json(self.serving.responses.get(id).response)
