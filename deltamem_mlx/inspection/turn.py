@@ -68,11 +68,12 @@ class TurnWatch:
         strength = np.mean(layers, axis=0)
         if len(strength) != len(self._tokens):
             return []  # guesses of a draft model were fed and taken back
-        wanted = {word for text in among for word in _words(text)}
+        wanted = {word.lower(): word for text in among for word in _words(text)}
         best: dict[str, float] = {}
         for word, start, end in _spans(self._session.tokenizer, self._tokens):
             part = strength[max(start, self._skipped) : end]
-            for name in set(_words(word)) & wanted if part.size else ():
+            names = (wanted.get(name.lower()) for name in _words(word) if part.size)
+            for name in filter(None, names):
                 best[name] = max(best.get(name, 0.0), float(part.max()))
         top = max(best.values(), default=0.0)
         found = [item for item in best.items() if item[1] >= top * _WORTH_SAYING]
@@ -99,5 +100,5 @@ def _spans(tokenizer: TokenizerWrapper, tokens: Sequence[int]) -> Iterator[tuple
 
 
 def _words(text: str) -> list[str]:
-    words = (word.strip(".,;:!?\"'()[]{}<>|*_`").lower() for word in text.split())
+    words = (word.strip(".,;:!?\"'()[]{}<>|*_`") for word in text.split())
     return [word for word in words if any(map(str.isalnum, word))]

@@ -121,5 +121,4 @@ def test_a_file_that_cannot_be_used_is_named(text: str, said: str) -> None:
 def test_commands_that_measure_and_train_take_no_defaults() -> None:
     write("memroy: x\n")
     call("generate", "--help")
-    call("demo", "--quiet")
     call("memories")
