@@ -8,6 +8,7 @@ from deltamem_mlx.cli.eval.locomo import locomo
 from deltamem_mlx.cli.eval.memoryagentbench import memoryagentbench
 from deltamem_mlx.cli.eval.perplexity import perplexity
 from deltamem_mlx.cli.eval.recall import recall
+from deltamem_mlx.cli.eval.silence import silence
 from deltamem_mlx.cli.frame import output
 
 app = typer.Typer()
@@ -21,6 +22,7 @@ def _root(ctx: typer.Context) -> None:
 
 
 app.command("recall")(recall)
+app.command("silence")(silence)
 app.command("locomo")(locomo)
 app.command("hotpotqa")(hotpotqa)
 app.command("memoryagentbench")(memoryagentbench)

@@ -1,0 +1,1 @@
+"""Whether a memory is silent where it has nothing to say."""
