@@ -47,7 +47,7 @@ def test_generate(smollm2: Path, adapter: Path, run_cli: RunCli, tmp_path: Path)
     answer = json.loads(result.stdout)
     assert answer["text"] and answer["without_memory"]
     assert answer["memory_bytes"] == 30 * 8 * 8 * 4
-    assert (tmp_path / "me.safetensors").stat().st_size < 12_000
+    assert (tmp_path / "me.safetensors").stat().st_size < 30_000  # with two turns
     without = run_cli("generate", "--prompt", "Hi", "--model", smollm2, "-m", "4")
     assert without.returncode == 0 and "tokens" in without.stderr
 
