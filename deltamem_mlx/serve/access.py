@@ -10,8 +10,10 @@ from .bodies import SNIPPETS_HEADER
 from .errors import ApiError
 from .settings import ServeSettings
 
+_OTHER_KEY = "X-Api-Key"
 _ONCE = (
     "Authorization", "Content-Length", "Host", "Origin", "Transfer-Encoding", SNIPPETS_HEADER,
+    _OTHER_KEY,
 )  # fmt: skip
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:@/\\,\[\]]+)(:\d{1,5})?", re.IGNORECASE)
 _DIGITS = re.compile(r"[ \t]*[0-9]+[ \t]*")
@@ -47,15 +49,21 @@ def authorize(headers: Headers, settings: ServeSettings) -> None:
         _check_host(headers, settings)
         return
     # The key's own bytes: a header is read as Latin-1, whatever it was written in.
-    scheme, _, given = headers.get("Authorization", "").partition(" ")
+    scheme, _, given = _sent_key(headers).partition(" ")
     key = settings.api_key.encode()
     same = hmac.compare_digest(given.strip(" \t").encode("latin-1", "replace"), key)
     if scheme.lower() != "bearer" or not same:
         raise ApiError(
             401,
-            "The API key is missing or wrong. Send it as Authorization: Bearer KEY.",
+            "The API key is missing or wrong. Send it as Authorization: Bearer KEY, or X-Api-Key.",
             code="invalid_api_key",
         )
+
+
+def _sent_key(headers: Headers) -> str:
+    """The key as OpenAI's clients send it, or as Anthropic's do."""
+    usual = headers.get("Authorization")
+    return f"Bearer {headers.get(_OTHER_KEY, '')}" if usual is None else usual
 
 
 def _check_host(headers: Headers, settings: ServeSettings) -> None:

@@ -3,8 +3,7 @@
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Concatenate, ParamSpec
 from urllib.parse import parse_qsl, unquote
@@ -12,11 +11,12 @@ from urllib.parse import parse_qsl, unquote
 from mlx_lm.server import APIHandler
 
 from .access import authorize, check_head
-from .bodies import MemoryOptions, parse
+from .bodies import parse
 from .completions import Completion, read_completion
 from .errors import ApiError
 from .management import Actions, Management
 from .memory import Memory
+from .messages.routes import MessageRoutes
 from .responses.routes import ResponseRoutes
 from .speaking import read_by_mlx_lm, served_request
 from .usage import memory_usage
@@ -47,7 +47,7 @@ def _with_memory(
     return method
 
 
-class MemoryHandler(Management, ResponseRoutes):
+class MemoryHandler(Management, ResponseRoutes, MessageRoutes):
     """One connection, one request."""
 
     def _serve(self) -> None:
@@ -112,6 +112,8 @@ class MemoryHandler(Management, ResponseRoutes):
                 return {"GET": self._metrics}
             case ["v1", "responses", *rest]:
                 return self.response_actions(rest)
+            case ["v1", "messages", *rest]:
+                return self.message_actions(rest)
             case ["v1", "conversations", *rest]:
                 return self.conversation_actions(rest)
             case ["v1", "memories", *rest]:
@@ -123,16 +125,8 @@ class MemoryHandler(Management, ResponseRoutes):
         serving, body = self.serving, parse(self.read_body())
         asked = read_completion(body, self.headers, self.settings, serving.vocabulary, chat=chat)
         serving.provider.check(asked.model)
-        with serving.admitted(), self._held(asked.memory) as memory:
+        with serving.admitted(), serving.held(asked.memory) as memory:
             self._answer(asked, memory)
-
-    @contextmanager
-    def _held(self, options: MemoryOptions | None) -> Iterator[Memory | None]:
-        if options is None:
-            yield None
-            return
-        with self.serving.memories.hold(options.session, load=not options.reset) as memory:
-            yield memory
 
     def _answer(self, asked: Completion, memory: Memory | None) -> None:
         chat = asked.messages is not None

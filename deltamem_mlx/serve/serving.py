@@ -10,10 +10,12 @@ import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..adapters.drafts import cannot_draft
+from .bodies import MemoryOptions
 from .errors import ApiError
 from .folder import MemoryFolder
 from .generator import MemoryGenerator
 from .memories import Memories
+from .memory import Memory
 from .metrics import ServerMetrics
 from .provider import PairProvider, ServedPair
 from .responses.conversations import KeptConversations
@@ -97,6 +99,15 @@ class Serving:
         finally:
             with self._mutex:
                 self._busy -= 1
+
+    @contextmanager
+    def held(self, options: MemoryOptions | None) -> Iterator[Memory | None]:
+        """The memory that a request is for, for this thread alone; None: for none."""
+        if options is None:
+            yield None
+            return
+        with self.memories.hold(options.session, load=not options.reset) as memory:
+            yield memory
 
     def metrics_text(self) -> str:
         """What is counted, in the form that Prometheus reads."""

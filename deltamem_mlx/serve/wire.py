@@ -5,6 +5,7 @@ import select
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from email.message import Message as Headers
 from typing import cast
@@ -29,12 +30,14 @@ class Wire(APIHandler):
         account (Account): What is known of the request.
         sent (bool): The head of the answer is out.
         query (dict[str, str]): What follows the address, by name.
+        error_body (Callable): The JSON of an error, as clients of the address read it.
     """
 
     def __init__(self, serving: Serving, *args: object, system_fingerprint: str):
         self.serving, self.settings = serving, serving.settings
         self.account, self.sent = Account(), False
         self.query: dict[str, str] = {}
+        self.error_body: Callable[[ApiError], dict[str, object]] = ApiError.body
         super().__init__(serving.generator, *args, system_fingerprint=system_fingerprint)
 
     raw_requestline: bytes  # which typeshed does not know
@@ -106,13 +109,13 @@ class Wire(APIHandler):
         """Send an error: as the response, or within the stream that has begun."""
         with suppress(OSError):
             if self.sent:
-                self.wfile.write(f"data: {json.dumps(error.body())}\n\n".encode())
+                self.wfile.write(f"data: {json.dumps(self.error_body(error))}\n\n".encode())
                 return
             self._headers_buffer: list[bytes] = []  # http.server's: what mlx-lm had begun
             headers = {"WWW_Authenticate": "Bearer"} if error.status == 401 else {}
             if error.retry_after is not None:
                 headers["Retry_After"] = str(error.retry_after)
-            self.send_json(error.body(), error.status, **headers)
+            self.send_json(self.error_body(error), error.status, **headers)
             self._linger()
 
     def _linger(self) -> None:

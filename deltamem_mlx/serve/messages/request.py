@@ -1,0 +1,111 @@
+"""What a request for a message asks, checked."""
+
+from email.message import Message as Headers
+
+from ..bodies import SNIPPETS, memory_options
+from ..completions import Completion, template_kwargs_of
+from ..errors import ApiError, refuse
+from ..fields import Fields
+from ..sampling import Parameters, read_parameters, read_stop
+from ..settings import ServeSettings
+from .blocks import read_messages, read_text
+
+_MOST_TOOLS = 256
+_OWN = {
+    "model", "messages", "system", "max_tokens", "stop_sequences", "stream", "tools",
+    "tool_choice", "thinking", "memory", "chat_template_kwargs", *SNIPPETS,
+}  # fmt: skip
+# What changes nothing in an answer.
+_IGNORED = {
+    "metadata", "service_tier", "cache_control", "context_management", "inference_geo", "speed",
+}  # fmt: skip
+_KNOWN = _OWN | _IGNORED | set(Parameters.__dataclass_fields__) - {"logprobs", "top_logprobs"}
+
+
+def read_message(
+    body: dict[str, object],
+    headers: Headers,
+    settings: ServeSettings,
+    vocabulary: int,
+    *,
+    count: bool = False,
+) -> Completion:
+    """A request's body as values; arguments as of ``read_completion``.
+
+    With ``count`` its tokens are asked for only, and ``max_tokens`` may be missing.
+
+    Raises:
+        ApiError: Naming the first field that is not as it has to be.
+    """
+    fields = Fields(body)
+    for name in set(body) - _KNOWN:
+        raise ApiError(
+            400,
+            f"This server knows no parameter {name[:40]} here. Leave it out.",
+            param=name[:40],
+            code="unknown_parameter",
+        )
+    messages = read_messages(body.get("messages"))
+    system = read_text("system", body.get("system", ""))
+    if system:
+        messages = [{"role": "system", "content": system}, *messages]
+    return Completion(
+        model=fields.text("model", "default_model"),
+        parameters=_parameters(fields, settings, vocabulary, count=count),
+        stop=_stop(body),
+        stream=fields.flag("stream"),
+        include_usage=True,
+        memory=memory_options(body, headers, one_chat=settings.one_chat),
+        messages=messages,
+        tools=_tools(fields),
+        template_kwargs=_template_kwargs(fields),
+    )
+
+
+def _stop(body: dict[str, object]) -> list[str]:
+    try:
+        return read_stop(Fields({"stop": body.get("stop_sequences", [])}))
+    except ApiError as error:
+        refuse("stop_sequences", str(error).partition("expected ")[2].rstrip("."))
+
+
+def _parameters(
+    fields: Fields, settings: ServeSettings, vocabulary: int, *, count: bool
+) -> Parameters:
+    """Clients name the most that they would take, which may be more than is ever given."""
+    if "max_tokens" not in fields.values and not count:
+        refuse("max_tokens", "a number of tokens")
+    most = min(fields.whole("max_tokens", 1, 1), settings.max_tokens_limit)
+    return read_parameters(Fields({**fields.values, "max_tokens": most}), settings, vocabulary)
+
+
+def _tools(fields: Fields) -> list[object] | None:
+    tools = fields.values.get("tools", [])
+    if not isinstance(tools, list) or len(tools) > _MOST_TOOLS:
+        refuse("tools", f"a list of at most {_MOST_TOOLS} tools")
+    found: list[object] = []
+    for i, tool in enumerate(tools):
+        if not isinstance(tool, dict) or tool.get("type", "custom") != "custom":
+            refuse(f"tools[{i}].type", '"custom" or none: this server has no tools of its own')
+        schema = tool.get("input_schema", {})
+        if not isinstance(tool.get("name"), str) or not isinstance(schema, dict):
+            refuse(f"tools[{i}]", "a tool with name and input_schema, an object")
+        function = {"name": tool["name"], "parameters": schema}
+        if isinstance(tool.get("description"), str):
+            function["description"] = tool["description"]
+        found.append({"type": "function", "function": function})
+    choice = fields.mapping("tool_choice").get("type", "auto")
+    if choice not in ("auto", "none"):
+        refuse("tool_choice.type", '"auto" or "none": this server does nothing else')
+    return None if choice == "none" else found or None
+
+
+def _template_kwargs(fields: Fields) -> dict[str, object] | None:
+    kwargs = template_kwargs_of(fields) or {}
+    if "thinking" in fields.values:
+        kind = fields.mapping("thinking").get("type")
+        if kind not in ("enabled", "adaptive", "disabled"):
+            refuse("thinking.type", '"enabled", "adaptive" or "disabled"')
+        # By the name that templates of models that think have for it.
+        kwargs = {"enable_thinking": kind != "disabled", **kwargs}
+    return kwargs or None
