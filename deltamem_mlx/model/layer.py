@@ -132,8 +132,9 @@ def _walk(
 ) -> tuple[mx.array, mx.array]:
     """Reads [B, T, r·H], zero where ``real`` is false, and the state that follows."""
     mask = None if real is None else mx.array(real)
-    if served.short is not None and projected.shape[1] <= MOST_TOKENS:
-        reads, new = served.short(state, projected, _writing(memory, real, projected.shape[1]))
+    few = _few(state, projected, _writing(memory, real, projected.shape[1]), served)
+    if few is not None:
+        reads, new = few
         reads = reads if mask is None else mx.where(mask[..., None], reads, 0.0)
         return reads, state if all(memory.read_only) else new
     tokens = activate(projected, served.spec)
@@ -143,6 +144,23 @@ def _walk(
         tokens = tokens.held(~mx.array(memory.read_only)[:, None])
     reads, state = delta_scan(state, *tokens, mask=mask)
     return _flat(reads), state
+
+
+def _few(
+    state: mx.array, projected: mx.array, writing: mx.array | None, served: Served
+) -> tuple[mx.array, mx.array] | None:
+    """Reads and state of a call that is short enough for the forms of those; None: it is not.
+
+    ``writing`` is false for tokens that only read.
+    """
+    B, T, _ = projected.shape
+    if T == 1:
+        reads, new = served.step(state, projected.reshape(1, B, -1))
+        new = new if writing is None else mx.where(writing[..., None, None], new, state)
+        return reads.reshape(B, 1, -1), new
+    if served.short is None or T > MOST_TOKENS:
+        return None
+    return served.short(state, projected, writing)
 
 
 def _ingest(projected: mx.array, memory: MemoryCache, served: Served, ingest: Ingest) -> mx.array:
@@ -181,9 +199,8 @@ def _ingest(projected: mx.array, memory: MemoryCache, served: Served, ingest: In
 def _look(state: mx.array, projected: mx.array, served: Served, real: np.ndarray) -> mx.array:
     """Reads [B, T, r·H] of all tokens from one state; zero where ``real`` is false."""
     mask = mx.array(real)
-    if served.short is not None and projected.shape[1] <= MOST_TOKENS:
-        reads = served.short(state, projected, mx.zeros_like(mask))[0]
-        return mx.where(mask[..., None], reads, 0.0)
+    if (few := _few(state, projected, mx.zeros_like(mask), served)) is not None:
+        return mx.where(mask[..., None], few[0], 0.0)
     return _read(state, activate(projected, served.spec).q, mask)
 
 

@@ -26,8 +26,12 @@ def _suits_mlx(x: mx.array) -> bool:
     return x.size <= FEW or mx.default_device().type != mx.DeviceType.cpu
 
 
-def lambert_tanh(x: mx.array) -> mx.array:
-    """tanh of float32 values, to 3e-7 of each, in operations that MLX runs as vectors."""
+def fusable_tanh(x: mx.array) -> mx.array:
+    """Return what ``tanh`` does, for a compiled function: without its gradient."""
+    return mx.tanh(x) if _suits_mlx(x) else _lambert(x)
+
+
+def _lambert(x: mx.array) -> mx.array:
     # Lambert's continued fraction at x / 4, then tanh 2a = 2 tanh a / (1 + tanh^2 a) twice.
     a = 0.25 * mx.clip(x, -SATURATED, SATURATED)
     s = a * a
@@ -41,4 +45,4 @@ def _slope(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
     return cotangent * (1.0 - output * output)
 
 
-_tanh = with_gradient(mx.compile(lambert_tanh), _slope)
+_tanh = with_gradient(mx.compile(_lambert), _slope)

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from .seams import split
 from .spec import NORM_FLOOR, ScanSpec, coefficients
-from .squash import lambert_tanh
+from .squash import fusable_tanh
 
 Pair = tuple[mx.array, mx.array]
 Short = Callable[[mx.array, mx.array, mx.array | None], Pair]
@@ -68,7 +68,7 @@ def _block(spec: ScanSpec) -> Callable[..., Pair]:
         y = projected.reshape(B, T, spec.heads, spec.rank, J).astype(mx.float32)
         y = y.transpose(0, 2, 3, 1, 4)  # [B, H, r, T, J]
         # The sigmoid is half a tanh: one for each column.
-        tanh = lambert_tanh(slope * y)
+        tanh = fusable_tanh(slope * y)
         x = mx.where(is_qk, tanh if spec.normalize_qk else y, 0.5 * tanh + 0.5)
         x = mx.where(is_v, y, x)
         qk, v, *gates, _ = split(x, [2, *range(3, J)], axis=-1)
