@@ -10,6 +10,8 @@ import importlib
 import json
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -50,6 +52,7 @@ SIZES = {
     "mlp_layer_types": ["dense", "sparse"] * 2,
     "sparse_attention_freq": [0, 1] * 2,
 }
+SENDING = ("all_sum", "all_gather", "send")
 TOKENS = mx.array([[5, 9, 3, 7, 1, 2, 8, 4, 6, 10, 11, 12]])
 
 
@@ -139,6 +142,41 @@ def said(model: nn.Module, cache: list) -> list[int]:
     return [int(token) for token, _ in steps]
 
 
+class Sent:
+    """Counts what is handed to mlx's engine to be sent, within its context.
+
+    Attributes:
+        messages, bytes (int): Of this process.
+    """
+
+    def __init__(self) -> None:
+        self.messages = self.bytes = 0
+
+    def __enter__(self) -> "Sent":
+        self._real = {name: getattr(mx.distributed, name) for name in SENDING}
+        for name, real in self._real.items():
+            setattr(mx.distributed, name, partial(self._counted, real))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, real in self._real.items():
+            setattr(mx.distributed, name, real)
+
+    def _counted(self, real: Callable, x: mx.array, *rest: object, **more: object) -> mx.array:
+        self.messages, self.bytes = self.messages + 1, self.bytes + x.nbytes
+        return real(x, *rest, **more)
+
+
+def sent_for_a_token(model: nn.Module) -> list[int]:
+    """Messages and bytes that this process sends for a decoded token."""
+    cache = make_prompt_cache(model)
+    for fed in (TOKENS, TOKENS[:, :1]):  # what is compiled is traced once
+        mx.eval(model(fed, cache=cache))
+    with Sent() as sent:
+        mx.eval(model(TOKENS[:, :1], cache=cache))
+    return [sent.messages, sent.bytes]
+
+
 def apart(a: dict[int, mx.array], b: dict[int, mx.array]) -> float:
     assert a.keys() == b.keys(), (list(a), list(b))
     return max(float(mx.abs(a[i] - b[i]).max()) for i in a)
@@ -150,7 +188,10 @@ def compared(
     """How far a model in several processes is from the same one in this process alone."""
     alone = folder / f"{name}-{group.rank()}"
     whole = adapted(built(name), alone / "adapter", config_for(name))
-    part = dm.load_adapter(spread(built(name), kind, group), alone / "adapter")
+    plain = spread(built(name), kind, group)
+    sent = [sent_for_a_token(plain)]
+    part = dm.load_adapter(plain, alone / "adapter")
+    sent.append(sent_for_a_token(part))
     caches = make_prompt_cache(whole), make_prompt_cache(part)
     both = list(zip((whole, part), caches, strict=True))
     logits = [model(TOKENS, cache=cache) for model, cache in both]
@@ -179,6 +220,7 @@ def compared(
         "same_when_fresh": not first or fresh(name, kind, group),
         "same_when_loaded": all(np.array_equal(one.states[i], back.states[i]) for i in one.states),
         "said": texts,
+        "sent": sent,
     }
 
 

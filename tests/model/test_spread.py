@@ -42,6 +42,9 @@ def test_several_processes_compute_what_one_does(
             assert found["spread"] > 1, (name, found)
             one, several = found["said"]
             assert one == several, (name, found)
+            plain, with_memory = found["sent"]
+            assert plain == with_memory, (name, found)
+            assert plain[1] > 0, (name, found)
             assert found["same_fingerprint"], (name, found)
             assert found["same_when_fresh"], (name, found)
             assert found["same_when_loaded"], (name, found)
