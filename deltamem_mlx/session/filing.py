@@ -40,7 +40,8 @@ def with_last_turns(talk: Conversation, now: MemoryFile, turns: int | None) -> M
     if not turns and all(then.filed is None or then.filed.told is None for then in said):
         return now
     marks = [*(before.mark for before in talk.past), talk.context.mark()]
-    start = _filed_last(talk.filing, said, marks, turns)
+    # In a pipeline all processes have to ask for the same points, whatever each knows of them.
+    start = None if talk.spread.pipelined else _filed_last(talk.filing, said, marks, turns)
     points = list(
         zip(said[start or 0 :], whole_memory(marks[start or 0 :], talk.spread), strict=True)
     )
@@ -55,7 +56,8 @@ def with_last_turns(talk: Conversation, now: MemoryFile, turns: int | None) -> M
             found = file  # a turn of the file, as it has it
         else:
             found = after.keeping(found, turns=turns, alone=not _told_by(before[0]))
-    talk.filing = Filing(said[-1], _first(marks[-1]), turns, found)
+    if not talk.spread.pipelined:
+        talk.filing = Filing(said[-1], _first(marks[-1]), turns, found)
     return replace(
         now, told=found.told, history=found.history[max(0, len(found.history) - turns) :]
     )
