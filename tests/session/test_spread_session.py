@@ -7,7 +7,10 @@ import pytest
 from conftest import ROOT
 from launching import launch
 
-RUNS = [("tensor", 2, "gpt_oss"), ("pipeline", 3, "qwen3_moe")]
+RUNS = [
+    pytest.param("tensor", 2, "gpt_oss", marks=pytest.mark.slow),
+    ("pipeline", 3, "qwen3_moe"),
+]
 
 
 @pytest.mark.parametrize(("kind", "size", "names"), RUNS)
