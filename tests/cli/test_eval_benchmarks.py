@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx_lm
 import pytest
-from benchmarks import AGENT, HOTPOTQA, LOCOMO, written
+from benchmarks import AGENT, HOTPOTQA, LOCOMO, LONGMEM, written
 from conftest import RunCli
 from hub_server import HubServer
 from tiny import tiny_model_folder
@@ -78,6 +78,26 @@ def test_locomo_has_every_category_with_and_without_the_last(pair: Pair, locomo:
         assert list(line["scores"]) == found["conditions"] == ["memory", "none", "shuffled"]
         assert list(line["differences"]) == ["memory", "shuffled"]
     assert (found["task"], found["no_context"], found["max_context"]) == ("locomo", False, 2048)
+
+
+@pytest.mark.parametrize("alone", [(), ("--no-context",)], ids=["context", "alone"])
+def test_longmemeval_has_updates_and_abstention(
+    pair: Pair, tmp_path: Path, alone: tuple[str, ...]
+) -> None:
+    found = measured("longmemeval", written(tmp_path / "l.json", LONGMEM), *pair, *alone)
+    assert [(g["metric"], g["group"], g["questions"]) for g in found["groups"]] == [
+        ("score", "knowledge-update", 1),
+        ("score", "multi-session", 1),
+        ("score", "single-session-preference", 1),
+        ("score", "abstention", 1),
+        ("score", "all", 3),
+        ("F1", "knowledge-update", 1),
+        ("F1", "multi-session", 1),
+        ("F1", "single-session-preference", 1),
+        ("F1", "all", 2),
+    ]
+    for line in found["groups"]:
+        assert list(line["scores"]) == found["conditions"] == ["memory", "none", "shuffled"]
 
 
 def test_table_says_what_it_measured(pair: Pair, locomo: Path) -> None:

@@ -86,6 +86,65 @@ AGENT = [
     },
 ]
 
+# Chats need not be in order; an answer may be a number; ids that end in _abs have no answer.
+LONGMEM = [
+    {
+        "question_id": "aa11",
+        "question_type": "knowledge-update",
+        "question": "Where do I live now?",
+        "answer": "Oslo",
+        "question_date": "2023/06/02 (Fri) 09:00",
+        "haystack_session_ids": ["s2", "answer_s1", "answer_s3"],
+        "haystack_dates": [
+            "2023/05/30 (Tue) 10:00",
+            "2023/05/01 (Mon) 08:15",
+            "2023/06/01 (Thu) 21:40",
+        ],
+        "haystack_sessions": [
+            [{"role": "user", "content": "Any soup?"}, {"role": "assistant", "content": "Yes."}],
+            [{"role": "user", "content": "I live in Rome.", "has_answer": True}],
+            [
+                {"role": "user", "content": "I moved to Oslo.", "has_answer": True},
+                {"role": "assistant", "content": "Welcome!"},
+            ],
+        ],
+        "answer_session_ids": ["answer_s1", "answer_s3"],
+    },
+    {
+        "question_id": "bb22_abs",
+        "question_type": "single-session-user",
+        "question": "What is my cat called?",
+        "answer": "You did not mention a cat.",
+        "question_date": "2023/06/02 (Fri) 10:00",
+        "haystack_session_ids": ["s4"],
+        "haystack_dates": ["2023/05/02 (Tue) 08:15"],
+        "haystack_sessions": [[{"role": "user", "content": "My dog is Rex."}]],
+        "answer_session_ids": ["s4"],
+    },
+    {
+        "question_id": "cc33",
+        "question_type": "multi-session",
+        "question": "How many plants do I have?",
+        "answer": 3,
+        "question_date": "2023/06/02 (Fri) 11:00",
+        "haystack_session_ids": ["s5"],
+        "haystack_dates": ["2023/05/03 (Wed) 08:15"],
+        "haystack_sessions": [[{"role": "user", "content": "I got two ferns and a fig."}]],
+        "answer_session_ids": ["s5"],
+    },
+    {
+        "question_id": "dd44",
+        "question_type": "single-session-preference",
+        "question": "Can you suggest a film?",
+        "answer": "The user would prefer quiet films.",
+        "question_date": "2023/06/02 (Fri) 12:00",
+        "haystack_session_ids": ["s6"],
+        "haystack_dates": ["2023/05/04 (Thu) 08:15"],
+        "haystack_sessions": [[{"role": "user", "content": "I like quiet films."}]],
+        "answer_session_ids": ["s6"],
+    },
+]
+
 
 def written(path: Path, rows: object) -> Path:
     """The rows as a .json or .jsonl file."""

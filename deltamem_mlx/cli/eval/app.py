@@ -5,6 +5,7 @@ import typer
 from deltamem_mlx.cli.eval.hotpotqa import hotpotqa
 from deltamem_mlx.cli.eval.lm import lm
 from deltamem_mlx.cli.eval.locomo import locomo
+from deltamem_mlx.cli.eval.longmemeval import longmemeval
 from deltamem_mlx.cli.eval.memoryagentbench import memoryagentbench
 from deltamem_mlx.cli.eval.perplexity import perplexity
 from deltamem_mlx.cli.eval.recall import recall
@@ -24,6 +25,7 @@ def _root(ctx: typer.Context) -> None:
 app.command("recall")(recall)
 app.command("silence")(silence)
 app.command("locomo")(locomo)
+app.command("longmemeval")(longmemeval)
 app.command("hotpotqa")(hotpotqa)
 app.command("memoryagentbench")(memoryagentbench)
 app.command("lm")(lm)
