@@ -50,6 +50,7 @@ def serve(
     memory_bytes: s.MemoryBytes = USUAL.memory_bytes,
     undo_turns: s.UndoTurns = USUAL.undo_turns,
     one_chat: s.OneChat = USUAL.one_chat,
+    session_header: s.SessionHeader = None,
     max_context: s.MaxContext = USUAL.max_context,
     max_tokens: s.MaxTokens = USUAL.max_tokens,
     max_tokens_limit: s.MaxTokensLimit = USUAL.max_tokens_limit,
@@ -70,6 +71,7 @@ def serve(
     prefill_step_size: o.PrefillStepSize = USUAL.prefill_step_size,
     prompt_cache_size: s.PromptCacheSize = USUAL.prompt_cache_size,
     prompt_cache_bytes: s.PromptCacheBytes = USUAL.prompt_cache_bytes,
+    log_format: s.LogFormat = "text",
     pipeline: o.Pipeline = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
@@ -82,19 +84,26 @@ def serve(
     Prints its address when it is ready; Ctrl-C ends it. Without --model and --adapter, the built-in
     demo pair answers.
     """
-    given = dict(locals())
+    given = dict(locals()) | {"session_headers": tuple(session_header or ())}
     if not has_memory(model, adapter):
         refuse_without_memory({"serve": True})
     settings = _settings({field.name: given[field.name] for field in fields(ServeSettings)})
     _check_draft(draft_model, settings)
     _check_spread(draft_model, settings, pipeline)
+    pair = _load(model, adapter, draft_model, trust_remote_code=trust_remote_code)
+    _serve(*pair, settings, log_format)
+
+
+def _load(
+    model: str | None, adapter: str | None, draft_model: str | None, *, trust_remote_code: bool
+) -> tuple["nn.Module", "TokenizerWrapper", str, "nn.Module | None"]:
+    """The model, its tokenizer and name, and what drafts for it."""
     from deltamem_mlx.adapters.loading import base_model_of
 
     trust = {"trust_remote_code": trust_remote_code}
-    loaded, tokenizer = load_pair(model, adapter, pipeline=pipeline, **trust)
+    loaded, tokenizer = load_pair(model, adapter, **trust)
     draft = load_draft_model(draft_model, loaded, tokenizer, **trust)
-    answer = _follow if launched.follows() else _serve
-    answer(loaded, tokenizer, str(model or base_model_of(loaded)["name"]), settings, draft)
+    return loaded, tokenizer, str(model or base_model_of(loaded)["name"]), draft
 
 
 def _check_draft(draft_model: str | None, settings: ServeSettings) -> None:
@@ -138,8 +147,9 @@ def _follow(
     model: "nn.Module",
     tokenizer: "TokenizerWrapper",
     name: str,
-    settings: ServeSettings,
     draft: "nn.Module | None",
+    settings: ServeSettings,
+    log_format: str,
 ) -> None:
     """Do what the first process does, until that ends."""
     from deltamem_mlx.serve.serving import Serving
@@ -155,14 +165,16 @@ def _serve(
     model: "nn.Module",
     tokenizer: "TokenizerWrapper",
     name: str,
-    settings: ServeSettings,
     draft: "nn.Module | None",
+    settings: ServeSettings,
+    log_format: str,
 ) -> None:
     """Answer until a signal comes."""
     from deltamem_mlx.serve.log import set_up
     from deltamem_mlx.serve.server import Server
 
-    set_up(logging.WARNING if output.settings.quiet else logging.INFO)
+    level = logging.WARNING if output.settings.quiet else logging.INFO
+    set_up(level, as_json=log_format == "json")
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())

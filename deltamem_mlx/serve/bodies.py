@@ -9,6 +9,7 @@ from typing import Literal, cast
 from ..problems import unusable_parts
 from .errors import ApiError, refuse
 from .fields import Fields
+from .settings import ServeSettings
 
 SESSION_HEADERS = ("X-Delta-Mem-Session", "X-Delta-Mem-Session-Key")
 SNIPPETS_HEADER = "X-Delta-Attention-State"
@@ -88,12 +89,16 @@ def check_key(key: object, param: str = "memory.session") -> str:
     return key
 
 
+def keys_in(headers: Headers, settings: ServeSettings) -> list[tuple[str, str]]:
+    """The headers of a request that name a memory, and what they say."""
+    names = (*SESSION_HEADERS, *settings.session_headers)
+    return [(name, key) for name in names for key in headers.get_all(name, [])]
+
+
 def memory_options(
-    body: Mapping[str, object], headers: Headers, *, one_chat: bool = False
+    body: Mapping[str, object], headers: Headers, settings: ServeSettings
 ) -> MemoryOptions | None:
     """What is asked of a memory, in the body or in headers; None: nothing.
-
-    ``one_chat`` is what holds where the request does not say.
 
     Raises:
         ApiError: If it is not understood, contradicts itself, or names different memories.
@@ -103,7 +108,7 @@ def memory_options(
     if set(given) - _OPTIONS:
         refuse("memory", expected)
     given = {name: value for name, value in given.items() if value is not None}
-    keys = {check_key(utf8(key), h) for h in SESSION_HEADERS for key in headers.get_all(h, [])}
+    keys = {check_key(utf8(key), header) for header, key in keys_in(headers, settings)}
     keys |= {check_key(given["session"])} if "session" in given else set()
     states = [body[name] for name in SNIPPETS if name in body]
     states += headers.get_all(SNIPPETS_HEADER, [])
@@ -128,7 +133,7 @@ def memory_options(
         reset=fields.flag("memory.reset"),
         context=cast(Literal["keep", "drop"], given.get("context", "keep")),
         keep_partial=fields.flag("memory.keep_partial"),
-        one_chat=fields.flag("memory.one_chat", one_chat),
+        one_chat=fields.flag("memory.one_chat", settings.one_chat),
     )
     if options.read_only and (options.reset or options.remember):
         which = "memory.reset" if options.reset else "memory.remember"

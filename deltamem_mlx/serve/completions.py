@@ -82,7 +82,7 @@ def read_completion(
     parameters, stream = read_parameters(fields, settings, vocabulary), fields.flag("stream")
     if stream and (parameters.logprobs or parameters.top_logprobs > 0):
         refuse("logprobs", "nothing beside stream: pieces of an answer come without them")
-    memory = memory_options(body, headers, one_chat=settings.one_chat)
+    memory = memory_options(body, headers, settings)
     if memory is not None and not chat:
         raise ApiError(400, "A memory takes messages: use /v1/chat/completions.", param="memory")
     return Completion(

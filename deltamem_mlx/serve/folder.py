@@ -21,6 +21,11 @@ _LEFTOVER = re.compile(rf"\.([0-9a-f]{{64}})-\d+-[0-9a-f]{{8}}{re.escape(SUFFIX)
 _MOST_TOKENS = 1 << 30
 
 
+def is_id(text: str) -> bool:
+    """Whether it may be the id of a memory."""
+    return _OURS.fullmatch(text + SUFFIX) is not None
+
+
 class MemoryFolder:
     """The files of a server's memories, and memory files that clients get and send.
 

@@ -14,6 +14,7 @@ from .access import authorize, check_head
 from .bodies import parse
 from .completions import Completion, read_completion
 from .errors import ApiError
+from .front import FrontPage
 from .management import Actions, Management
 from .memory import Memory
 from .messages.routes import MessageRoutes
@@ -47,7 +48,7 @@ def _with_memory(
     return method
 
 
-class MemoryHandler(Management, ResponseRoutes, MessageRoutes):
+class MemoryHandler(Management, ResponseRoutes, MessageRoutes, FrontPage):
     """One connection, one request."""
 
     def _serve(self) -> None:
@@ -104,6 +105,9 @@ class MemoryHandler(Management, ResponseRoutes, MessageRoutes):
             case ["v1", "models", *name]:
                 self.account.route = "/v1/models"
                 return {"GET": partial(self._models, "/".join(name))}
+            case [""]:
+                self.account.route = "/"
+                return {"GET": self.show_routes}
             case ["health"]:
                 self.account.route = "/health"
                 return {"GET": self._health}

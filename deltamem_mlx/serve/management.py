@@ -45,10 +45,10 @@ class Management(Wire):
         self.send_json({"object": "list", "data": self.serving.memories.listed()})
 
     def _show(self, key: str) -> None:
-        self.send_json(self.serving.memories.look(key).stats())
+        self.send_json(self.serving.memories.find(key).stats())
 
     def _turns(self, key: str) -> None:
-        turns = self.serving.memories.look(key).turns()
+        turns = self.serving.memories.find(key).turns()
         self.send_json({"object": "list", "data": turns})
 
     def _undo(self, key: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from ..memory.file import MemoryFile
 from ..session.conversation import Conversation
 from .errors import ApiError
-from .folder import MemoryFolder
+from .folder import MemoryFolder, is_id
 from .job import TurnOutcome
 from .memory import HeldMemory, Memory
 
@@ -52,7 +52,12 @@ class Memories:
         Raises:
             ApiError: If another request has it for too long, or its file cannot be used.
         """
-        with self._held(_id(key), key) as memory:
+        with self._loaded(_id(key), key, load=load) as memory:
+            yield memory
+
+    @contextmanager
+    def _loaded(self, id: str, key: str | None, *, load: bool = True) -> Iterator[Memory]:
+        with self._held(id, key) as memory:
             if not load:
                 self.folder.see(memory.id)
             elif memory.contents.saved is None or self.folder.changed(memory.id):
@@ -118,14 +123,34 @@ class Memories:
         Raises:
             ApiError: If there is none.
         """
-        return self._found(key)[0]
+        return self._found(_id(key), key)[0]
 
-    def _found(self, key: str) -> tuple[HeldMemory, MemoryFile]:
+    def find(self, name: str) -> HeldMemory:
+        """The same of a memory that is named by its key, or by its id where its key is not known.
+
+        Raises:
+            ApiError: If there is none.
+        """
+        return self._found(*self._named(name))[0]
+
+    def _named(self, name: str) -> tuple[str, str | None]:
+        """The id of a memory of this key, or of this id; and the key, if it is one."""
+        id = _id(name)
+        if is_id(name) and not self._is_there(id) and self._is_there(name):
+            return name, None
+        return id, name
+
+    def _is_there(self, id: str) -> bool:
         with self._mutex:
-            memory = self._all.get(_id(key))
+            memory = self._all.get(id)
+        return (memory is not None and memory.contents.saved is not None) or self.folder.has(id)
+
+    def _found(self, id: str, key: str | None) -> tuple[HeldMemory, MemoryFile]:
+        with self._mutex:
+            memory = self._all.get(id)
         found = None if memory is None else memory.contents
         if found is None or found.saved is None or self.folder.changed(found.id):
-            with self.hold(key) as held:
+            with self._loaded(id, key) as held:
                 found = held.contents
         if found.saved is None:
             raise _not_found()
@@ -144,12 +169,12 @@ class Memories:
         return list(found.values())
 
     def delete(self, key: str) -> None:
-        """Forget one, its file too.
+        """Forget one, its file too; it may be named by its id.
 
         Raises:
             ApiError: If there is none, or it is in use for too long.
         """
-        if not self._delete(_id(key), key):
+        if not self._delete(*self._named(key)):
             raise _not_found()
 
     def delete_all(self) -> int:
@@ -176,7 +201,7 @@ class Memories:
         Raises:
             ApiError: If there is nothing to copy, or something where it is to go.
         """
-        _, saved = self._found(key)
+        _, saved = self._found(*self._named(key))
         with self.hold(to) as memory:
             if memory.contents.saved is not None:
                 raise ApiError(409, "There is a memory of that key already.", code="memory_exists")
@@ -188,7 +213,7 @@ class Memories:
         Raises:
             ApiError: If there is none, so many turns are not kept, or it cannot be saved.
         """
-        with self.hold(key) as memory:
+        with self._loaded(*self._named(key)) as memory:
             held = memory.contents
             if held.saved is None:
                 raise _not_found()
@@ -212,7 +237,7 @@ class Memories:
         Raises:
             ApiError: If there is none.
         """
-        return self.folder.packed(self._found(key)[1])
+        return self.folder.packed(self._found(*self._named(key))[1])
 
     def put(self, key: str, file: bytes) -> tuple[HeldMemory, bool]:
         """Replace a memory by the one in a file; also returns whether there was none before.

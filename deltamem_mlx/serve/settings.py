@@ -1,11 +1,20 @@
 """How a server is run: limits, defaults and where memories are kept."""
 
+import re
 import socket
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..problems import shortened
+
+_HEADER = re.compile(r"[0-9A-Za-z!#$%&'*+.^_`|~-]{1,128}")
+# The same in all chats of a client, or another in every request.
+_NO_NAMES = {
+    "accept", "accept-encoding", "accept-language", "authorization", "connection",
+    "content-length", "content-type", "cookie", "date", "host", "origin", "referer",
+    "transfer-encoding", "user-agent", "x-api-key",
+}  # fmt: skip
 
 
 class SettingsError(ValueError):
@@ -28,6 +37,7 @@ class ServeSettings:
         max_context (int): Tokens in the context of one memory; then the oldest turns leave it.
         undo_turns (int): Turns of each memory that can be taken back.
         one_chat (bool): A key is one chat, whose requests have all of it in them.
+        session_headers (tuple[str, ...]): Headers that name a memory, beside the server's own.
         wait (float): How long a request waits for another of the same memory.
         max_queue (int): Requests waiting or running; more are refused.
         max_connections (int): Open connections; more are closed.
@@ -53,6 +63,7 @@ class ServeSettings:
     max_context: int | None = 8192
     undo_turns: int = 64
     one_chat: bool = False
+    session_headers: tuple[str, ...] = ()
     wait: float = 30.0
     max_queue: int = 256
     max_connections: int = 512
@@ -75,6 +86,12 @@ class ServeSettings:
     prompt_cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        for name in self.session_headers:
+            if not _HEADER.fullmatch(name) or name.lower() in _NO_NAMES:
+                raise SettingsError(
+                    f"--session-header {shortened(name)}: expected the name of a header in which "
+                    "clients say which chat they are in, such as X-OpenWebUI-Chat-Id."
+                )
         if self.api_key is None:
             return
         # Space around it, such as the newline at the end of a secret's file, is in no header.

@@ -109,7 +109,7 @@ def test_thousands_of_odd_requests_from_many_clients(tmp_path: Path) -> None:
 
         return run
 
-    with server("--memory-dir", folder, *limits, log=log) as (process, url):
+    with server("--memory-dir", folder, "--log-format", "json", *limits, log=log) as (process, url):
         client = Client(url)
         client.chat(FACT, "kept", max_tokens=2)
         threads = [threading.Thread(target=guarded(seed)) for seed in range(1, 9)]

@@ -1,7 +1,7 @@
 """The options of `deltamem-mlx serve`; their defaults stand in ``ServeSettings``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from typer.models import OptionInfo
@@ -96,6 +96,20 @@ UndoTurns = Annotated[
         max=MOST_TURNS,
         help="Turns of each memory that can be taken back; 0: none.",
     ),
+]
+SessionHeader = Annotated[
+    list[str] | None,
+    _option(
+        "--session-header",
+        panel=SERVER,
+        metavar="NAME",
+        help="A header that names a memory, beside X-Delta-Mem-Session, such as "
+        "X-OpenWebUI-Chat-Id. May be given several times.",
+    ),
+]
+LogFormat = Annotated[
+    Literal["text", "json"],
+    _option("--log-format", panel=SERVER, help="Log lines for people, or JSON."),
 ]
 OneChat = Annotated[
     bool,

@@ -55,7 +55,7 @@ def read_message(
         stop=_stop(body),
         stream=fields.flag("stream"),
         include_usage=True,
-        memory=memory_options(body, headers, one_chat=settings.one_chat),
+        memory=memory_options(body, headers, settings),
         messages=messages,
         tools=_tools(fields),
         template_kwargs=_template_kwargs(fields),

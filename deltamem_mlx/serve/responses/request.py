@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from email.message import Message as Headers
 
-from ..bodies import SESSION_HEADERS, SNIPPETS, check_key, memory_options
+from ..bodies import SNIPPETS, check_key, keys_in, memory_options
 from ..completions import Completion, template_kwargs_of
 from ..errors import refuse
 from ..fields import Fields
@@ -72,13 +72,13 @@ def read_response(
     if previous is not None and conversation is not None:
         refuse("previous_response_id", "nothing beside conversation: they name different ends")
     id, store = new_id("resp"), fields.flag("store", True)
-    session = _names_a_memory(fields, headers)
+    session = _names_a_memory(fields, headers, settings)
     named = session or conversation is not None
     if previous is not None and session:
         refuse("previous_response_id", "nothing beside the name of a memory: it is a place in one")
     key = conversation or (id if not named and (store or previous is not None) else None)
     said = body if key is None else _with_key(body, key)
-    memory = memory_options(said, headers, one_chat=settings.one_chat)
+    memory = memory_options(said, headers, settings)
     if memory is not None and (previous is not None or conversation is not None):
         memory = replace(memory, goes_on=True)
     instructions = _text_or_none(fields, "instructions")
@@ -147,9 +147,9 @@ def _conversation(fields: Fields) -> str | None:
     return check_key(given, "conversation")
 
 
-def _names_a_memory(fields: Fields, headers: Headers) -> bool:
+def _names_a_memory(fields: Fields, headers: Headers, settings: ServeSettings) -> bool:
     given = fields.mapping("memory").get("session")
-    return given is not None or any(name in headers for name in SESSION_HEADERS)
+    return given is not None or bool(keys_in(headers, settings))
 
 
 def _with_key(body: Mapping[str, object], key: str) -> dict[str, object]:

@@ -1,0 +1,94 @@
+"""What names a memory: headers of the user's choice, and its id where its key is not known."""
+
+from pathlib import Path
+
+import pytest
+from serving import ANSWER, CHAT, FACT, QUESTION, Client, builtin_pair, states_in, user
+
+from deltamem_mlx.serve.server import Server
+from deltamem_mlx.serve.settings import ServeSettings, SettingsError
+
+DROP = {"context": "drop"}
+HEADERS = ("X-OpenWebUI-Chat-Id", "X-Other")
+
+
+def test_a_chosen_header_names_a_memory_on_every_route() -> None:
+    settings = ServeSettings(port=0, session_headers=HEADERS)
+    with Server(*builtin_pair(), "builtin", settings) as server:
+        client = Client(server.url)
+        fact = {"messages": [user(FACT)], "max_tokens": 8}
+        asked = client.request("POST", CHAT, fact, {"x-openwebui-chat-id": "a"})
+        assert asked.json["usage"]["memory"]["session"] == "a"
+        message = client.request("POST", "/v1/messages", fact, {"X-Other": "b"})
+        assert message.json["usage"]["memory"]["session"] == "b"
+        said = {"input": FACT, "max_output_tokens": 8}
+        response = client.request("POST", "/v1/responses", said, {"X-Other": "c"})
+        assert response.json["usage"]["memory"]["session"] == "c"
+        for key in "abc":
+            assert ANSWER in client.chat(QUESTION, key, memory=DROP).text
+        both = {"X-Other": "a", "X-OpenWebUI-Chat-Id": "b"}
+        assert client.request("POST", CHAT, fact, both).status == 400
+        same = {"X-Other": "a", "X-Delta-Mem-Session": "a"}
+        assert client.request("POST", CHAT, fact, same).json["usage"]["memory"]["session"] == "a"
+
+
+def test_without_the_setting_a_header_names_nothing() -> None:
+    with Server(*builtin_pair(), "builtin", ServeSettings(port=0)) as server:
+        fact = {"messages": [user(FACT)], "max_tokens": 8}
+        reply = Client(server.url).request("POST", CHAT, fact, {"X-OpenWebUI-Chat-Id": "a"})
+        assert "memory" not in reply.json["usage"]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "two words", "Authorization", "host", "X-Ünicode", "x:", "x" * 129]
+)
+def test_names_that_no_header_has_or_all_requests_do_are_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match="--session-header"):
+        ServeSettings(session_headers=("X-Chat", name))
+
+
+def test_a_memory_known_by_its_id_only_is_shown_exported_copied_and_deleted(
+    tmp_path: Path,
+) -> None:
+    settings = ServeSettings(port=0, memory_dir=tmp_path)
+    with Server(*builtin_pair(), "builtin", settings) as server:
+        client = Client(server.url)
+        client.chat(FACT, "me")
+        id, file = client.memory("GET", "me").json["id"], client.memory("GET", "me", "/export").body
+    with Server(*builtin_pair(), "builtin", settings) as server:
+        client = Client(server.url)
+        (listed,) = client.request("GET", "/v1/memories").json["data"]
+        assert listed["session"] is None and listed["id"] == id
+        shown = client.memory("GET", id).json
+        assert shown["turns"] == 1 and shown["id"] == id and shown["session"] is None
+        assert states_in(client.memory("GET", id, "/export").body).keys() == states_in(file).keys()
+        assert len(client.memory("GET", id, "/turns").json["data"]) == 1
+        assert client.memory("POST", id, "/fork", {"to": "copy"}).status == 201
+        assert ANSWER in client.chat(QUESTION, "copy", memory=DROP).text
+        assert client.memory("DELETE", id).status == 200
+        for name in (id, "me"):
+            assert client.memory("GET", name).status == 404
+        assert client.memory("DELETE", id).status == 404
+
+
+def test_a_key_that_looks_like_an_id_is_a_key() -> None:
+    with Server(*builtin_pair(), "builtin", ServeSettings(port=0)) as server:
+        client = Client(server.url)
+        client.chat(FACT, "me")
+        id = client.memory("GET", "me").json["id"]
+        assert "memory" in client.chat(QUESTION, id).json["usage"]
+        own = client.memory("GET", id).json
+        assert own["session"] == id and own["id"] != id
+        assert client.memory("DELETE", id).status == 200
+        assert client.memory("GET", id).json["session"] == "me"
+
+
+def test_taking_back_by_id(tmp_path: Path) -> None:
+    settings = ServeSettings(port=0, memory_dir=tmp_path)
+    with Server(*builtin_pair(), "builtin", settings) as server:
+        client = Client(server.url)
+        for said in (FACT, "ben is a doctor ."):
+            client.chat(said, "me")
+        id = client.memory("GET", "me").json["id"]
+        assert client.memory("POST", id, "/undo").json["turns"] == 1
+        assert client.memory("GET", "me").json["turns"] == 1
