@@ -100,6 +100,17 @@ def test_longmemeval_has_updates_and_abstention(
         assert list(line["scores"]) == found["conditions"] == ["memory", "none", "shuffled"]
 
 
+def test_mean_memories_and_found_text_are_there_on_request(pair: Pair, locomo: Path) -> None:
+    more = ("--condition", "memory", "--condition", "mean", "--condition", "retrieved")
+    found = measured("locomo", locomo, *pair, *more)
+    assert found["conditions"] == ["memory", "mean", "retrieved"]
+    assert all(list(line["scores"]) == found["conditions"] for line in found["groups"])
+    done = call("locomo", locomo, *pair, *more, "--no-context")
+    assert done.exit_code == 2 and "'retrieved' needs the context" in done.stderr
+    done = call("locomo", locomo, *pair, *more[:4], "--no-context")
+    assert "mean: the mean of the memories of all other materials" in done.stdout
+
+
 def test_table_says_what_it_measured(pair: Pair, locomo: Path) -> None:
     done = call("locomo", locomo, *pair, "--no-context", "--limit", "2")
     assert done.exit_code == 0, done.stderr

@@ -63,17 +63,17 @@ def run_benchmark(
     materials = limited(everything if among is None else among, choices.limit, choices.seed)
     data = Data(name, materials, strangers_of(materials, everything), options or {})
     chosen = places(choices.model, choices.adapter, choices.also_model, choices.out)
-    conditions = _possible(chosen_conditions(choices.condition), data)
+    conditions = _possible(_asked_for(choices), data)
     result = measured(
         chosen, choices.out, lambda place: _measure(task, data, choices, conditions, place)
     )
     if choices.json:
         output.result_json(result)
     else:
-        from deltamem_mlx.evals.benchmarks.asking import NO_CONTEXT, WITH_CONTEXT
+        from deltamem_mlx.evals.benchmarks.asking import NO_CONTEXT, ON_REQUEST, WITH_CONTEXT
         from deltamem_mlx.views.scores import groups_text
 
-        says = NO_CONTEXT if choices.no_context else WITH_CONTEXT
+        says = (NO_CONTEXT if choices.no_context else WITH_CONTEXT) | ON_REQUEST
         shown = {name: says[name] for name in conditions}
         output.result(groups_text(result, conditions, shown, task.differences))
     questions = sum(len(m.questions) for m in data.materials)
@@ -95,14 +95,37 @@ def chosen_conditions(given: Sequence[str] | None) -> list[str]:
     return chosen_of("--condition", given, NO_CONTEXT)
 
 
+def _asked_for(choices: Choices) -> list[str]:
+    """The conditions that were chosen, or those that every benchmark has.
+
+    Raises:
+        UsageError: If there is no such condition, or not without a context or bm25s.
+    """
+    from deltamem_mlx.evals.benchmarks.asking import NO_CONTEXT, ON_REQUEST
+    from deltamem_mlx.evals.retrieval import MISSING, can_retrieve
+
+    if not choices.condition:
+        return list(NO_CONTEXT)
+    chosen = chosen_of("--condition", choices.condition, NO_CONTEXT | ON_REQUEST)
+    if "retrieved" in chosen and choices.no_context:
+        raise UsageError("--condition: 'retrieved' needs the context; leave --no-context out.")
+    if "retrieved" in chosen and not can_retrieve():
+        raise UsageError(f"--condition: {MISSING}")
+    return chosen
+
+
 def _possible(conditions: list[str], data: Data) -> list[str]:
-    """The conditions without shuffled, if there is nothing else to remember."""
-    if "shuffled" not in conditions or data.strangers:
+    """The conditions without those of other memories, if there is nothing else to remember."""
+    of_others = [name for name in conditions if name in ("shuffled", "mean")]
+    if not of_others or data.strangers:
         return conditions
-    if conditions == ["shuffled"]:
-        raise UsageError("--condition: 'shuffled' needs data with two materials or more.")
-    output.warn("No shuffled memory: the data has nothing else to remember.")
-    return [name for name in conditions if name != "shuffled"]
+    if conditions == of_others:
+        listed = " and ".join(map(repr, of_others))
+        needs = "needs" if len(of_others) == 1 else "need"
+        raise UsageError(f"--condition: {listed} {needs} data with two materials or more.")
+    listed = " or ".join(of_others)
+    output.warn(f"No {listed} memory: the data has nothing else to remember.")
+    return [name for name in conditions if name not in of_others]
 
 
 def _measure(

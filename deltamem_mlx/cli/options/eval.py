@@ -39,6 +39,14 @@ Condition = Annotated[
     list[str] | None,
     typer.Option("--condition", help="Only memory, none or shuffled. Repeatable."),
 ]
+BenchmarkCondition = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--condition",
+        help="Only memory, none or shuffled, or one that is answered on request: mean (of all "
+        "others' memories) or retrieved (as much text, found by BM25). Repeatable.",
+    ),
+]
 MaxContext = Annotated[
     int | None,
     typer.Option(
@@ -82,7 +90,7 @@ class Choices:
     also_model: AlsoModel = None
     no_context: NoContext = False
     limit: Limit = None
-    condition: Condition = None
+    condition: BenchmarkCondition = None
     max_context: MaxContext = None
     batch_size: BatchSize = 8
     seed: Seed = 0

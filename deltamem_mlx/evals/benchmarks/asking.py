@@ -9,10 +9,11 @@ from pathlib import Path
 from ...memory.file import load_memory, save_memory
 from ...problems import raise_problems, shortened
 from ..journal import MEMORIES, Journal, Row
+from ..mean import Totals, mean_without, totals
 from ..runner import State
 from .reader import Asked, Reader, memory_of
 from .task import Material, Question, Task
-from .window import Prompts, prompts_alone, prompts_in_window
+from .window import Prompts, prompt_retrieved, prompts_alone, prompts_in_window
 
 WITH_CONTEXT = {
     "memory": "the memory is written while the material is read, and read while answering",
@@ -23,6 +24,12 @@ NO_CONTEXT = {
     "memory": "the material went through the memory, its context was dropped",
     "none": "an empty memory: the plain model asked without the material",
     "shuffled": "the memory of another material",
+}
+# Only where they are asked for: the second reads a context for every question.
+ON_REQUEST = {
+    "mean": "the mean of the memories of all other materials, not written",
+    "retrieved": "the plain model on as many tokens of the material, those that BM25 finds for the "
+    "question in place of the newest",
 }
 Tell = Callable[[int], None]
 
@@ -56,6 +63,7 @@ class Examination:
         self.strangers, self.window, self.folder = strangers, window, folder
         self._states: dict[str, State] = {}
         self._prompts: dict[str, Prompts] = {}
+        self._totals: Totals | None = None
 
     def ask(self, conditions: Sequence[str], journal: Journal, tell: Tell) -> list[Row]:
         """Ask every question under every condition.
@@ -64,7 +72,8 @@ class Examination:
         computed again.
 
         Args:
-            conditions (Sequence[str]): Of ``memory``, ``none``, ``shuffled``.
+            conditions (Sequence[str]): Of ``memory``, ``none``, ``shuffled``, ``mean`` and, with a
+              window, ``retrieved``.
             journal (Journal): Where answers are kept.
             tell (Callable[[int], None]): Told how many more answers there are.
 
@@ -96,23 +105,46 @@ class Examination:
     def _answered(
         self, batch: Sequence[tuple[Material, Question]], condition: str, caches: dict[str, list]
     ) -> list[Row]:
+        if condition == "retrieved":
+            asked = [self._retrieved(material, question) for material, question in batch]
+            return self._said(batch, condition, asked)
         asked = []
         for material, question in batch:
             if material.name not in caches:
                 caches[material.name] = self._cache(material, condition)
             rest = self._prompts_of(material).rest[question.id]
             asked.append(Asked(caches[material.name], rest, question.max_tokens))
+        return self._said(batch, condition, asked)
+
+    def _said(
+        self,
+        batch: Sequence[tuple[Material, Question]],
+        condition: str,
+        asked: Sequence[Asked],
+    ) -> list[Row]:
         said = self.reader.answers(asked, one_line=self.task.one_line)
         return [
             self._row(material, question, condition, text)
             for (material, question), text in zip(batch, said, strict=True)
         ]
 
+    def _retrieved(self, material: Material, question: Question) -> Asked:
+        """A question to the plain model, after the part of the material that a retriever finds."""
+        if self.window is None:
+            raise ValueError("Retrieved text needs a context window.")
+        kept = self._prompts_of(material).kept
+        read, last = prompt_retrieved(
+            self.reader, self.task, material, question, kept=kept, window=self.window
+        )
+        return Asked(self.reader.read(read, write=False), last, question.max_tokens)
+
     def _cache(self, material: Material, condition: str) -> list:
         """What a material's questions are asked on: its context and a memory."""
         state = None
         if condition == "shuffled":
             state = self._state(self.strangers[material.name])
+        if condition == "mean":
+            state = self._mean_of_others(material)
         if self.window is None:
             state = self._state(material) if condition == "memory" else state
             return self.reader.cache(state)
@@ -130,6 +162,12 @@ class Examination:
             else:
                 self._written(material)
         return self._states[name]
+
+    def _mean_of_others(self, material: Material) -> State:
+        everything = {m.name: m for m in (*self.materials, *self.strangers.values())}
+        if self._totals is None:
+            self._totals = totals(self._state(m) for m in everything.values())
+        return mean_without(self._totals, self._state(material), len(everything) - 1)
 
     def _written(self, material: Material) -> list:
         """A prompt cache that read and wrote the material; its memory is kept."""

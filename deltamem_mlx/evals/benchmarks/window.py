@@ -6,6 +6,7 @@ from typing import NamedTuple
 import mlx.nn as nn
 
 from ...text.spans import Spans
+from ..retrieval import retrieved
 from .reader import Reader
 from .task import Material, Question, Task, Unit
 
@@ -69,6 +70,41 @@ def prompts_alone(reader: Reader, task: Task, material: Material) -> Prompts:
         for q in material.questions
     }
     return Prompts(Spans([], []), rest, 0)
+
+
+def prompt_retrieved(
+    reader: Reader, task: Task, material: Material, question: Question, *, kept: int, window: int
+) -> tuple[Spans, list[int]]:
+    """A prompt with as many tokens of the material as its newest units have, found by BM25.
+
+    Args:
+        kept (int): How many of the newest units fit.
+        window (int): Tokens of prompt and answer together; heads may leave room for fewer units.
+
+    Returns:
+        tuple[Spans, list[int]]: The prompt but its last token, and that token.
+
+    Raises:
+        ValueError: If the question does not fit with the unit that is found first.
+        ModuleNotFoundError: If bm25s (the ``eval`` extra) is not installed.
+    """
+    texts = [unit.text for unit in material.units]
+    sizes = [reader.count(text) for text in texts]
+    budget = sum(sizes[len(sizes) - kept :])
+    while True:
+        chosen = retrieved(texts, sizes, question.text, budget) if kept else []
+        units = [material.units[i] for i in chosen]
+        messages = task.messages(material, units, task.wording(question), reader.count)
+        prompt = reader.prompt(messages)
+        over = len(prompt.token_ids) + question.max_tokens - window
+        if over <= 0:
+            return _head(prompt, len(prompt.token_ids) - 1), prompt.token_ids[-1:]
+        if len(chosen) < 2:
+            raise ValueError(
+                f"The question {question.id!r} needs {over + window} tokens of context with what "
+                f"is found for it and its answer, and the window has {window}. Raise --max-context."
+            )
+        budget = min(budget - 1, sum(sizes[i] for i in chosen) - over)
 
 
 def _newest(

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-import mlx.core as mx
-import numpy as np
-
 from ...memory.actions import memory_state
 from ...memory.file import load_memory, save_memory
 from ...text.messages import Message
+from ..mean import Totals, mean_without, totals
 from ..retrieval import retrieved
 from ..runner import Runner, State
 from .episodes import RecallEpisode
@@ -57,23 +55,11 @@ class CellMemories:
     def mean(self, index: int) -> State:
         """The mean of the memories of all conversations in which something else was told."""
         own = self.own(self._first[self._told[index]])
-        others = len(self._first) - 1
-        return {
-            layer: mx.array((total - _exact(own[layer])) / others, mx.float32)
-            for layer, total in self._totals.items()
-        }
+        return mean_without(self._totals, own, len(self._first) - 1)
 
     @cached_property
-    def _totals(self) -> dict[int, np.ndarray]:
-        """The sum over conversations that differ; in float64, from which one can be taken again."""
-        states = [self.own(i) for i in self._first.values()]
-        return {
-            layer: np.sum([_exact(state[layer]) for state in states], axis=0) for layer in states[0]
-        }
-
-
-def _exact(state: mx.array) -> np.ndarray:
-    return np.array(state, np.float64)
+    def _totals(self) -> Totals:
+        return totals(self.own(i) for i in self._first.values())
 
 
 def reloaded(runner: Runner, state: State) -> State:

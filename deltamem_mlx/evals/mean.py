@@ -1,0 +1,34 @@
+"""The mean of many memories: what they have in common, whatever was told."""
+
+from collections.abc import Iterable
+
+import mlx.core as mx
+import numpy as np
+
+from .runner import State
+
+Totals = dict[int, np.ndarray]  # layer index -> float64 [1, H, r, r]: a sum of memories
+
+
+def totals(states: Iterable[State]) -> Totals:
+    """The sum of memories; in float64, so that one can be taken out of it again."""
+    found: Totals = {}
+    for state in states:
+        for layer, memory in state.items():
+            exact = np.array(memory, np.float64)
+            found[layer] = found[layer] + exact if layer in found else exact
+    return found
+
+
+def mean_without(of: Totals, own: State, others: int) -> State:
+    """The mean of the memories in a sum but one.
+
+    Args:
+        of (Totals): The sum.
+        own (State): The memory that is taken out.
+        others (int): How many are left, at least one.
+    """
+    return {
+        layer: mx.array((total - np.array(own[layer], np.float64)) / others, mx.float32)
+        for layer, total in of.items()
+    }
