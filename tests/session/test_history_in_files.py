@@ -240,7 +240,8 @@ def test_generate_keeps_its_last_turns_in_the_file(run_cli, tmp_path: Path, pair
     assert same(dm.undo_memory_file(path), first)
     session = dm.MemorySession(*pair)
     session.ask(FACT, max_tokens=256)
-    assert np.array_equal(np.array(states(session)), np.stack(list(first.states.values())))
+    held = np.stack(list(first.states.values()))
+    assert np.allclose(np.array(states(session)), held, atol=1e-5)
 
 
 def test_a_chat_takes_back_what_a_former_one_told(run_cli, tmp_path: Path) -> None:
