@@ -32,6 +32,7 @@ class MemoryOptions:
         keep_partial (bool): Keep what was said so far if the client goes away.
         one_chat (bool): The request has all in it that the memory is to have been told.
         goes_on (bool): All of the request is new, whatever it is like.
+        takes_back (bool): Keep the way back to before this turn.
     """
 
     session: str
@@ -42,6 +43,7 @@ class MemoryOptions:
     keep_partial: bool = False
     one_chat: bool = False
     goes_on: bool = False
+    takes_back: bool = True
 
 
 def parse(raw: bytes) -> dict[str, object]:

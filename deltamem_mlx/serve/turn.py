@@ -227,9 +227,10 @@ class MemoryTurn:
             tokens_written=[_written(talk)],
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        kept = self.settings.undo_turns if self.options.takes_back else 0
         return TurnOutcome(
             talk,
-            saved.keeping(before, turns=self.settings.undo_turns, alone=not place.known),
+            saved.keeping(before, turns=kept, alone=not place.known),
             written=saved.tokens_written[0] - before.tokens_written[0],
             known=place.known,
             back=place.back,

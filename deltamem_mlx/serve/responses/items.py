@@ -66,7 +66,7 @@ _PREFIXES = {
 
 def _message(where: str, item: Mapping[str, object]) -> Item:
     role, content = item.get("role"), item.get("content")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         refuse(f"{where}.role", ", ".join(_ROLES))
     text = content if isinstance(content, str) else _said(f"{where}.content", content)
     part: Item = {"type": "input_text", "text": text}

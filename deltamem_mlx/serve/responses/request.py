@@ -20,7 +20,7 @@ _KNOWN = {
     "truncation", "max_tool_calls", "memory", "chat_template_kwargs", *SNIPPETS,
 }  # fmt: skip
 _LEFT_OUT = {"max_tokens", "max_completion_tokens", "stop", "logprobs", "top_logprobs"}
-_INCLUDED = {"reasoning.encrypted_content"}  # for other servers' models
+_INCLUDED = ("reasoning.encrypted_content",)  # for other servers' models
 _TEXT = {"type": "text"}
 
 
@@ -50,7 +50,7 @@ class ResponseRequest:
 
     def after(self, messages: list[dict[str, object]]) -> "ResponseRequest":
         """The same request, with messages that come before its input."""
-        lead = 0 if self.echo.get("instructions") is None else 1
+        lead = 1 if self.echo.get("instructions") else 0
         own = self.asked.messages or []
         return replace(
             self, asked=replace(self.asked, messages=[*own[:lead], *messages, *own[lead:]])
@@ -81,9 +81,12 @@ def read_response(
     memory = memory_options(said, headers, settings)
     if memory is not None and (previous is not None or conversation is not None):
         memory = replace(memory, goes_on=True)
+    if memory is not None and key == id:
+        # Each response has a memory of its own: the way back is by their ids.
+        memory = replace(memory, takes_back=False)
     instructions = _text_or_none(fields, "instructions")
     lead: list[dict[str, object]] = []
-    if instructions is not None:
+    if instructions:
         lead = [{"role": "system", "content": instructions}]
     asked = Completion(
         model=fields.text("model", "default_model"),

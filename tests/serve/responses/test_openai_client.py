@@ -60,6 +60,18 @@ def test_the_same_may_be_said_twice(client: openai.OpenAI) -> None:
     assert again.usage.memory["turns"] == 2 and again.usage.memory["turns_taken_back"] == 0
 
 
+def test_the_memory_of_a_response_has_no_turns_to_take_back(
+    client: openai.OpenAI, url: str
+) -> None:
+    """They would be in every file of a chain: earlier ids are the way back."""
+    told = ask(client, FACT)
+    again = ask(client, QUESTION, previous_response_id=told.id)
+    found = Client(url).memory("GET", again.id).json
+    assert found["turns"] == 2 and found["undo_turns"] == 0
+    ask(client, FACT, conversation="kept")
+    assert Client(url).memory("GET", "kept").json["undo_turns"] == 1
+
+
 def test_stored_responses_are_shown_and_deleted(client: openai.OpenAI, url: str) -> None:
     made = ask(client, FACT, instructions="be brief .", metadata={"topic": "places"})
     found = client.responses.retrieve(made.id)
