@@ -74,6 +74,8 @@ def identity_of(
 ) -> Identity:
     """All that the weights at the end of a run follow from, as JSON values."""
     decisive = {name: value for name, value in asdict(settings).items() if name not in FREE}
+    if not settings.count_alike:  # runs that were started before there was a choice go on
+        del decisive["count_alike"]
     return {
         **decisive,
         **config_of(model).to_dict(),

@@ -22,7 +22,8 @@ class Terms(NamedTuple):
     """The terms of the objective, one by one.
 
     Attributes:
-        ce_sum (mx.array): float32, cross-entropy summed over the labelled tokens.
+        ce_sum (mx.array): float32, cross-entropy summed over the labelled tokens; with
+          ``count_alike`` over the episodes, of each the mean.
         labelled (mx.array): float32, how many those are.
         tokens (mx.array): float32, tokens of the read pass that are not padding.
         written (mx.array): float32, the same of the write pass.
@@ -42,7 +43,7 @@ class Terms(NamedTuple):
 
     @property
     def ce(self) -> mx.array:
-        """Mean cross-entropy: one pooled mean over the labelled tokens of the batch."""
+        """Mean cross-entropy over the labelled tokens of the batch, or over its episodes."""
         return self.ce_sum / mx.maximum(self.labelled, 1)
 
 
@@ -67,13 +68,20 @@ class Objective:
     Args:
         model (nn.Module): A model with an adapter.
         write_visible (bool): Leave writes on in the read pass, as they are while a chat decodes.
+        count_alike (bool): Count each episode alike, not each labelled token.
     """
 
-    def __init__(self, model: nn.Module, write_visible: bool = False):
-        self.model, self.write_visible = model, write_visible
+    def __init__(self, model: nn.Module, write_visible: bool = False, count_alike: bool = False):
+        self.model, self.write_visible, self.count_alike = model, write_visible, count_alike
         self.passes = Passes(model)
         self.heads = find_heads(model)
         self.granularity = config_of(model).memory_write_granularity
+
+    def labelled(self, batch: EpisodeBatch) -> int:
+        """What `Terms.labelled` counts in a batch: labelled tokens, or episodes that have any."""
+        if not self.count_alike:
+            return batch.supervised
+        return int((batch.read_labels[:, 1:] != UNSUPERVISED).any(axis=1).sum())
 
     def inputs(self, batch: EpisodeBatch, multiple: int = 8) -> Inputs:
         """The arrays that `terms` works on.
@@ -85,12 +93,15 @@ class Objective:
         row, column = np.nonzero(batch.read_labels[:, 1:] != UNSUPERVISED)
         # One at least, or there would be no logits to take a gradient of.
         padding = (0, -max(row.size, 1) % multiple + (row.size == 0))
+        each = np.ones(row.size, np.float32)
+        if self.count_alike:
+            each /= np.bincount(row)[row]
         arrays = {
             "read_tokens": batch.read_tokens,
             "read_mask": batch.read_mask,
             "rows": np.pad(row * batch.read_tokens.shape[1] + column, padding).astype(np.int32),
             "targets": np.pad(batch.read_labels[row, column + 1], padding),
-            "weights": np.pad(np.ones(row.size, np.float32), padding),
+            "weights": np.pad(each, padding),
         }
         if batch.write_lengths.any():
             arrays |= {"write_tokens": batch.write_tokens, "write_mask": batch.write_mask}

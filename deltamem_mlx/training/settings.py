@@ -23,6 +23,8 @@ class TrainSettings:
           is visible, and how often nothing was written.
         write_visible (bool): Write in the read pass, too: the visible messages and the replies, as
           decoding does. Off is the paper's objective.
+        count_alike (bool): The loss is the mean over episodes, not over the tokens of all: a short
+          answer counts as much as a long text.
         write_sparsity, write_target (float): Weight of the write sparsity term, and the mean write
           gate it pulls to.
         steps_per_report, steps_per_eval, save_every (int): Iterations between reports,
@@ -47,6 +49,7 @@ class TrainSettings:
     state_only_prob: float = 0.2
     no_memory_prob: float = 0.0
     write_visible: bool = False
+    count_alike: bool = False
     write_sparsity: float = 0.01
     write_target: float = 0.05
     steps_per_report: int = 10

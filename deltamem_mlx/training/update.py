@@ -110,7 +110,7 @@ class Updater:
 
     def gradients(self, batches: Sequence[EpisodeBatch]) -> tuple[Params, Figures]:
         """Gradients of the objective over some batches of all processes, and its figures."""
-        labelled = self._sum(mx.array(float(sum(batch.supervised for batch in batches))))
+        labelled = self._sum(mx.array(float(sum(map(self.objective.labelled, batches)))))
         labelled = mx.maximum(labelled, 1)
         mx.eval(labelled)  # processes have to exchange in the same order
         gradients: Params = {}
@@ -191,7 +191,7 @@ class Updater:
             write_beta=write / max(written, 1),
             state_norm=norm / max(written, 1),
             tokens=int(tokens + written) // self._alike,
-            labelled=int(labelled) // self._alike,
+            labelled=round(labelled) // self._alike,
         )
 
     def any(self, flag: bool) -> bool:

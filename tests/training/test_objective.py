@@ -273,6 +273,21 @@ def test_a_batch_without_labels_costs_nothing() -> None:
     assert (terms.ce_sum.item(), terms.labelled.item(), terms.ce.item()) == (0, 0, 0)
 
 
+def test_episodes_count_alike_where_that_is_asked_for() -> None:
+    objective = Objective(attached().train(), count_alike=True)
+    pooled = Objective(objective.model)
+    unlabelled = View(NO_WRITE, ReadPart(tokens_of(5, 1), np.full(5, -100, np.int32)))
+    batch = pad_batch([*VIEWS, unlabelled], multiple=8)
+    terms = objective.terms(objective.inputs(batch))
+    singles = [pad_batch([view]) for view in VIEWS]
+    assert len({batch.supervised for batch in singles}) > 1, "tokens would count otherwise"
+    means = [pooled.terms(pooled.inputs(single)).ce.item() for single in singles]
+    assert (objective.labelled(batch), terms.labelled.item()) == (3, pytest.approx(3))
+    assert terms.ce.item() == pytest.approx(np.mean(means), rel=1e-5)
+    assert pooled.labelled(batch) == batch.supervised
+    assert pooled.terms(pooled.inputs(batch)).ce.item() != pytest.approx(np.mean(means), rel=1e-5)
+
+
 # --- gradients through quantized bases and checkpoints
 
 

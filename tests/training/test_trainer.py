@@ -289,8 +289,12 @@ def test_memory_stays_flat(episodes: EpisodeDataset, tmp_path: Path) -> None:
 # --- one update
 
 
-def test_accumulated_batches_are_one_batch(episodes: EpisodeDataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("alike", [False, True], ids=["tokens", "episodes"])
+def test_accumulated_batches_are_one_batch(
+    episodes: EpisodeDataset, tmp_path: Path, alike: bool
+) -> None:
     settings = replace(RUN, write_sparsity=0.0, state_only_prob=0.0, no_memory_prob=0.0)
+    settings = replace(settings, count_alike=alike)
     one = Trainer(fresh(), episodes, [], replace(settings, batch_size=6), tmp_path / "a")
     two = replace(settings, grad_accumulation_steps=2)
     two = Trainer(fresh(), episodes, [], two, tmp_path / "b")

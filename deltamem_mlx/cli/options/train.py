@@ -237,6 +237,14 @@ WriteVisible = Annotated[
         help="Write what is visible and learned, too, as a chat does while it answers.",
     ),
 ]
+CountAlike = Annotated[
+    bool,
+    _option(
+        "--count-alike",
+        panel=EPISODES,
+        help="Every episode counts alike, a short answer as much as a long text.",
+    ),
+]
 Sparsity = Annotated[
     float,
     _option("--write-sparsity", panel=EPISODES, help="Weight of the term that closes write gates."),
@@ -309,6 +317,7 @@ class TrainOptions:
     state_only_prob: StateOnly = TrainSettings.state_only_prob
     no_memory_prob: NoMemory = TrainSettings.no_memory_prob
     write_visible: WriteVisible = TrainSettings.write_visible
+    count_alike: CountAlike = TrainSettings.count_alike
     write_sparsity: Sparsity = TrainSettings.write_sparsity
     write_target: WriteTarget = TrainSettings.write_target
     chat_template_config: ChatTemplateConfig = None
