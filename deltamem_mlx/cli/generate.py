@@ -34,6 +34,7 @@ from deltamem_mlx.cli.frame.session import (
     template_kwargs,
     without_memory,
 )
+from deltamem_mlx.cli.frame.telling import tell_unknown_words
 from deltamem_mlx.cli.options import shared as o
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def generate(options: GenerateOptions) -> None:
     draft = load_draft_model(
         options.draft_model, model, tokenizer, trust_remote_code=options.trust_remote_code
     )
+    tell_unknown_words(tokenizer, text)
     seed_with(options.seed)
     if has_memory(options.model, options.adapter):
         answer, more = _from_memory(options, (model, tokenizer, draft), text, notes)

@@ -214,3 +214,16 @@ def test_what_cannot_be_written_is_said_before_an_answer_is_given(tmp_path: Path
     done = CliRunner().invoke(app, ["eval", "recall", "--out", taken])
     assert (done.exit_code, done.stdout) == (2, "")
     assert os.listdir(taken) == []
+
+
+def test_words_that_a_model_cannot_read_are_named(tmp_path: Path) -> None:
+    told = tmp_path / "told.txt"
+    told.write_text("carl lives in paris .")
+    done = CliRunner().invoke(
+        app, ["generate", "-p", "where does xaver live ?", "-m", "1", "--remember", str(told)]
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "The model has no word for: carl." in done.stderr
+    assert "The model has no word for: xaver." in done.stderr
+    known = CliRunner().invoke(app, ["generate", "-p", "where does anna live ?", "-m", "1"])
+    assert "no word for" not in known.stderr

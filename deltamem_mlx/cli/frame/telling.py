@@ -13,6 +13,8 @@ from deltamem_mlx.cli.frame.parse import STANDARD_INPUT, standard_input
 from deltamem_mlx.problems import first_few
 
 if TYPE_CHECKING:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
     from deltamem_mlx.session.session import MemorySession
     from deltamem_mlx.text.sources import Source
 
@@ -110,8 +112,18 @@ def tell(
                 break
             told.files, done = told.files + 1, done + size
             after_each(source, told.tokens - before[1])
+            for message in source.messages:
+                tell_unknown_words(session.tokenizer, str(message.get("content") or ""))
     told.seconds = time.perf_counter() - began
     return told
+
+
+def tell_unknown_words(tokenizer: "TokenizerWrapper", text: str) -> None:
+    """Says which words the model cannot read: it will never know of them."""
+    from deltamem_mlx.text.unknown import unknown_words
+
+    if words := unknown_words(tokenizer, text):
+        output.note(f"The model has no word for: {', '.join(first_few(words, 8))}.")
 
 
 def _steps(

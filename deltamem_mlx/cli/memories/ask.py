@@ -81,13 +81,18 @@ def _asked(
 
 
 def _report(answers: list[dict[str, Any]]) -> None:
+    from deltamem_mlx.evals.recall.correct import says_unknown
     from deltamem_mlx.views.columns import one_line
 
-    knowing = [answer for answer in answers if answer["answer"] != answer["without"]]
+    knowing = [
+        answer
+        for answer in answers
+        if answer["answer"] != answer["without"] and not says_unknown(answer["answer"])
+    ]
     width = max((len(answer["name"]) for answer in knowing), default=0)
     for answer in knowing:
         output.result(f"{answer['name']:<{width}}  {one_line(answer['answer'], 200)}")
     rest = [answer["name"] for answer in answers if answer not in knowing]
     if rest:
         said = one_line(answers[0]["without"], 200)
-        output.result(f"As without a memory ({said!r}): {', '.join(rest)}")
+        output.result(f"No better than without a memory ({said!r}): {', '.join(rest)}")

@@ -24,17 +24,20 @@ Turns = Annotated[int, typer.Option("--turns", "-n", min=1, help="How many turns
 def undo(name: Which, turns: Turns = 1, folder: m.Folder = None, json: o.Json = False) -> None:
     """Take back the last turns of a memory, as if they had never been.
 
-    A turn is an answer, or what was remembered at once. generate, chat, remember and serve keep the
-    last 64 with a memory.
+    A turn is a question with its answer, or a file that was remembered: to take back what was told
+    before a question, take back the question, too. generate, chat, remember and serve keep the last
+    64 turns with a memory.
     """
     from deltamem_mlx.files import expanded
     from deltamem_mlx.files.places import MEMORY_SUFFIX
+    from deltamem_mlx.memory.file import read_memory
     from deltamem_mlx.memory.shelf import MemoryShelf
     from deltamem_mlx.memory.undo import undo_memory_file
 
     path = expanded(name)
     if path.suffix.lower() != MEMORY_SUFFIX:
         path = MemoryShelf(folder).path(name)
+    before = sum(read_memory(path).tokens_written)
     memory = undo_memory_file(path, turns)
     left, written = len(memory.history), sum(memory.tokens_written)
     if json:
@@ -43,6 +46,7 @@ def undo(name: Which, turns: Turns = 1, folder: m.Folder = None, json: o.Json = 
         )
         return
     output.result(
-        f"Took back {turns} turn{'s' * (turns != 1)} of {name}: {written:,} tokens are written. "
+        f"Took back {turns} turn{'s' * (turns != 1)} of {name}, {before - written:,} tokens: "
+        f"{written:,} tokens are written. "
         f"{left or 'No'} more can be."
     )
