@@ -1,4 +1,4 @@
-"""`deltamem-mlx serve`: an OpenAI-compatible server whose named memories stay."""
+"""`deltamem-mlx serve`: a server for OpenAI's and Anthropic's clients whose named memories stay."""
 
 import logging
 import signal
@@ -75,7 +75,7 @@ def serve(
     pipeline: o.Pipeline = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
-    """Serve a model to OpenAI's clients, with memories that stay.
+    """Serve a model to OpenAI's and Anthropic's clients, with memories that stay.
 
     mlx-lm's server, and more: a request that names a memory (the header X-Delta-Mem-Session) is
     answered from it and written into it, and may send its new message alone. Others leave nothing
