@@ -90,18 +90,25 @@ def serve(
     settings = _settings({field.name: given[field.name] for field in fields(ServeSettings)})
     _check_draft(draft_model, settings)
     _check_spread(draft_model, settings, pipeline)
-    pair = _load(model, adapter, draft_model, trust_remote_code=trust_remote_code)
-    _serve(*pair, settings, log_format)
+    trust = {"trust_remote_code": trust_remote_code}
+    pair = _load(model, adapter, draft_model, pipeline=pipeline, **trust)
+    answer = _follow if launched.follows() else _serve
+    answer(*pair, settings, log_format)
 
 
 def _load(
-    model: str | None, adapter: str | None, draft_model: str | None, *, trust_remote_code: bool
+    model: str | None,
+    adapter: str | None,
+    draft_model: str | None,
+    *,
+    pipeline: bool,
+    trust_remote_code: bool,
 ) -> tuple["nn.Module", "TokenizerWrapper", str, "nn.Module | None"]:
     """The model, its tokenizer and name, and what drafts for it."""
     from deltamem_mlx.adapters.loading import base_model_of
 
     trust = {"trust_remote_code": trust_remote_code}
-    loaded, tokenizer = load_pair(model, adapter, **trust)
+    loaded, tokenizer = load_pair(model, adapter, pipeline=pipeline, **trust)
     draft = load_draft_model(draft_model, loaded, tokenizer, **trust)
     return loaded, tokenizer, str(model or base_model_of(loaded)["name"]), draft
 

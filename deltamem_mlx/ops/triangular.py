@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from .seams import split
+from .seams import split, with_gradient
 from .spec import NORM_FLOOR, ScanSpec, coefficients
 from .squash import fusable_tanh
 
@@ -93,7 +93,7 @@ def _block(spec: ScanSpec) -> Callable[..., Pair]:
         read, found = split((state[:, :, None] @ across).transpose(0, 1, 3, 4, 2), 2, axis=-1)
         system = one + erase * lower * decay * alike
         changes = write * v - erase * from_start * found
-        changes = mx.linalg.tri_inv(system, stream=mx.cpu) @ changes
+        changes = _inverse(system) @ changes
         read = from_start * read + (lower * decay * read_alike) @ changes
         to_end = decays[..., -1:, :] * kept[..., -1:, :]
         old, new = split(to_end.squeeze(-2), [1], axis=-1)
@@ -101,6 +101,18 @@ def _block(spec: ScanSpec) -> Callable[..., Pair]:
         return read.transpose(0, 3, 1, 2, 4).reshape(B, T, spec.read_width), new
 
     return block
+
+
+def _inverse_of(system: mx.array) -> mx.array:
+    return mx.linalg.tri_inv(system, stream=mx.cpu)
+
+
+def _slope(_: mx.array, cotangent: mx.array, inverse: mx.array) -> mx.array:
+    transposed = inverse.swapaxes(-1, -2)
+    return -(transposed @ cotangent @ transposed)
+
+
+_inverse = with_gradient(_inverse_of, _slope)
 
 
 @functools.cache

@@ -40,6 +40,7 @@ def alone(*words: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_generate_says_what_one_process_says(pair: list[str], tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("I am Ann.\n\nI have a cat.")

@@ -168,7 +168,14 @@ def test_a_turn_is_kept_though_nobody_reads_the_answer(tmp_path: Path, end: str)
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 @pytest.mark.parametrize(
-    "line", ["D generate --help", "D eval recall --limit 2 --facts 1", "D demo"]
+    "line",
+    [
+        "D generate --help",
+        *(
+            pytest.param(line, marks=pytest.mark.slow)
+            for line in ("D eval recall --limit 2 --facts 1", "D demo")
+        ),
+    ],
 )
 def test_results_do_not_die_of_a_terminals_encoding(
     tmp_path: Path, line: str, encoding: str

@@ -366,6 +366,9 @@ def _with(name: str, *shape: int) -> Callable[[Path], None]:
 def _change(folder: Path, change: dict[str, mx.array | None]) -> None:
     values = dict(mx.load(str(folder / WEIGHTS))) | change
     mx.save_safetensors(str(folder / WEIGHTS), {n: x for n, x in values.items() if x is not None})
+    settings = json.loads((folder / CONFIG).read_text())
+    settings.pop("weights_sha256", None)  # it was of the weights before
+    (folder / CONFIG).write_text(json.dumps(settings))
 
 
 LAYER = "model.layers.1.self_attn."

@@ -125,3 +125,9 @@ def test_no_module_hides_a_public_name() -> None:
 
     modules = {Path(name).stem for name in parsed() if len(Path(name).parts) == 1}
     assert not (modules | {room(name) for name in parsed()}) & set(dm.__all__)
+
+
+def test_names_of_test_files_are_used_once() -> None:
+    """pytest takes two files of one name for one."""
+    found = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, n in found.items() if n > 1] == []

@@ -43,7 +43,6 @@ def client(serving: Server) -> Client:
 @pytest.mark.parametrize(
     "method, path, status",
     [
-        ("GET", "/", 404),
         ("GET", "/v1", 404),
         ("DELETE", "/v1/memories/", 400),
         ("GET", "/v1/memories/a/b/c", 404),

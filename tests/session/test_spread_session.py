@@ -9,7 +9,7 @@ from launching import launch
 
 RUNS = [
     pytest.param("tensor", 2, "gpt_oss", marks=pytest.mark.slow),
-    ("pipeline", 3, "qwen3_moe"),
+    pytest.param("pipeline", 3, "qwen3_moe", marks=pytest.mark.slow),
 ]
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+import pytest
 from conftest import ROOT
 from launching import launch
 from safetensors.numpy import load_file
@@ -14,6 +15,7 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / "adapters.safetensors")
 
 
+@pytest.mark.slow
 def test_an_adapter_trains_as_on_one_machine(tmp_path: Path) -> None:
     done = launch(ROOT / "tests/helpers/spread_train_run.py", tmp_path, timeout=240)
     assert (tmp_path / "stopped" / "0000004_adapters.safetensors").exists(), done.stderr[-3000:]
