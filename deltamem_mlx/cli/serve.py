@@ -18,7 +18,7 @@ from deltamem_mlx.cli.frame.load import (
 from deltamem_mlx.cli.frame.parse import json_object
 from deltamem_mlx.cli.options import serve as s
 from deltamem_mlx.cli.options import shared as o
-from deltamem_mlx.serve.sampling import check_defaults
+from deltamem_mlx.serve.requests.sampling import check_defaults
 from deltamem_mlx.serve.settings import ServeSettings, SettingsError, check_exposure
 
 if TYPE_CHECKING:

@@ -10,17 +10,17 @@ from urllib.parse import parse_qsl, unquote
 
 from mlx_lm.server import APIHandler
 
-from .access import authorize, check_head
-from .bodies import parse
-from .completions import Completion, read_completion
 from .errors import ApiError
-from .front import FrontPage
-from .management import Actions, Management
-from .memory import Memory
+from .http.access import authorize, check_head
+from .http.front import FrontPage
+from .http.management import Actions, Management
+from .http.speaking import read_by_mlx_lm, served_request
+from .http.usage import memory_usage
+from .memories.memory import Memory
 from .messages.routes import MessageRoutes
+from .requests.bodies import parse
+from .requests.completions import Completion, read_completion
 from .responses.routes import ResponseRoutes
-from .speaking import read_by_mlx_lm, served_request
-from .usage import memory_usage
 
 log = logging.getLogger(__name__)
 _OPEN = "/health"

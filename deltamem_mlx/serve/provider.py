@@ -15,7 +15,7 @@ from ..memory.actions import memories, spread_in
 from ..memory.file import described
 from ..model.dry_run import unchanged
 from ..model.patch import config_of, pack
-from .ending import usual_end
+from ..text.turns import end_of_turn, spans_with, turn_of
 from .errors import ApiError
 from .settings import ServeSettings
 
@@ -143,3 +143,18 @@ class ExactPromptCache(LRUPromptCache):
     def fetch_nearest_cache(self, model: object, tokens: list[int]) -> tuple[list | None, list]:
         cache, rest = super().fetch_nearest_cache(model, tokens[:-1])
         return cache, rest + tokens[-1:]
+
+
+def usual_end(tokenizer: TokenizerWrapper, template_kwargs: Mapping[str, object]) -> list[int]:
+    """What the template puts after a reply, if that begins with an end token; else nothing."""
+    said = [{"role": "user", "content": "hi"}]
+    reply = [{"role": "assistant", "content": "hi"}]
+    kwargs = template_kwargs
+    try:
+        turn = turn_of(tokenizer, [], said, reply=True, sentences=False, template_kwargs=kwargs)
+        spans = spans_with(tokenizer, [], [*said, *reply], sentences=False, template_kwargs=kwargs)
+    except (ValueError, TypeError):
+        return []
+    fed = tokenizer.encode("hi", add_special_tokens=False)
+    end = end_of_turn(turn, spans, fed, tokenizer.eos_token_ids).token_ids
+    return end if end and end[0] in tokenizer.eos_token_ids else []

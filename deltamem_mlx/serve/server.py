@@ -10,7 +10,7 @@ from mlx_lm.server import get_system_fingerprint
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from .handler import MemoryHandler
-from .listening import HttpListener
+from .http.listening import HttpListener
 from .serving import Serving
 from .settings import ServeSettings, check_exposure
 

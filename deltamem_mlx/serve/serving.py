@@ -10,17 +10,17 @@ import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..adapters.drafts import cannot_draft
-from .bodies import MemoryOptions
+from .batching.generator import MemoryGenerator
 from .errors import ApiError
-from .folder import MemoryFolder
-from .generator import MemoryGenerator
-from .memories import Memories
-from .memory import Memory
+from .kept.conversations import KeptConversations
+from .kept.responses import KeptResponses
+from .memories.folder import MemoryFolder
+from .memories.memories import Memories
+from .memories.memory import Memory
 from .metrics import ServerMetrics
 from .provider import PairProvider, ServedPair
-from .responses.conversations import KeptConversations
-from .responses.kept import KeptResponses
-from .sampling import check_defaults
+from .requests.bodies import MemoryOptions
+from .requests.sampling import check_defaults
 from .settings import ServeSettings
 
 log = logging.getLogger(__name__)

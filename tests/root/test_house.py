@@ -26,6 +26,20 @@ FLOORS = (
     ("__init__", "__main__"),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+SERVE_FLOORS = (
+    ("errors", "settings", "metrics", "log"),
+    ("requests", "kept"),
+    ("provider",),
+    ("memories",),
+    ("turns",),
+    ("batching",),
+    ("serving",),
+    ("http",),
+    ("messages", "responses"),
+    ("handler",),
+    ("server",),
+)
+SERVE_FLOOR = {room: height for height, rooms in enumerate(SERVE_FLOORS) for room in rooms}
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
 
 
@@ -80,6 +94,21 @@ def test_imports_run_one_way_through_the_rooms() -> None:
         for name, others in imports().items()
         for other in sorted(others)
         if room(name) != room(other) and FLOOR[room(other)] >= FLOOR[room(name)]
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_imports_run_one_way_through_the_server() -> None:
+    def place(name: str) -> str:
+        return Path(name).parts[1].removesuffix(".py")
+
+    inside = {name for name in parsed() if room(name) == "serve" and place(name) != "__init__"}
+    assert {place(name) for name in inside} == set(SERVE_FLOOR)
+    broken = [
+        f"{name} imports {other}"
+        for name in sorted(inside)
+        for other in sorted(imports()[name] & inside)
+        if place(name) != place(other) and SERVE_FLOOR[place(other)] >= SERVE_FLOOR[place(name)]
     ]
     assert not broken, "\n".join(broken)
 

@@ -21,9 +21,9 @@ from serving import (
 )
 
 import deltamem_mlx as dm
-from deltamem_mlx.serve.job import Feed, Job
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
+from deltamem_mlx.serve.turns.job import Feed, Job
 
 
 @pytest.fixture(scope="module")

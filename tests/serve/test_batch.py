@@ -9,8 +9,8 @@ import pytest
 from mlx_lm.generate import StopSequences
 from serving import Client, builtin_pair, stream, user
 
-from deltamem_mlx.serve.ending import Ending
-from deltamem_mlx.serve.saying import read_logprob
+from deltamem_mlx.serve.batching.ending import Ending
+from deltamem_mlx.serve.batching.saying import read_logprob
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 

@@ -10,7 +10,7 @@ from mlx_lm.server import GenerationArguments
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from serving import CHAT, ENDLESS, QUESTION, Client, Pair, builtin_pair, stream
 
-from deltamem_mlx.serve import batch
+from deltamem_mlx.serve.batching import batch
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 

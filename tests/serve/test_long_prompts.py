@@ -19,7 +19,7 @@ from serving import (
     user,
 )
 
-from deltamem_mlx.serve.pace import GAP, Pace
+from deltamem_mlx.serve.batching.pace import GAP, Pace
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 

@@ -26,8 +26,8 @@ import deltamem_mlx as dm
 from deltamem_mlx.files import FolderInUse
 from deltamem_mlx.memory.file import read_memory, write_memory
 from deltamem_mlx.serve.errors import ApiError
-from deltamem_mlx.serve.job import TurnOutcome
-from deltamem_mlx.serve.memory import HeldMemory
+from deltamem_mlx.serve.memories.memory import HeldMemory
+from deltamem_mlx.serve.memories.outcome import TurnOutcome
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
@@ -106,7 +106,7 @@ def test_a_damaged_file_is_refused_until_it_is_reset(pair: Pair, tmp_path: Path)
 def test_a_memory_that_cannot_be_saved_is_not_kept(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deltamem_mlx.serve import folder
+    from deltamem_mlx.serve.memories import folder
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -7,7 +7,7 @@ from serving import ANSWER, FACT, QUESTION, Client, assistant, builtin_pair, sta
 
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
-from deltamem_mlx.serve.tasks import is_task
+from deltamem_mlx.serve.turns.tasks import is_task
 
 TURNS = [FACT, "ben is a doctor .", QUESTION, "what is the job of ben ?"]
 TITLE = """### Task:

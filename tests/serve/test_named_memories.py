@@ -217,7 +217,7 @@ def test_a_reply_with_tool_calls_is_recognised_as_the_client_sends_it_back() -> 
     from mlx_lm.server import GenerationContext
 
     from deltamem_mlx.memory.told import Fingerprints
-    from deltamem_mlx.serve.reply import visible
+    from deltamem_mlx.serve.batching.reply import visible
 
     machine = TextStateMachine(
         {"normal": [("<call>", "tool"), ("<think>", "reasoning")],

@@ -7,7 +7,7 @@ from serving import Client, Pair, assistant, builtin_pair, user
 
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
-from deltamem_mlx.serve.waypoints import EVERY, cut
+from deltamem_mlx.serve.turns.waypoints import EVERY, cut
 
 LONG = "anna lives in oslo . ben is a doctor . " * 60
 QUESTIONS = ["where does anna live ?", "what is the job of ben ?", "where does chris live ?"]

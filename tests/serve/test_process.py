@@ -138,7 +138,7 @@ def test_a_server_whose_model_thread_ends_ends_with_an_error() -> None:
     broken = """
 import sys
 from deltamem_mlx.cli.main import main
-from deltamem_mlx.serve.batch import RunningBatch
+from deltamem_mlx.serve.batching.batch import RunningBatch
 
 def broken(self, *args):
     raise SystemError("a bug in the loop")

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from serving import CHAT, HELLO, Client, builtin_pair, stream, user
 
 from deltamem_mlx.serve.errors import ApiError
-from deltamem_mlx.serve.fields import Fields
-from deltamem_mlx.serve.sampling import check_defaults, read_parameters
+from deltamem_mlx.serve.requests.fields import Fields
+from deltamem_mlx.serve.requests.sampling import check_defaults, read_parameters
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings, SettingsError
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving import FACT, QUESTION, Client, Reply, assistant, builtin_pair, states_in, stream, user
 
-from deltamem_mlx.serve.saying import StopWords
+from deltamem_mlx.serve.batching.saying import StopWords
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 

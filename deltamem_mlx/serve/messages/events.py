@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import ApiError
-from ..speaking import Piece, Used
+from ..http.speaking import Piece, Used
 
 Event = dict[str, object]
 _TYPES = {

@@ -3,12 +3,12 @@
 import json
 import uuid
 
-from ..completions import Completion
 from ..errors import ApiError
-from ..job import ServedRequest
-from ..speaking import Piece, Used
-from ..usage import memory_usage
-from ..wire import Wire
+from ..http.speaking import Piece, Used
+from ..http.usage import memory_usage
+from ..http.wire import Wire
+from ..requests.completions import Completion
+from ..turns.job import ServedRequest
 from .events import Event, MessageEvents
 
 _REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}

@@ -2,11 +2,11 @@
 
 from email.message import Message as Headers
 
-from ..bodies import SNIPPETS, memory_options
-from ..completions import Completion, template_kwargs_of
 from ..errors import ApiError, refuse
-from ..fields import Fields
-from ..sampling import Parameters, read_parameters, read_stop
+from ..requests.bodies import SNIPPETS, memory_options
+from ..requests.completions import Completion, template_kwargs_of
+from ..requests.fields import Fields
+from ..requests.sampling import Parameters, read_parameters, read_stop
 from ..settings import ServeSettings
 from .blocks import read_messages, read_text
 

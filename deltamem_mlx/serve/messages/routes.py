@@ -1,14 +1,14 @@
 """The routes under ``/v1/messages``."""
 
 from ...text.spans import message_spans
-from ..bodies import parse
-from ..completions import Completion
 from ..errors import ApiError
-from ..history import parts_of
-from ..lengths import check_texts
-from ..management import Actions
-from ..speaking import served_request, speak
-from ..wire import Wire
+from ..http.management import Actions
+from ..http.speaking import served_request, speak
+from ..http.wire import Wire
+from ..requests.bodies import parse
+from ..requests.completions import Completion
+from ..turns.history import parts_of
+from ..turns.lengths import check_texts
 from .events import error_body
 from .listening import MessageListener
 from .request import read_message

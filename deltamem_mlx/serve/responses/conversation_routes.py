@@ -3,13 +3,13 @@
 from dataclasses import replace
 from functools import partial
 
-from ..bodies import check_key, parse
 from ..errors import ApiError, refuse
-from ..fields import Fields
-from ..management import Actions
-from ..wire import Wire
-from .conversations import KeptConversation
-from .items import Item, new_id, read_items
+from ..http.management import Actions
+from ..http.wire import Wire
+from ..kept.conversations import KeptConversation
+from ..kept.items import Item, new_id, read_items
+from ..requests.bodies import check_key, parse
+from ..requests.fields import Fields
 from .pages import page_of
 from .request import read_metadata
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import ApiError
-from ..speaking import Piece, Used
-from .items import Item, new_id
+from ..http.speaking import Piece, Used
+from ..kept.items import Item, new_id
 
 Event = dict[str, object]
 

@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable
 
 from ..errors import ApiError
-from ..job import ServedRequest
-from ..speaking import Piece, Used
-from ..usage import memory_usage
-from ..wire import Wire
+from ..http.speaking import Piece, Used
+from ..http.usage import memory_usage
+from ..http.wire import Wire
+from ..turns.job import ServedRequest
 from .events import Event, ResponseEvents
 from .request import ResponseRequest
 

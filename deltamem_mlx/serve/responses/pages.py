@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from ..errors import refuse
-from .items import Item
+from ..kept.items import Item
 
 
 def page_of(items: Sequence[Item], query: Mapping[str, str]) -> dict[str, object]:

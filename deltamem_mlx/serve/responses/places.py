@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from ...memory.contents import MemoryFile
 from ..errors import ApiError
-from ..memories import Memories
-from ..memory import HeldMemory, Memory
-from .kept import KeptResponses, no_response
+from ..kept.responses import KeptResponses, no_response
+from ..memories.memories import Memories
+from ..memories.memory import HeldMemory, Memory
 from .request import ResponseRequest
 
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from email.message import Message as Headers
 
-from ..bodies import SNIPPETS, check_key, keys_in, memory_options
-from ..completions import Completion, template_kwargs_of
 from ..errors import refuse
-from ..fields import Fields
-from ..sampling import Parameters, check_known, read_parameters
+from ..kept.items import Item, as_messages, new_id, read_items
+from ..requests.bodies import SNIPPETS, check_key, keys_in, memory_options
+from ..requests.completions import Completion, template_kwargs_of
+from ..requests.fields import Fields
+from ..requests.sampling import Parameters, check_known, read_parameters
 from ..settings import ServeSettings
-from .items import Item, as_messages, new_id, read_items
 
 _MOST_TOOLS = 256
 _MOST_NOTES, _LONGEST_NAME, _LONGEST_NOTE = 16, 64, 512  # of metadata: OpenAI's

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from functools import partial
 
-from ..bodies import parse
 from ..errors import ApiError
-from ..management import Actions
-from ..memory import Memory
-from ..speaking import served_request, speak
+from ..http.management import Actions
+from ..http.speaking import served_request, speak
+from ..kept.items import Item, as_messages
+from ..kept.responses import KeptResponse, no_response
+from ..memories.memory import Memory
+from ..requests.bodies import parse
 from .conversation_routes import ConversationRoutes
-from .items import Item, as_messages
-from .kept import KeptResponse, no_response
 from .listening import ResponseListener
 from .pages import page_of
 from .places import Places

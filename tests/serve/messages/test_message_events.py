@@ -5,8 +5,8 @@ import json
 import pytest
 from anthropic.lib.streaming._messages import accumulate_event
 
+from deltamem_mlx.serve.http.speaking import Piece, Used
 from deltamem_mlx.serve.messages.events import MessageEvents
-from deltamem_mlx.serve.speaking import Piece, Used
 
 CALL = {"type": "function", "id": "c1", "function": {"name": "look", "arguments": '{"at": "Oslo"}'}}
 OTHER = {"type": "function", "id": "c2", "function": {"name": "look", "arguments": "{}"}}

@@ -7,7 +7,7 @@ import openai
 import pytest
 from serving import ANSWER, FACT, QUESTION, UNKNOWN, Client, builtin_pair
 
-from deltamem_mlx.serve.responses.conversations import KeptConversations
+from deltamem_mlx.serve.kept.conversations import KeptConversations
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 

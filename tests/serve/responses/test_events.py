@@ -9,8 +9,8 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 
 from deltamem_mlx.serve.errors import ApiError
+from deltamem_mlx.serve.http.speaking import Piece, Used
 from deltamem_mlx.serve.responses.events import ResponseEvents
-from deltamem_mlx.serve.speaking import Piece, Used
 
 CALL = {"type": "function", "id": "c1", "function": {"name": "look", "arguments": '{"at": "Oslo"}'}}
 OTHER = {"type": "function", "id": "c2", "function": {"name": "look", "arguments": "{}"}}

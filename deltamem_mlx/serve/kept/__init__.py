@@ -1,0 +1,1 @@
+"""What a server keeps of answers and conversations besides their memories."""

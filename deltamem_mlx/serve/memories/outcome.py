@@ -1,0 +1,27 @@
+"""What a turn makes of a memory."""
+
+from dataclasses import dataclass
+
+from ...memory.file import MemoryFile
+from ...session.conversation import Conversation
+
+
+@dataclass(frozen=True)
+class TurnOutcome:
+    """What a turn came to.
+
+    Attributes:
+        talk (Conversation): With its context.
+        saved (MemoryFile): The memory, as its file is to hold it.
+        written (int): Tokens written by this turn.
+        known (int): Messages of the request that had been fed before.
+        back (int): Turns that were taken back for it.
+        keep_partial (bool): Keep it even if the client has gone.
+    """
+
+    talk: Conversation
+    saved: MemoryFile
+    written: int
+    known: int
+    back: int
+    keep_partial: bool

@@ -1,0 +1,1 @@
+"""What a request asks, checked: its body as values."""
