@@ -7,12 +7,13 @@ A key is the name of mlx-lm's file, or that and released variants whose layers d
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+import pytest
 from mlx.utils import tree_map
 
 import deltamem_mlx as dm
@@ -733,6 +734,12 @@ def shaken(weight: mx.array) -> mx.array:
     if not mx.issubdtype(weight.dtype, mx.floating):
         return weight
     return weight.astype(mx.float32) + 0.1 * mx.random.normal(weight.shape)
+
+
+def slow_but(names: Iterable[str], quick: Collection[str]) -> list:
+    """Parameters of a test: all ``names``, those that are not ``quick`` marked slow."""
+    marks = pytest.mark.slow
+    return [name if name in quick else pytest.param(name, marks=marks) for name in names]
 
 
 def missing(name: str) -> str:

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from architectures import ARCHITECTURES, VOCAB, build, missing
+from architectures import ARCHITECTURES, VOCAB, build, missing, slow_but
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 
@@ -25,6 +25,9 @@ QUANTIZED = (
     *("qwen3", "phi3", "gpt_neox", "internlm2", "qwen3_next", "gemma4 (26B-A4B)"),
     *("gemma3n", "glm4_moe_lite", "deepseek_v32", "kimi_linear", "longcat_flash", "mistral4"),
 )
+# Every architecture is attached to and detached from each time; what follows takes a second each,
+# so for those that are like one of these it is for the slow tests.
+KINDS = {*REQUIRED.split(), *QUANTIZED, "gemma4_text", "mamba", "jamba", "deepseek_v2", "gpt_oss"}
 RANK = 4
 TOKENS = np.random.default_rng(1).integers(1, 90, 21).tolist()
 TOLERANCE = 1e-4
@@ -76,7 +79,7 @@ def attach_random(name: str, model: nn.Module) -> nn.Module:
     return model.load_weights(weights, strict=False)
 
 
-@pytest.fixture(scope="module", params=PATCHED)
+@pytest.fixture(scope="module", params=slow_but(PATCHED, KINDS))
 def patched(request: pytest.FixtureRequest) -> Iterator[tuple[str, nn.Module]]:
     """An architecture's name, and its model with a random adapter."""
     if lacking := missing(request.param):
@@ -182,7 +185,7 @@ def test_padded_batch_equals_single(patched: tuple[str, nn.Module]):
 TRAINABLE = [name for name in PATCHED if ARCHITECTURES[name].trains]
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
+@pytest.mark.parametrize("name", slow_but(TRAINABLE, KINDS))
 def test_a_gradient_reaches_every_weight_of_a_memory(name: str):
     if lacking := missing(name):
         pytest.skip(f"needs {lacking}")
@@ -274,7 +277,7 @@ def direction(a: np.ndarray) -> np.ndarray:
     return a / np.linalg.norm(a, axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize("name", PATCHED)
+@pytest.mark.parametrize("name", slow_but(PATCHED, KINDS))
 def test_each_head_is_corrected_in_its_own_place(name: str):
     if lacking := missing(name):
         pytest.skip(f"needs {lacking}")

@@ -1,13 +1,12 @@
 """A memory in a bfloat16 model adds no rounding to speak of: its own numbers stay float32."""
 
 import math
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from architectures import ARCHITECTURES, build, missing
+from architectures import ARCHITECTURES, build, missing, slow_but
 from mlx import nn
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.switch_layers import SwitchLinear
@@ -95,13 +94,8 @@ MORE: dict[str, dict[str, object]] = {
     "longcat_flash": dict(moe_topk=6),
     "longcat_flash_ngram": dict(moe_topk=6),
 }
-QUICK = ("deepseek_v32", "gemma4_text", "glm4_moe_lite", "hunyuan", "longcat_flash", "youtu_llm")
+QUICK = ("glm4_moe_lite", "hunyuan", "longcat_flash", "youtu_llm")
 PATCHED = [name for name, a in ARCHITECTURES.items() if not a.refused]
-
-
-def slow_but(names: Sequence[str], quick: Sequence[str]) -> list:
-    marks = pytest.mark.slow
-    return [name if name in quick else pytest.param(name, marks=marks) for name in names]
 
 
 def whole_model(name: str, seed: int) -> nn.Module:
