@@ -16,7 +16,7 @@ else
 EXTRAS := test
 endif
 
-.PHONY: demo test lint format docs test-slow test-metal test-real install clean
+.PHONY: demo test lint format docs test-slow test-browser test-metal test-real install clean
 
 demo: $(STAMP)
 	$(BIN)/deltamem-mlx demo
@@ -39,6 +39,10 @@ docs: $(STAMP)
 
 test-slow: $(STAMP)
 	$(PYTEST) -q -m slow
+
+test-browser: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[browser]"
+	$(PYTEST) -q -m browser --only-skips tests/skips.txt
 
 test-metal: $(STAMP)
 	$(PYTEST) -q -m metal

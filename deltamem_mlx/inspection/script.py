@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..text.messages import Message
+from ..text.pieces import pieces_of
 from ..text.rendering import Template
 from ..text.spans import Spans, message_spans, running_spans
 
@@ -96,19 +97,6 @@ def messages_script(
         if end > (turns[-1].end if turns else 0):
             turns.append(ScriptTurn(str(message["role"]), str(message.get("content") or ""), end))
     return Script(spans, pieces_of(tokenizer, spans.token_ids), turns)
-
-
-def pieces_of(tokenizer: TokenizerWrapper, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds."""
-    detokenizer = tokenizer.detokenizer
-    detokenizer.reset()
-    pieces = []
-    for token in ids:
-        detokenizer.add_token(token)
-        pieces.append(detokenizer.last_segment)
-    detokenizer.finalize()
-    pieces[-1] += detokenizer.last_segment
-    return pieces
 
 
 def _own_opening(template: Template, before: str) -> str:

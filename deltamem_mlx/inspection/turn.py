@@ -8,12 +8,11 @@ import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..memory.actions import memories, observe
+from ..model.gauge import watched_layers
 from ..model.patch import config_of
 from ..session.session import MemorySession
-from .script import pieces_of
+from ..text.pieces import pieces_of
 
-# Watching a layer takes a few operations a token: of many layers some will do.
-_MOST_LAYERS = 4
 # Of what the strongest word has: the others are what every word is written with.
 _WORTH_SAYING = 0.3
 
@@ -29,9 +28,8 @@ class TurnWatch:
     """
 
     def __init__(self, session: MemorySession):
-        layers = sorted(memories(session.cache))
-        places = np.linspace(0, len(layers) - 1, min(_MOST_LAYERS, len(layers))).round().astype(int)
-        self._gates: dict[int, list[mx.array]] = {layers[i]: [] for i in places}
+        layers = watched_layers([*memories(session.cache)])
+        self._gates: dict[int, list[mx.array]] = {layer: [] for layer in layers}
         self._session, self._before = session, session.context_tokens
         self._written_before = session.stats()["tokens_written"]
         self._by_token = config_of(session.model).memory_write_granularity == "token"

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..compat import BaseCache, make_savable
 from .fingerprint import AdapterMark
+from .gauge import WriteGauge
 from .ingest import Ingest
 from .trail import Step, Trail
 
@@ -39,6 +40,8 @@ class MemoryCache(BaseCache):
           the coming positions of each conversation; ``None`` where there is none.
         ingest (Ingest): Span writes in progress.
         observer (Callable): Called with the layer's gates. Not part of the state.
+        gauges (list[WriteGauge]): What watches each conversation, in whichever batch; ``None``
+          where nothing does. Not part of the state.
         trail (Trail): The way back over the last tokens; None: there is none. Not part of the
           state: copies, and what is merged, extracted or saved, begin without one.
     """
@@ -60,6 +63,7 @@ class MemoryCache(BaseCache):
         self.lengths: list[int] | None = None
         self.ingest: Ingest | None = None
         self.observer: Observer | None = None
+        self.gauges: list[WriteGauge | None] | None = None
         self.trail: Trail | None = None
 
     def __repr__(self) -> str:
@@ -105,6 +109,7 @@ class MemoryCache(BaseCache):
         if self.matrix is None and self.batch_size == 1 != batch_size:
             self.read_only *= batch_size
             self.written *= batch_size
+            self.gauges = None  # whose tokens would it watch?
         if self.batch_size != batch_size:
             raise ValueError(
                 f"The memory holds {self.batch_size} conversations, the call has {batch_size}. "
@@ -217,7 +222,7 @@ class MemoryCache(BaseCache):
         self.read_only, self.written, self.left_padding, self.lengths = rows
         self.read_only = [bool(flag) for flag in self.read_only]
         self.ingest = None if ingest is None else Ingest.from_state(ingest)
-        self.observer, self.trail = None, None
+        self.observer, self.gauges, self.trail = None, None, None
 
     def prepare(
         self,
@@ -245,7 +250,7 @@ class MemoryCache(BaseCache):
         indices = np.array(batch_indices).tolist()
         if self.matrix is not None:
             self.matrix = self.matrix[mx.array(indices)]
-        for name in ("read_only", "written", "left_padding", "lengths"):
+        for name in ("read_only", "written", "left_padding", "lengths", "gauges"):
             if (rows := getattr(self, name)) is not None:
                 setattr(self, name, [rows[i] for i in indices])
         if self.ingest is not None:
@@ -254,7 +259,7 @@ class MemoryCache(BaseCache):
     def extract(self, idx: int) -> "MemoryCache":
         new = self.fresh()
         new.read_only, new.written = list(self.read_only), list(self.written)
-        new.matrix, new.ingest = self.matrix, self.ingest
+        new.matrix, new.ingest, new.gauges = self.matrix, self.ingest, self.gauges
         new.filter([idx])
         if new.ingest is not None and new.ingest.done:
             new.ingest = None
@@ -278,6 +283,8 @@ class MemoryCache(BaseCache):
         new = caches[0].fresh()
         new.read_only = [flag for c in caches for flag in c.read_only]
         new.written = [count for c in caches for count in c.written]
+        if any(c.gauges is not None for c in caches):
+            new.gauges = [g for c in caches for g in c.gauges or [None] * c.batch_size]
         if any(c.matrix is not None for c in caches):
             new.matrix = mx.concatenate([c.states for c in caches])
         if any(c.ingest is not None for c in caches):

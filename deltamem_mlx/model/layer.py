@@ -226,10 +226,18 @@ def _written(memory: MemoryCache, real: np.ndarray | None, n: int) -> list[int]:
 def _observe(
     memory: MemoryCache, projected: mx.array, spec: ScanSpec, real: np.ndarray | None
 ) -> None:
+    if memory.observer is None and memory.gauges is None:
+        return
+    gates = activate(projected, spec).gates
     if memory.observer is not None:
-        names = activate(projected, spec).gates._asdict()
         mask = {} if real is None else {"mask": mx.array(real)}
-        memory.observer(memory.layer, names | mask)
+        memory.observer(memory.layer, gates._asdict() | mask)
+    for row, gauge in enumerate(memory.gauges or ()):
+        if gauge is not None:
+            write = gates.write[row]
+            gauge.see(
+                memory.layer, write if real is None else write[mx.array(np.flatnonzero(real[row]))]
+            )
 
 
 def _flat(reads: mx.array) -> mx.array:

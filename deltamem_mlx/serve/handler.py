@@ -85,7 +85,7 @@ class MemoryHandler(Management, ResponseRoutes, MessageRoutes, FrontPage):
             raise ApiError(400, "The address is not UTF-8.", code="bad_address") from None
         actions = self._actions(parts)
         if self.path != _OPEN:
-            authorize(self.headers, self.settings)
+            authorize(self.headers, self.settings, needs_key=not self.is_page(parts))
         if not actions:
             raise ApiError(404, "There is nothing at this address.", code="unknown_address")
         action = actions.get("GET" if self.command == "HEAD" else self.command)
@@ -105,9 +105,8 @@ class MemoryHandler(Management, ResponseRoutes, MessageRoutes, FrontPage):
             case ["v1", "models", *name]:
                 self.account.route = "/v1/models"
                 return {"GET": partial(self._models, "/".join(name))}
-            case [""]:
-                self.account.route = "/"
-                return {"GET": self.show_routes}
+            case [""] | ["page", *_]:
+                return self.front_actions(parts)
             case ["health"]:
                 self.account.route = "/health"
                 return {"GET": self._health}

@@ -27,7 +27,7 @@ FLOORS = (
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 SERVE_FLOORS = (
-    ("errors", "settings", "metrics", "log"),
+    ("errors", "settings", "metrics", "log", "page"),
     ("requests", "kept"),
     ("provider",),
     ("memories",),

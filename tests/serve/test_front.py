@@ -29,8 +29,8 @@ def test_every_route_takes_the_methods_that_are_listed_and_no_others(client: Cli
             assert (reply.status != 405) == (method in entry["methods"]), (method, path)
 
 
-def test_a_browser_gets_the_list_as_text(client: Client) -> None:
-    page = client.request("GET", "/", headers={"Accept": "text/html,application/xhtml+xml"})
+def test_who_asks_for_text_gets_the_list_as_text(client: Client) -> None:
+    page = client.request("GET", "/", headers={"Accept": "text/plain"})
     assert page.headers["content-type"].startswith("text/plain")
     assert "POST   /v1/chat/completions" in page.body.decode()
 

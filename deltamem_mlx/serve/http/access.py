@@ -38,15 +38,18 @@ def check_head(headers: Headers) -> None:
         raise ApiError(400, "Content-Length is not a number.", code="bad_length")
 
 
-def authorize(headers: Headers, settings: ServeSettings) -> None:
-    """Raises ApiError unless a request comes from where it may, and has the key."""
+def authorize(headers: Headers, settings: ServeSettings, *, needs_key: bool = True) -> None:
+    """Raises ApiError unless a request comes from where it may, and has the key if it needs it."""
     origin, allowed = headers.get("Origin"), settings.allowed_origins
-    if origin is not None and "*" not in allowed and origin not in allowed:
+    known = origin is None or "*" in allowed or origin in allowed or _is_own(origin, headers)
+    if not known:
         raise ApiError(
             403, "Web pages of this origin may not call: see --allowed-origins.", code="bad_origin"
         )
     if settings.api_key is None:
         _check_host(headers, settings)
+        return
+    if not needs_key:
         return
     # The key's own bytes: a header is read as Latin-1, whatever it was written in.
     scheme, _, given = _sent_key(headers).partition(" ")
@@ -58,6 +61,14 @@ def authorize(headers: Headers, settings: ServeSettings) -> None:
             "The API key is missing or wrong. Send it as Authorization: Bearer KEY, or X-Api-Key.",
             code="invalid_api_key",
         )
+
+
+def _is_own(origin: str, headers: Headers) -> bool:
+    """Whether a page is this server's own: of the address that it asks.
+
+    That address is checked as well, or else there is a key.
+    """
+    return origin.partition("://")[2].lower() == headers.get("Host", "").strip().lower() != ""
 
 
 def _sent_key(headers: Headers) -> str:

@@ -1,5 +1,9 @@
-"""What is at the address itself: the routes, for programs and for people."""
+"""What is at the address itself: the page for a browser, and the routes for programs."""
 
+from functools import partial
+
+from ..page.files import HEADERS, INDEX, page_files
+from .management import Actions
 from .wire import Wire
 
 ROUTES = {
@@ -17,6 +21,7 @@ ROUTES = {
     "/v1/models": {"GET": "the model"},
     "/v1/memories": {"GET": "all memories", "DELETE": "forget all"},
     "/v1/memories/{key}": {"GET": "numbers about one", "PUT": "from a file", "DELETE": "forget it"},
+    "/v1/memories/{key}/state": {"GET": "its states, and how like they are to earlier ones"},
     "/v1/memories/{key}/turns": {"GET": "the turns that can be taken back"},
     "/v1/memories/{key}/undo": {"POST": "take back the last ones"},
     "/v1/memories/{key}/fork": {"POST": "copy it"},
@@ -27,17 +32,42 @@ ROUTES = {
 
 
 class FrontPage(Wire):
-    """The list of routes of a handler."""
+    """The page and the list of routes of a handler."""
 
-    def show_routes(self) -> None:
-        """As text for a browser, which asks for a page; else as JSON."""
-        if "text/html" not in self.headers.get("Accept", ""):
-            self.send_json({"object": "list", "model": self.serving.provider.name, "data": _data()})
+    def front_actions(self, parts: list[str]) -> Actions:
+        """What to do for the parts of an address that is the page's; nothing for another."""
+        if parts == [""]:
+            self.account.route = "/"
+            page = self._accepts("text/html")
+            return {"GET": partial(self._show_page, INDEX) if page else self._show_routes}
+        if parts[0] == "page" and parts[1:] in [[name] for name in page_files()]:
+            self.account.route = "/page"
+            return {"GET": partial(self._show_page, parts[1])}
+        return {}
+
+    def is_page(self, parts: list[str]) -> bool:
+        """Whether the address is the page's, which is the same for all and needs no key."""
+        return parts[0] == "page" or (parts == [""] and self._accepts("text/html"))
+
+    def _accepts(self, kind: str) -> bool:
+        return kind in self.headers.get("Accept", "")
+
+    def _show_page(self, name: str) -> None:
+        body, kind = page_files()[name]
+        self.send_bytes(body, kind, 200, Vary="Accept", **HEADERS)
+
+    def _show_routes(self) -> None:
+        """As JSON, or as text for who asks for that."""
+        name = self.serving.provider.name
+        if not self._accepts("text/plain"):
+            listed = {"object": "list", "model": name, "data": _data()}
+            self.send_json(listed, 200, Vary="Accept")
             return
-        lines = [f"deltamem-mlx serves {self.serving.provider.name}", ""]
+        lines = [f"deltamem-mlx serves {name}", ""]
         for route, methods in ROUTES.items():
             lines += [f"{method:<7}{route:<38}{does}" for method, does in methods.items()]
-        self.send_bytes("\n".join([*lines, ""]).encode(), "text/plain; charset=utf-8")
+        text = "\n".join([*lines, ""]).encode()
+        self.send_bytes(text, "text/plain; charset=utf-8", 200, Vary="Accept")
 
 
 def _data() -> list[dict[str, object]]:

@@ -33,6 +33,9 @@ class Management(Wire):
             case [name, "turns"]:
                 self.account.route += "/turns"
                 return {"GET": partial(self._turns, _key(name))}
+            case [name, "state"]:
+                self.account.route += "/state"
+                return {"GET": partial(self._state, _key(name))}
             case [name, "undo"]:
                 self.account.route += "/undo"
                 return {"POST": partial(self._undo, _key(name))}
@@ -46,6 +49,9 @@ class Management(Wire):
 
     def _show(self, key: str) -> None:
         self.send_json(self.serving.memories.find(key).stats())
+
+    def _state(self, key: str) -> None:
+        self.send_json(self.serving.memories.find(key).state())
 
     def _turns(self, key: str) -> None:
         turns = self.serving.memories.find(key).turns()

@@ -8,6 +8,7 @@ def memory_usage(job: Job | None) -> dict[str, object] | None:
     if job is None or job.kept is None:
         return None
     kept, options = job.kept, job.request.options
+    asked = options is not None and options.strengths
     return {
         "session": options.session if options is not None else None,
         "tokens_written": kept.written,
@@ -17,4 +18,4 @@ def memory_usage(job: Job | None) -> dict[str, object] | None:
         "turns_taken_back": kept.back,
         "bytes": sum(state.nbytes for state in kept.saved.states.values()),
         "context_tokens": len(kept.talk.context.tokens),
-    }
+    } | ({"strengths": kept.strengths} if asked else {})

@@ -3,7 +3,11 @@
 import threading
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from ...memory.contents import MemoryFile
+from ...memory.likeness import likenesses
+from ...memory.measures import layer_measures
 from ...memory.told import Fingerprints
 from ...session.conversation import Conversation
 
@@ -117,6 +121,44 @@ class HeldMemory:
             "updated": self.saved.created if self.saved else None,
         }
 
+    def state(self) -> dict[str, object]:
+        """The same, with its states, and how like they are to those after its last turns.
+
+        Numbers of states have four digits: the file that is exported has all of them.
+        """
+        return self.stats() | {
+            "object": "memory.state",
+            "layers": self._layers(),
+            "history": self._history(),
+        }
+
+    def _layers(self) -> list[dict[str, object]]:
+        if self.saved is None:
+            return []
+        return [
+            {
+                "layer": measured.layer,
+                "norm": _short(measured.norm),
+                "effective_rank": _short(measured.effective_rank),
+                "states": _shortened(self.saved.states[measured.layer][0]),
+            }
+            for measured in layer_measures(self.saved.states)
+        ]
+
+    def _history(self) -> list[dict[str, object]]:
+        if self.saved is None:
+            return []
+        found = likenesses(replace(self.saved, told=self.told))
+        return [
+            {
+                "back": back,
+                "turns": then.told.turns if then.told else 0,
+                "tokens_written": then.tokens_written[0],
+                "similarity": _short(similarity),
+            }
+            for back, (then, similarity) in enumerate(found, start=1)
+        ]
+
 
 class Memory:
     """One memory. Whoever holds ``lock`` may change it; anyone may look at ``contents``.
@@ -167,3 +209,12 @@ class Memory:
     def drop_context(self) -> None:
         """Go on from the memory alone."""
         self.contents = replace(self.contents, talk=None, behind=0, context_bytes=0)
+
+
+def _short(number: float) -> float:
+    return float(f"{number:.4g}")
+
+
+def _shortened(states: np.ndarray) -> list[object]:
+    """Nested lists of numbers with four digits."""
+    return [_short(part) if states.ndim == 1 else _shortened(part) for part in states]

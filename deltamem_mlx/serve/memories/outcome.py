@@ -17,6 +17,8 @@ class TurnOutcome:
         known (int): Messages of the request that had been fed before.
         back (int): Turns that were taken back for it.
         keep_partial (bool): Keep it even if the client has gone.
+        strengths (list[dict]): How strongly its messages were written, as `TurnStrengths` says it;
+          None: that is not known, or was not asked.
     """
 
     talk: Conversation
@@ -25,3 +27,4 @@ class TurnOutcome:
     known: int
     back: int
     keep_partial: bool
+    strengths: list[dict[str, object]] | None = None

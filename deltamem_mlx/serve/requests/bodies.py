@@ -15,7 +15,9 @@ SESSION_HEADERS = ("X-Delta-Mem-Session", "X-Delta-Mem-Session-Key")
 SNIPPETS_HEADER = "X-Delta-Attention-State"
 SNIPPETS = ("attention_state", "attentionState", "delta_attention_state")
 MAX_KEY = 512
-_OPTIONS = {"session", "read_only", "remember", "reset", "context", "keep_partial", "one_chat"}
+_OPTIONS = {
+    "session", "read_only", "remember", "reset", "context", "keep_partial", "one_chat", "strengths",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class MemoryOptions:
           this message only.
         keep_partial (bool): Keep what was said so far if the client goes away.
         one_chat (bool): The request has all in it that the memory is to have been told.
+        strengths (bool): Say how strongly each piece of the turn was written.
         goes_on (bool): All of the request is new, whatever it is like.
         takes_back (bool): Keep the way back to before this turn.
     """
@@ -42,6 +45,7 @@ class MemoryOptions:
     context: Literal["keep", "drop"] = "keep"
     keep_partial: bool = False
     one_chat: bool = False
+    strengths: bool = False
     goes_on: bool = False
     takes_back: bool = True
 
@@ -136,6 +140,7 @@ def memory_options(
         context=cast(Literal["keep", "drop"], given.get("context", "keep")),
         keep_partial=fields.flag("memory.keep_partial"),
         one_chat=fields.flag("memory.one_chat", settings.one_chat),
+        strengths=fields.flag("memory.strengths"),
     )
     if options.read_only and (options.reset or options.remember):
         which = "memory.reset" if options.reset else "memory.remember"

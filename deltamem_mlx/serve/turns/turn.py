@@ -27,6 +27,7 @@ from ..settings import ServeSettings
 from .history import StartingPoint, parts_of, place_of
 from .job import Answer, Fed, Feed, Steps
 from .lengths import check_length, max_context
+from .strengths import TurnStrengths
 from .tasks import is_task
 
 
@@ -51,6 +52,11 @@ class MemoryTurn:
     messages: list[Message]
     template_kwargs: dict[str, object]
     room: int
+
+    def __post_init__(self) -> None:
+        by_token = self._writes and self.pair.granularity == "token"
+        asked = self.options.strengths and by_token
+        self._strengths = TurnStrengths(self.pair.tokenizer) if asked else None
 
     def steps(self) -> Steps:
         """The steps of the turn. Nothing that was there before is changed by them.
@@ -84,7 +90,7 @@ class MemoryTurn:
         length = len(talk.context.tokens) + len(turn.new.token_ids)
         check_length(length, self.pair, self.settings)
         fed = yield Answer(
-            self._marked(talk.context.cache, turn.new, write=self._writes and not aside),
+            self._watched(talk, turn.new, write=self._writes and not aside),
             talk.context.tokens,
             turn.new.token_ids,
             initial_state=initial_state(self.pair.tokenizer, turn.new.token_ids),
@@ -101,7 +107,11 @@ class MemoryTurn:
         talk.past.add(came)
         told = before.told or self.held.told
         after = replace(before, told=told.after(lead, [*new, fed.message]))
-        return self._outcome(talk, before, after, place)
+        outcome = self._outcome(talk, before, after, place)
+        if self._strengths is None:
+            return outcome
+        context = talk.context.tokens if fed.cut else fed.tokens
+        return replace(outcome, strengths=self._strengths.of([*new, fed.message], context))
 
     @property
     def _writes(self) -> bool:
@@ -183,7 +193,8 @@ class MemoryTurn:
         """Feed a turn as it was said. What was fed beyond a stop word cannot be taken back from a
         memory, so all of the turn goes into the one of before it."""
         turn = talk.plan(said, reply=False, room=0)
-        yield from self._feed(talk, turn.new, write=self._writes)
+        cache = self._watched(talk, turn.new, write=self._writes)
+        self._take(talk, (yield Feed(cache, talk.context.tokens, turn.new.token_ids)))
         talk.commit_turn(said, turn.spans)
 
     def _remember(self, talk: Conversation) -> Generator[Feed, Fed, None]:
@@ -211,12 +222,19 @@ class MemoryTurn:
 
     def _take(self, talk: Conversation, fed: Fed) -> None:
         for memory in memories(fed.cache).values():
-            memory.read_only, memory.ingest = [False], None
+            memory.read_only, memory.ingest, memory.gauges = [False], None, None
         talk.context.cache, talk.context.tokens = fed.cache, list(fed.tokens)
 
     def _marked(self, cache: list, spans: Spans, *, write: bool) -> list:
         """The cache, with how the coming tokens are to be written."""
         mark(cache, spans, self.pair.granularity, write=write)
+        return cache
+
+    def _watched(self, talk: Conversation, spans: Spans, *, write: bool) -> list:
+        """The same of a conversation, watched if that is asked for."""
+        cache = self._marked(talk.context.cache, spans, write=write)
+        if self._strengths is not None:
+            self._strengths.watch(cache, spans, len(talk.context.tokens))
         return cache
 
     def _outcome(
