@@ -48,6 +48,8 @@ def serve(
     allowed_hosts: s.AllowedHosts = "",
     memory_dir: s.MemoryDir = USUAL.memory_dir,
     memory_bytes: s.MemoryBytes = USUAL.memory_bytes,
+    context_dir: s.ContextDir = USUAL.context_dir,
+    context_bytes: s.ContextBytes = USUAL.context_bytes,
     undo_turns: s.UndoTurns = USUAL.undo_turns,
     one_chat: s.OneChat = USUAL.one_chat,
     session_header: s.SessionHeader = None,
@@ -90,10 +92,9 @@ def serve(
     settings = _settings({field.name: given[field.name] for field in fields(ServeSettings)})
     _check_draft(draft_model, settings)
     _check_spread(draft_model, settings, pipeline)
-    trust = {"trust_remote_code": trust_remote_code}
-    pair = _load(model, adapter, draft_model, pipeline=pipeline, **trust)
+    how = {"pipeline": pipeline, "trust_remote_code": trust_remote_code}
     answer = _follow if launched.follows() else _serve
-    answer(*pair, settings, log_format)
+    answer(*_load(model, adapter, draft_model, **how), settings, log_format)
 
 
 def _load(
@@ -127,6 +128,8 @@ def _check_spread(draft_model: str | None, settings: ServeSettings, pipeline: bo
     """Raises UsageError for what cannot be done in several processes."""
     if launched.rank() is not None and draft_model is not None:
         raise UsageError("--draft-model: mlx-lm drafts in one process. Leave it out.")
+    if launched.rank() is not None and settings.context_dir is not None:
+        raise UsageError("--context-dir: each process has a part of a context only. Leave it out.")
     if pipeline and settings.prompt_cache_bytes is not None:
         raise UsageError(
             "--pipeline and --prompt-cache-bytes: the processes hold different numbers of bytes. "

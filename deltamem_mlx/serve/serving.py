@@ -14,6 +14,8 @@ from .batching.generator import MemoryGenerator
 from .errors import ApiError
 from .kept.conversations import KeptConversations
 from .kept.responses import KeptResponses
+from .memories.context_file import ContextTerms, can_be_read_back
+from .memories.contexts import ContextFolder
 from .memories.folder import MemoryFolder
 from .memories.memories import Memories
 from .memories.memory import Memory
@@ -21,7 +23,8 @@ from .metrics import ServerMetrics
 from .provider import PairProvider, ServedPair
 from .requests.bodies import MemoryOptions
 from .requests.sampling import check_defaults
-from .settings import ServeSettings
+from .settings import ServeSettings, SettingsError
+from .turns.lengths import max_context
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,12 @@ class Serving:
         self.provider = PairProvider(model, tokenizer, name, settings)
         self.vocabulary = pair.vocabulary
         folder = MemoryFolder(settings.memory_dir, pair)
-        self.memories = Memories(folder, settings.memory_bytes, settings.wait)
+        try:
+            contexts = _contexts(pair, settings)
+        except BaseException:
+            folder.close()
+            raise
+        self.memories = Memories(folder, settings.memory_bytes, settings.wait, contexts)
         self.responses, self.conversations = KeptResponses(), KeptConversations()
         self.started = int(time.time())
         self._mutex = threading.Lock()
@@ -106,7 +114,10 @@ class Serving:
         if options is None:
             yield None
             return
-        with self.memories.hold(options.session, load=not options.reset) as memory:
+        held = self.memories.hold(
+            options.session, load=not options.reset, context=options.context == "keep"
+        )
+        with held as memory:
             yield memory
 
     def metrics_text(self) -> str:
@@ -121,4 +132,18 @@ class Serving:
             "memories_evicted": self.memories.evicted["memory"],
             "prompt_cache_bytes": self.generator.prompt_cache.nbytes,
         }
+        for name, value in self.memories.contexts_on_disk().items():
+            gauges[f"context_{name}"] = value
         return self.metrics.text(gauges)
+
+
+def _contexts(pair: ServedPair, settings: ServeSettings) -> ContextFolder | None:
+    """Where contexts lie; None: in RAM only."""
+    if settings.context_dir is None:
+        return None
+    if not can_be_read_back(pair.model):
+        raise SettingsError(
+            "--context-dir: mlx-lm cannot read the context of this model back. Leave it out."
+        )
+    terms = ContextTerms(max_context(pair, settings), settings.undo_turns)
+    return ContextFolder(settings.context_dir, pair, settings.context_bytes, terms)

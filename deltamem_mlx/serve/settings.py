@@ -1,11 +1,13 @@
 """How a server is run: limits, defaults and where memories are kept."""
 
+import os
 import re
 import socket
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..files import expanded
 from ..problems import shortened
 
 _HEADER = re.compile(r"[0-9A-Za-z!#$%&'*+.^_`|~-]{1,128}")
@@ -33,6 +35,8 @@ class ServeSettings:
         allowed_hosts (tuple[str, ...]): Names that it answers under without a key, beside those of
           this machine and ``host``; ``*``: any.
         memory_dir (Path): Where memory files lie; None: in RAM only.
+        context_dir (Path): Where the contexts of memories lie; None: in RAM only.
+        context_bytes (int): Disk for them.
         memory_bytes (int): RAM for memories and their contexts.
         max_context (int): Tokens in the context of one memory; then the oldest turns leave it.
         undo_turns (int): Turns of each memory that can be taken back.
@@ -59,6 +63,8 @@ class ServeSettings:
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     memory_dir: Path | None = None
+    context_dir: Path | None = None
+    context_bytes: int = 8 << 30
     memory_bytes: int = 1 << 30
     max_context: int | None = 8192
     undo_turns: int = 64
@@ -92,6 +98,7 @@ class ServeSettings:
                     f"--session-header {shortened(name)}: expected the name of a header in which "
                     "clients say which chat they are in, such as X-OpenWebUI-Chat-Id."
                 )
+        self._check_folders()
         if self.api_key is None:
             return
         # Space around it, such as the newline at the end of a secret's file, is in no header.
@@ -102,6 +109,17 @@ class ServeSettings:
                 "be empty: leave the option and DELTAMEM_API_KEY out for no key."
             )
         object.__setattr__(self, "api_key", key)
+
+    def _check_folders(self) -> None:
+        if self.context_dir is None:
+            return
+        if self.memory_dir is None:
+            raise SettingsError(
+                "--context-dir: without --memory-dir the memories that contexts belong to do not "
+                "outlive the server. Give both."
+            )
+        if _place(self.context_dir) == _place(self.memory_dir):
+            raise SettingsError("--context-dir: expected another folder than --memory-dir.")
 
     def for_mlx_lm(self, model: str) -> Namespace:
         """The same as mlx-lm's server has its command line."""
@@ -118,6 +136,10 @@ class ServeSettings:
             allowed_origins=list(self.allowed_origins),
             **{name: getattr(self, name) for name in _SAME},
         )
+
+
+def _place(folder: Path) -> str:
+    return os.path.realpath(expanded(folder))
 
 
 _SAME = (

@@ -92,3 +92,55 @@ def test_taking_back_by_id(tmp_path: Path) -> None:
         id = client.memory("GET", "me").json["id"]
         assert client.memory("POST", id, "/undo").json["turns"] == 1
         assert client.memory("GET", "me").json["turns"] == 1
+
+
+def test_a_memory_is_renamed_by_its_key_or_its_id_with_all_that_belongs_to_it(
+    tmp_path: Path,
+) -> None:
+    settings = ServeSettings(port=0, memory_dir=tmp_path / "m", context_dir=tmp_path / "c")
+    with Server(*builtin_pair(), "builtin", settings) as server:
+        client = Client(server.url)
+        client.chat(FACT, "old")
+        client.chat("ben is a doctor .", "taken")
+        said = {"input": FACT, "conversation": "old", "max_output_tokens": 8}
+        response = client.request("POST", "/v1/responses", said).json["id"]
+        before = client.memory("GET", "old").json
+        for to, status in (("taken", 409), ("old", 409), ("", 400), ("x" * 513, 400), (1, 400)):
+            assert client.memory("POST", "old", "/rename", {"to": to}).status == status
+        assert client.memory("POST", "old", "/rename", {"to": "new", "x": 1}).status == 400
+        assert client.memory("POST", "none", "/rename", {"to": "new"}).code == "memory_not_found"
+        renamed = client.memory("POST", "old", "/rename", {"to": "new/ä"}).json
+        own = {"session", "id"}
+        assert {k: v for k, v in renamed.items() if k not in own} == {
+            k: v for k, v in before.items() if k not in own
+        }
+        assert client.memory("GET", "old").status == 404
+        assert client.request("GET", "/v1/conversations/old/items").status == 404
+        assert len(client.request("GET", "/v1/conversations/new%2F%C3%A4/items").json["data"]) == 2
+        asked = client.chat(QUESTION, "new/ä")
+        assert ANSWER in asked.text and asked.memory["turns"] == 3
+        assert asked.json["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+        id = client.memory("GET", "new/ä").json["id"]
+    with Server(*builtin_pair(), "builtin", settings) as server:
+        client = Client(server.url)
+        assert client.memory("POST", id, "/rename", {"to": "me"}).json["session"] == "me"
+        asked = client.chat(QUESTION, "me")
+        assert ANSWER in asked.text
+        assert asked.json["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+        assert client.memory("GET", id).status == 404
+        assert len(client.request("GET", "/v1/memories").json["data"]) == 2
+        assert client.request("GET", f"/v1/responses/{response}").status == 404
+
+
+def test_a_memory_deleted_by_its_id_takes_its_responses_with_it() -> None:
+    with Server(*builtin_pair(), "builtin", ServeSettings(port=0)) as server:
+        client = Client(server.url)
+        said = {"input": FACT, "conversation": "me", "max_output_tokens": 8}
+        response = client.request("POST", "/v1/responses", said).json["id"]
+        id = client.memory("GET", "me").json["id"]
+        client.memory("POST", id, "/rename", {"to": "you"})
+        assert client.request("GET", f"/v1/responses/{response}").status == 200
+        id = client.memory("GET", "you").json["id"]
+        assert client.memory("DELETE", id).status == 200
+        assert client.request("GET", f"/v1/responses/{response}").status == 404
+        assert client.request("GET", "/v1/conversations/you/items").status == 404

@@ -87,6 +87,25 @@ MemoryBytes = Annotated[
         help="RAM for memories and their contexts; contexts not used for long go first.",
     ),
 ]
+ContextDir = Annotated[
+    Path | None,
+    _option(
+        "--context-dir",
+        panel=o.CONTEXT,
+        metavar="FOLDER",
+        help="Keep the contexts of memories here, with what was said in them, so that a server "
+        "that begins again need not feed them again. Default: in RAM only.",
+    ),
+]
+ContextBytes = Annotated[
+    int,
+    _option(
+        "--context-bytes",
+        panel=o.CONTEXT,
+        min=1,
+        help="Disk for contexts; those not used for long go first.",
+    ),
+]
 UndoTurns = Annotated[
     int,
     _option(

@@ -30,6 +30,9 @@ class Management(Wire):
             case [name, "fork"]:
                 self.account.route += "/fork"
                 return {"POST": partial(self._fork, _key(name))}
+            case [name, "rename"]:
+                self.account.route += "/rename"
+                return {"POST": partial(self._rename, _key(name))}
             case [name, "turns"]:
                 self.account.route += "/turns"
                 return {"GET": partial(self._turns, _key(name))}
@@ -69,9 +72,9 @@ class Management(Wire):
         self.send_bytes(self.serving.memories.export(key), "application/octet-stream")
 
     def _delete(self, key: str) -> None:
-        self.serving.memories.delete(key)
-        self.serving.responses.forget(key)
-        self.serving.conversations.forget(key)
+        known = self.serving.memories.delete(key)
+        self.serving.responses.forget(known)
+        self.serving.conversations.forget(known)
         self.send_json({"object": "memory.deleted", "session": key, "deleted": True})
 
     def _delete_all(self) -> None:
@@ -85,11 +88,22 @@ class Management(Wire):
         self.send_json(memory.stats(), 201 if new else 200)
 
     def _fork(self, key: str) -> None:
+        memory = self.serving.memories.fork(key, self._to())
+        self.send_json(memory.stats(), 201)
+
+    def _rename(self, key: str) -> None:
+        to = self._to()
+        memory, before = self.serving.memories.rename(key, to)
+        self.serving.responses.rename(before, to)
+        self.serving.conversations.rename(before, to)
+        self.send_json(memory.stats())
+
+    def _to(self) -> str:
+        """The new key in a body."""
         body = parse(self.read_body())
         if set(body) != {"to"}:
             raise ApiError(400, 'The body is {"to": KEY}.', param="to", code="invalid_value")
-        memory = self.serving.memories.fork(key, check_key(body["to"], "to"))
-        self.send_json(memory.stats(), 201)
+        return check_key(body["to"], "to")
 
 
 def _key(text: str) -> str:

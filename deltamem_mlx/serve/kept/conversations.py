@@ -117,6 +117,14 @@ class KeptConversations:
         with self._mutex:
             self._size -= self._kept.pop(id, (None, 0))[1]
 
+    def rename(self, id: str, to: str) -> None:
+        """The memory of this id has another now."""
+        with self._mutex:
+            found, size = self._kept.pop(id, (None, 0))
+            if found is not None:
+                self._size -= self._kept.pop(to, (None, 0))[1]
+                self._kept[to] = (replace(found, id=to), size)
+
     def clear(self) -> None:
         """Let go of all."""
         with self._mutex:

@@ -4,7 +4,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from ...memory.contents import MemoryFile
@@ -81,6 +81,13 @@ class KeptResponses:
     def forget(self, key: str) -> None:
         """Let go of what was said to the memory of this key."""
         self._drop(lambda _, kept: kept.key == key)
+
+    def rename(self, key: str, to: str) -> None:
+        """The memory of this key has another now."""
+        with self._mutex:
+            for id, (kept, size) in self._kept.items():
+                if kept.key == key:
+                    self._kept[id] = (replace(kept, key=to), size)
 
     def clear(self) -> None:
         """Let go of all."""

@@ -1,5 +1,6 @@
 """Memory files in one folder, by the hash of a key; or no folder, and nothing is kept."""
 
+import hashlib
 import re
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,11 @@ _OURS = re.compile(rf"([0-9a-f]{{64}}){re.escape(SUFFIX)}")
 _LEFTOVER = re.compile(rf"\.([0-9a-f]{{64}})-\d+-[0-9a-f]{{8}}{re.escape(SUFFIX)}")
 # MLX counts in int32, and one that runs over ends the whole batch: far from that, but no less.
 _MOST_TOKENS = 1 << 30
+
+
+def id_of(key: str) -> str:
+    """The id of the memory of a key: SHA-256, in hex."""
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def is_id(text: str) -> bool:

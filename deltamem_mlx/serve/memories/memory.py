@@ -198,6 +198,11 @@ class Memory:
         """Become what ``saved`` is."""
         self.contents = self.contents.after(saved, talk, behind)
 
+    def see(self, talk: Conversation) -> None:
+        """Have its context again; what it was told is as before."""
+        told = self.contents.told
+        self.contents = replace(self.contents.after(self.contents.saved, talk), told=told)
+
     def recall(self, before: HeldMemory) -> None:
         """Know what was fed before another program went on, if that kept no note of it."""
         now, then = self.contents, before.saved

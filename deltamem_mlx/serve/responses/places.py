@@ -46,7 +46,10 @@ class Places:
             with self._memories.hold_anew(options.session, source) as memory:
                 yield memory
         else:
-            with self._memories.hold(options.session, load=not options.reset) as memory:
+            held = self._memories.hold(
+                options.session, load=not options.reset, context=options.context == "keep"
+            )
+            with held as memory:
                 yield memory
 
     def _after(self, previous: str) -> HeldMemory:
@@ -82,7 +85,7 @@ class Places:
 
     def _look(self, key: str) -> HeldMemory | None:
         try:
-            return self._memories.look(key)
+            return self._memories.look(key, context=True)
         except ApiError as error:
             if error.code != "memory_not_found":
                 raise
