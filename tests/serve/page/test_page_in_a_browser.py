@@ -38,6 +38,13 @@ def test_told_dropped_and_asked_it_answers_from_the_memory(user: PageUser, url: 
     user.see("#earlier li:last-child", FACT)
     user.see("#names [aria-current] .quiet", "2 turns, 29 tokens")
     user.open("blank")
+    user.say(QUESTION)
+    user.see(".turn .answer", UNKNOWN)
+    user.send(QUESTION)  # the first message again, alone: its answer is asked for again
+    user.see(".note", "Asked again: the turn before was taken back for it.")
+    user.see("#names [aria-current] .quiet", "1 turn, ")
+    assert user.count(".turn") == 1
+    user.open("other")
     assert UNKNOWN in user.say(QUESTION)
 
 
@@ -139,7 +146,7 @@ def test_a_second_tab_sees_what_the_first_one_says(
     assert user.figure("Turns") == "2"
     other.page.click("#delete")
     other.page.click("#dialog-yes")
-    user.see(".note:last-child", "It was deleted elsewhere.")
+    user.see(".note:last-child", "The server does not have it any more.")
     user.see("#empty", "Nothing is written yet.")
     assert UNKNOWN in user.say(QUESTION)
 

@@ -58,7 +58,7 @@ def test_a_connection_that_breaks_within_an_answer_is_said(user: PageUser, tmp_p
 def test_a_key_is_asked_for_once_and_kept_in_the_tab(
     user: PageUser, context: "BrowserContext", problems: list[str]
 ) -> None:
-    settings = ServeSettings(port=0, api_key="sésame")
+    settings = ServeSettings(port=0, api_key="sésame", one_chat=True)
     with Server(*builtin_pair(), "builtin", settings) as keyed:
         user.page.goto(keyed.url)
         user.see("#dialog-title", "This server asks for a key")

@@ -12,6 +12,7 @@ export class Inside {
   #drawn = new Map(); // layer → { canvas, values }
   #limit = 1;
   #fade = 0;
+  #shown = undefined;
 
   constructor() {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#draw());
@@ -22,6 +23,8 @@ export class Inside {
    * @param saidOf the words of a turn by its number, as far as this tab knows them
    */
   show(state, saidOf) {
+    if (state === this.#shown) return;
+    this.#shown = state;
     const holds = state !== null && state.tokens_written > 0;
     $("empty").hidden = holds;
     $("holds").hidden = !holds;
@@ -55,8 +58,8 @@ export class Inside {
 
   #figure({ layer, states }) {
     const canvas = document.createElement("canvas");
-    canvas.width = states.length * states[0].length;
-    canvas.height = states[0].length;
+    canvas.width = columnsOf(states) * states[0].length;
+    canvas.height = pixels(states).length / canvas.width;
     canvas.setAttribute("role", "img");
     const figure = make("figure", "state");
     figure.append(canvas, make("figcaption", "", `layer ${layer}`));
@@ -132,9 +135,21 @@ function evenly(layers, most) {
   return Array.from({ length: most }, (_, i) => layers[Math.round(i * step)]);
 }
 
-/** [H][r][r] as one picture, row by row, the heads beside each other. */
+/** [H][r][r] as one picture, row by row: the heads beside and below each other. */
 function pixels(states) {
-  return states[0].flatMap((_, row) => states.flatMap((state) => state[row]));
+  const columns = columnsOf(states);
+  const empty = states[0].map((row) => row.map(() => 0));
+  const found = [];
+  for (let start = 0; start < states.length; start += columns) {
+    const beside = Array.from({ length: columns }, (_, i) => states[start + i] ?? empty);
+    found.push(...empty.flatMap((_, row) => beside.flatMap((state) => state[row])));
+  }
+  return found;
+}
+
+/** Heads beside each other, so that the picture is about twice as wide as high. */
+function columnsOf(states) {
+  return Math.min(states.length, Math.ceil(Math.sqrt(2 * states.length)));
 }
 
 function color(name) {

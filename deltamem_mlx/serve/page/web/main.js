@@ -10,6 +10,7 @@ import { Transcript } from "./transcript.js";
 
 const RETRY = 1500; // milliseconds between looks for a server that is gone
 const MOST_NAME = 512;
+const MOST_ROWS = 8;
 const WIDE = { memories: "(min-width: 46rem)", inside: "(min-width: 70rem)" };
 const $ = (id) => document.getElementById(id);
 
@@ -49,7 +50,7 @@ class Page {
     on("import", "click", () => $("file").click());
     on("file", "change", () => this.#guarded(() => this.#import()));
     $("message").addEventListener("keydown", (event) => this.#key(event));
-    $("message").addEventListener("input", () => this.#show());
+    $("message").addEventListener("input", () => this.#showButtons());
     addEventListener("hashchange", () => this.#guarded(() => this.#open(nameInAddress())));
     addEventListener("focus", () => this.#lookAgain());
     this.#others.addEventListener("message", () => this.#lookAgain());
@@ -270,27 +271,36 @@ class Page {
 
   #show() {
     const talk = this.#talk;
-    const { stats = null, state = null, running = false, entries = [] } = talk ?? {};
-    const idle = talk !== null && !running && !this.#gone;
+    const { state = null, running = false, entries = [] } = talk ?? {};
     document.title = talk ? `${talk.name} · deltamem` : "deltamem";
     $("title").textContent = talk?.name ?? "No memory is open";
     $("welcome").hidden = entries.length > 0;
+    this.#transcript.show(entries);
+    this.#inside.show(state, (turn) => talk?.saidOf(turn) ?? null);
+    this.#showButtons();
+    if (talk && !running) said.keep(talk.name, talk);
+  }
+
+  #showButtons() {
+    const talk = this.#talk;
+    const { stats = null, running = false, dropped = false } = talk ?? {};
+    const idle = talk !== null && !running && !this.#gone;
+    const holds = Boolean(stats?.turns || stats?.tokens_written);
     $("actions").hidden = talk === null;
-    $("drop").disabled = !idle || talk.dropped || !stats?.context_tokens;
+    $("drop").disabled = !idle || dropped || !stats?.context_tokens;
     $("undo").disabled = !idle || !stats?.undo_turns;
-    for (const id of ["fork", "export", "delete"]) $(id).disabled = !idle || !stats?.turns && !stats?.tokens_written;
+    for (const id of ["fork", "export", "delete"]) $(id).disabled = !idle || !holds;
     $("message").disabled = talk === null;
+    $("message").rows = Math.min(MOST_ROWS, $("message").value.split("\n").length);
     $("message").placeholder = talk ? "Tell it something, or ask" : "Open a memory first";
     $("send").hidden = running;
     $("send").disabled = !idle || !$("message").value.trim();
     $("stop").hidden = !running;
-    this.#transcript.show(entries);
-    this.#inside.show(state, (turn) => talk?.saidOf(turn) ?? null);
-    if (talk && !running) said.keep(talk.name, talk);
   }
 }
 
-function askKey(wrong) {
+async function askKey(wrong) {
+  if ($("dialog").open) return null; // what is asked there is refused, and says why
   return ask({
     title: "This server asks for a key",
     text: wrong ? "That was not it." : "The API key that it was started with. It stays in this tab.",

@@ -65,7 +65,7 @@ export class Talk {
   }
 
   #request(text) {
-    const memory = { session: this.name, strengths: true, keep_partial: true };
+    const memory = { session: this.name, one_chat: false, strengths: true, keep_partial: true };
     if (this.dropped) memory.context = "drop";
     return { text, memory, signal: this.#abort.signal };
   }
@@ -184,7 +184,7 @@ export class Talk {
         entries.push({ note: `It was told ${sized(stats.turns, stats.tokens_written)} before. Texts are not kept.` });
       }
     } else if (stats === null) {
-      if (before.turns) entries.push({ note: "It was deleted elsewhere. A message begins it anew.", cut: true });
+      if (before.turns) entries.push({ note: "The server does not have it any more. A message begins it anew.", cut: true });
     } else if (stats.turns !== before.turns || stats.tokens_written !== before.tokens_written) {
       if (entries.some((entry) => entry.is === "gone")) return;
       entries.push({ note: `It was changed elsewhere: ${sized(stats.turns, stats.tokens_written)} now.` });

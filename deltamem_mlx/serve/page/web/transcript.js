@@ -16,6 +16,7 @@ export class Transcript {
   #scroll;
   #actions;
   #elements = new Map();
+  #filled = new WeakMap();
 
   /** @param actions what buttons of a failed turn do: `retry(entry)` and `edit(entry)` */
   constructor(list, scroll, actions) {
@@ -29,10 +30,11 @@ export class Transcript {
     const top = Math.max(0, ...entries.flatMap((entry) => strengthsIn(entry)));
     const cut = entries.findLastIndex((entry) => entry.cut);
     const follows = this.#atEnd();
+    this.#list.style.setProperty("--top", top || 1);
     const shown = entries.map((entry, i) => {
       const element = this.#elements.get(entry) ?? this.#element(entry);
       this.#elements.set(entry, element);
-      if (!entry.note) this.#fill(element, entry, top);
+      if (!entry.note) this.#fill(element, entry, top || 1);
       element.classList.toggle("unseen-by-model", i < cut);
       return element;
     });
@@ -80,7 +82,11 @@ export class Transcript {
     return element;
   }
 
+  /** Say what a turn is now; one that is as it was is left alone: a screen reader reads changes. */
   #fill(element, entry, top) {
+    const now = JSON.stringify(entry);
+    if (this.#filled.get(element) === now) return;
+    this.#filled.set(element, now);
     element.dataset.is = entry.is;
     const said = words(entry.said, entry.strengths?.said);
     const answer = words(entry.answer, entry.strengths?.answer);

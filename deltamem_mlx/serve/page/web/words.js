@@ -39,16 +39,15 @@ export function strongest(found, most = 3) {
     .slice(0, most);
 }
 
-/** Put words into an element, the stronger the darker; `top` is as dark as it gets. */
+/** Put words into an element; the style sheet has the stronger the darker, up to `top`. */
 export function shade(element, found, top) {
   const parts = found.map(({ text, strength }) => {
-    const share = strength === null || !top ? 0 : strength / top;
-    if (share < WORTH_SHADING) return document.createTextNode(text);
+    if (strength === null || strength < top * WORTH_SHADING) return document.createTextNode(text);
     const mark = document.createElement("span");
     mark.className = "written";
     mark.textContent = text;
     mark.title = `written with ${strength.toFixed(2)}`;
-    mark.style.setProperty("--strength", share.toFixed(2));
+    mark.style.setProperty("--strength", strength);
     return mark;
   });
   element.replaceChildren(...parts);
