@@ -62,6 +62,7 @@ export class Inside {
     canvas.height = pixels(states).length / canvas.width;
     canvas.setAttribute("role", "img");
     const figure = make("figure", "state");
+    figure.classList.toggle("wide", canvas.width > 1.5 * canvas.height);
     figure.append(canvas, make("figcaption", "", `layer ${layer}`));
     this.#drawn.set(layer, { canvas, values: pixels(states).map(() => 0) });
     return figure;

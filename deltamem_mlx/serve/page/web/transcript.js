@@ -17,19 +17,21 @@ export class Transcript {
   #actions;
   #elements = new Map();
   #filled = new WeakMap();
+  #follows = true; // the end is in sight, and is to stay there
 
   /** @param actions what buttons of a failed turn do: `retry(entry)` and `edit(entry)` */
   constructor(list, scroll, actions) {
     this.#list = list;
     this.#scroll = scroll;
     this.#actions = actions;
+    scroll.addEventListener("scroll", () => (this.#follows = this.#atEnd()));
+    new ResizeObserver(() => this.#follows && this.toEnd()).observe(scroll);
   }
 
   /** Show these entries; those that are there already stay the elements that they are. */
   show(entries) {
     const top = Math.max(0, ...entries.flatMap((entry) => strengthsIn(entry)));
     const cut = entries.findLastIndex((entry) => entry.cut);
-    const follows = this.#atEnd();
     this.#list.style.setProperty("--top", top || 1);
     const shown = entries.map((entry, i) => {
       const element = this.#elements.get(entry) ?? this.#element(entry);
@@ -46,19 +48,19 @@ export class Transcript {
       this.#list.replaceChildren(...shown);
     }
     this.#list.setAttribute("aria-busy", String(entries.some((entry) => entry.is === "running")));
-    if (follows) this.toEnd();
+    if (this.#follows) this.toEnd();
   }
 
   /** More of an answer that is being said. */
   hear(entry) {
-    const follows = this.#atEnd();
     const element = this.#elements.get(entry);
     part(element, "answer").textContent = entry.answer;
     thoughtOf(element, entry);
-    if (follows) this.toEnd();
+    if (this.#follows) this.toEnd();
   }
 
   toEnd() {
+    this.#follows = true;
     this.#scroll.scrollTop = this.#scroll.scrollHeight;
   }
 
