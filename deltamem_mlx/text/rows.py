@@ -15,11 +15,16 @@ EXPECTED = (
 
 
 class ConversationRow(NamedTuple):
-    """One row: its messages, the tools it offers, and where it was found."""
+    """One row: its messages, the tools it offers, and where it was found.
+
+    With ``unrelated`` what is learned of it has nothing to do with what came before: it is to be
+    answered as without a memory.
+    """
 
     messages: list[Message]
     tools: list[object] | None = None
     where: str = "a conversation"
+    unrelated: bool = False
 
 
 def conversation_of(
@@ -32,7 +37,11 @@ def conversation_of(
     tools = row.get("tools") or None
     if not isinstance(tools, list | None):
         wrong = [*wrong, Problem("tools", TypeError, f"{kind_of(tools)} (expected a list)")]
-    return None if wrong else ConversationRow(messages, tools, where), wrong
+    unrelated = row.get("unrelated")
+    if not isinstance(unrelated, bool | None):
+        what = f"{kind_of(unrelated)} (expected true or false)"
+        wrong = [*wrong, Problem("unrelated", TypeError, what)]
+    return None if wrong else ConversationRow(messages, tools, where, bool(unrelated)), wrong
 
 
 def _messages_of(row: Mapping[str, object]) -> tuple[list[Message], list[Problem]]:

@@ -12,7 +12,7 @@ from itertools import count
 import numpy as np
 
 from ..text.spans import NO_SPAN
-from .episodes import UNSUPERVISED, Episode, View
+from .episodes import UNSUPERVISED, Episode, ReadPart, View
 
 _ORDER, _SHOWN, _GROUPS = 0, 1, 2
 
@@ -31,6 +31,9 @@ class EpisodeBatch:
         write_tokens (np.ndarray): [B, W] int32; W is 0 if no episode has a write part.
         write_lengths (np.ndarray): [B] int32, 0 for an episode without a write part.
         message_ids, sentence_ids (np.ndarray): [B, W] int32, of the write tokens; -1 on padding.
+        teachers (tuple[ReadPart | None, ...]): What the teacher of each episode reads, if it has
+          one.
+        unrelated (np.ndarray): [B] bool, whether the teacher is learned in place of the text.
     """
 
     read_tokens: np.ndarray
@@ -40,6 +43,8 @@ class EpisodeBatch:
     write_lengths: np.ndarray
     message_ids: np.ndarray
     sentence_ids: np.ndarray
+    teachers: tuple[ReadPart | None, ...]
+    unrelated: np.ndarray
 
     @property
     def read_mask(self) -> np.ndarray:
@@ -84,6 +89,8 @@ def pad_batch(views: Sequence[View], *, pad_id: int = 0, multiple: int = 1) -> E
         write_lengths=np.array([len(write.tokens) for write in writes], np.int32),
         message_ids=pad([write.message_ids for write in writes], NO_SPAN),
         sentence_ids=pad([write.sentence_ids for write in writes], NO_SPAN),
+        teachers=tuple(view.teacher for view in views),
+        unrelated=np.array([view.unrelated for view in views]),
     )
 
 

@@ -74,8 +74,9 @@ def identity_of(
 ) -> Identity:
     """All that the weights at the end of a run follow from, as JSON values."""
     decisive = {name: value for name, value in asdict(settings).items() if name not in FREE}
-    if not settings.count_alike:  # runs that were started before there was a choice go on
-        del decisive["count_alike"]
+    for name in ("count_alike", "distill", "no_harm"):
+        if decisive[name] == getattr(TrainSettings, name):
+            del decisive[name]  # runs that were started before there was a choice go on
     return {
         **decisive,
         **config_of(model).to_dict(),
@@ -93,6 +94,8 @@ def _digest(episodes: Sequence[Episode]) -> str:
         for view in (episodes[index].both, episodes[index].state_only):
             for array in (view.read.tokens, view.read.labels, view.write.tokens):
                 digest.update(array.tobytes())
+            if view.unrelated:
+                digest.update(b"unrelated")
     return digest.hexdigest()
 
 

@@ -68,14 +68,18 @@ class EpisodeDataset(Sequence[Episode]):
 
     def _episodes(self, row: int) -> list[Episode]:
         if row not in self._built:
-            messages, tools, where = self._conversations[row]
-            kwargs = self._template_kwargs | ({"tools": tools} if tools else {})
+            found = self._conversations[row]
+            kwargs = self._template_kwargs | ({"tools": found.tools} if found.tools else {})
             try:
                 built = build_episodes(
-                    self._tokenizer, messages, self.settings, template_kwargs=kwargs
+                    self._tokenizer,
+                    found.messages,
+                    self.settings,
+                    template_kwargs=kwargs,
+                    unrelated=found.unrelated,
                 )
             except (TypeError, ValueError) as error:
-                raise ValueError(f"{where}: {error}") from error
+                raise ValueError(f"{found.where}: {error}") from error
             self._built[row] = [replace(episode, conversation=row) for episode in built]
         return self._built[row]
 
@@ -134,7 +138,7 @@ class ForeignMemories(Sequence[Episode]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         episode = self._episodes[index]
-        both = View(self._written_elsewhere(index), episode.both.read)
+        both = replace(episode.both, write=self._written_elsewhere(index))
         return replace(episode, both=both, state_only=both)
 
     def _written_elsewhere(self, index: int) -> WritePart:
@@ -154,6 +158,7 @@ class DatasetReport:
         write_tokens, read_tokens, supervised_tokens (int): Totals, after cutting.
         longest_write, longest_read (int): Tokens of the longest parts, before cutting.
         truncated_writes, truncated_reads (int): Parts that were cut.
+        unrelated (int): Episodes that are to be answered as without a memory.
         empty_replies (int): Replies to learn that have no text.
     """
 
@@ -169,6 +174,7 @@ class DatasetReport:
         self.longest_read = max((len(r.tokens) + r.dropped for r in reads), default=0)
         self.truncated_writes = sum(write.dropped > 0 for write in writes)
         self.truncated_reads = sum(read.dropped > 0 for read in reads)
+        self.unrelated = sum(view.unrelated for view in views)
         self.empty_replies = 0
 
     def notes(self) -> list[str]:

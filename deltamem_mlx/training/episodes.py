@@ -5,8 +5,8 @@ context; its read part is what the model sees when it has to produce the target 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class EpisodeSettings:
         max_length (int): Tokens kept of a read part, from its end.
         max_write_length (int): Tokens kept of a write part, from its end.
         sentences (bool): Give sentence ids, for ``sentence_mean`` writes.
+        taught (bool): Give what a teacher reads who has the history in its context.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -44,6 +45,7 @@ class EpisodeSettings:
     max_length: int = 512
     max_write_length: int = 8192
     sentences: bool = False
+    taught: bool = False
 
     def __post_init__(self) -> None:
         least = {"episode_recent_messages": 0, "max_length": 2, "max_write_length": 1}
@@ -104,10 +106,20 @@ NO_WRITE = WritePart(_EMPTY, _EMPTY, _EMPTY)
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One way to show an episode: a write part and the read part that goes with it."""
+    """One way to show an episode: a write part and the read part that goes with it.
+
+    Attributes:
+        write (WritePart): What is written.
+        read (ReadPart): What is read and learned.
+        teacher (ReadPart, optional): What the plain model reads whose predictions at its labels are
+          learned; they are the labels of ``read``.
+        unrelated (bool): The teacher's predictions are learned in place of the text.
+    """
 
     write: WritePart
     read: ReadPart
+    teacher: ReadPart | None = None
+    unrelated: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +147,9 @@ class Episode:
         """The view for ``both``, ``state_only`` or ``no_memory`` (as ``both``, nothing written)."""
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; expected {', '.join(MODES)}.")
-        if mode == "no_memory":
+        if mode == "no_memory":  # a teacher with the history would teach to make it up
+            if self.both.unrelated:
+                return replace(self.both, write=NO_WRITE)
             return View(NO_WRITE, self.both.read)
         return self.state_only if mode == "state_only" else self.both
 
@@ -189,6 +203,7 @@ def build_episodes(
     settings: EpisodeSettings,
     *,
     template_kwargs: Mapping[str, Any] | None = None,
+    unrelated: bool = False,
 ) -> list[Episode]:
     """The episodes of a conversation, one for each target, in order.
 
@@ -201,9 +216,12 @@ def build_episodes(
             follows the last target is not used.
         settings (EpisodeSettings): What to cut and keep.
         template_kwargs (Mapping, optional): For the chat template.
+        unrelated (bool): The targets have nothing to do with what was written: their teacher reads
+            what is visible and no more.
 
     Raises:
-        ValueError: As `running_spans` and `supervised_turns`.
+        ValueError: As `running_spans` and `supervised_turns`, or if a teacher would see other
+            tokens to learn.
     """
     turns = supervised_turns(messages, settings.assistant_loss_mode)
     opening = next(i for i, message in enumerate(messages) if message["role"] != "system")
@@ -220,19 +238,15 @@ def build_episodes(
         template_kwargs,
     )
 
-    visible = settings.assistant_loss_mode == "visible_assistant_turns"
-    learned = "all_assistant_turns" if visible else "final_assistant_only"
+    parts = _ReadParts(tokenizer, messages, settings, template_kwargs)
 
     def view(turn: int, end: int) -> View:
-        shown = [*messages[:opening], *messages[end : turn + 1]]
-        read = labelled_sequence(
-            tokenizer,
-            shown,
-            max_length=settings.max_length,
-            assistant_loss_mode=learned,
-            template_kwargs=template_kwargs,
-        )
-        return View(writes[end], read)
+        read = parts.of([*messages[:opening], *messages[end : turn + 1]], settings.max_length)
+        if unrelated:
+            return View(writes[end], read, read, unrelated=True)
+        if not settings.taught or end == opening:  # without a history there is nothing to teach
+            return View(writes[end], read)
+        return View(writes[end], read, parts.taught(turn, read))
 
     episodes = []
     for turn, (end, last) in ends.items():
@@ -241,6 +255,46 @@ def build_episodes(
         written = end if end > opening else 0
         episodes.append(Episode(both, state_only, turn, written, opening + turn - end))
     return episodes
+
+
+class _ReadParts(NamedTuple):
+    """Makes the read parts of a conversation."""
+
+    tokenizer: Tokenizer
+    messages: Sequence[Message]
+    settings: EpisodeSettings
+    template_kwargs: Mapping[str, Any] | None
+
+    def of(self, shown: Sequence[Message], most: int) -> ReadPart:
+        """Some messages, their last ``most`` tokens; learned are the replies of the loss mode."""
+        visible = self.settings.assistant_loss_mode == "visible_assistant_turns"
+        return labelled_sequence(
+            self.tokenizer,
+            shown,
+            max_length=most,
+            assistant_loss_mode="all_assistant_turns" if visible else "final_assistant_only",
+            template_kwargs=self.template_kwargs,
+        )
+
+    def taught(self, turn: int, read: ReadPart) -> ReadPart:
+        """The whole conversation up to a target, with the labels of its read part."""
+        most = self.settings.max_write_length + self.settings.max_length
+        return _as_labelled(self.of(self.messages[: turn + 1], most), read)
+
+
+def _as_labelled(told: ReadPart, read: ReadPart) -> ReadPart:
+    """What a teacher reads, with the last of its labels: as many as a read part has."""
+    wanted = read.labels[1:][read.labels[1:] != UNSUPERVISED]
+    places = np.flatnonzero(told.labels != UNSUPERVISED)[-wanted.size or told.labels.size :]
+    if not np.array_equal(told.tokens[places], wanted):
+        raise ValueError(
+            "The chat template renders a reply otherwise behind its history than without it, so a "
+            "model that has the history cannot teach it. Leave --distill out, or set another "
+            "tokenizer.chat_template."
+        )
+    labels = np.full_like(told.labels, UNSUPERVISED)
+    labels[places] = told.tokens[places]
+    return ReadPart(told.tokens, labels, told.dropped)
 
 
 def _write_parts(

@@ -1,4 +1,5 @@
-"""What training minimises: cross-entropy of the targets, and how open the write gates are."""
+"""What training minimises: cross-entropy of the targets, how far the answers are from those of a
+teacher, and how open the write gates are."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from .batching import EpisodeBatch
 from .episodes import UNSUPERVISED
 from .head import find_heads, labelled_logits
 from .passes import Passes
+from .teacher import Teacher, divergence
 
 Inputs = dict[str, mx.array]
 
@@ -25,6 +27,10 @@ class Terms(NamedTuple):
         ce_sum (mx.array): float32, cross-entropy summed over the labelled tokens; with
           ``count_alike`` over the episodes, of each the mean.
         labelled (mx.array): float32, how many those are.
+        kl_sum (mx.array): float32 [2], KL(teacher ‖ model) summed in the same way: of a teacher
+          with the history in its context, and of one without, where the targets have nothing to do
+          with it.
+        taught (mx.array): float32 [2], how many those are.
         tokens (mx.array): float32, tokens of the read pass that are not padding.
         written (mx.array): float32, the same of the write pass.
         read_beta (mx.array): float32 [layers], mean write gate in the read pass.
@@ -35,6 +41,8 @@ class Terms(NamedTuple):
 
     ce_sum: mx.array
     labelled: mx.array
+    kl_sum: mx.array
+    taught: mx.array
     tokens: mx.array
     written: mx.array
     read_beta: mx.array
@@ -75,10 +83,11 @@ class Objective:
         self.model, self.write_visible, self.count_alike = model, write_visible, count_alike
         self.passes = Passes(model)
         self.heads = find_heads(model)
+        self.teacher = Teacher(model, self.passes, self.heads)
         self.granularity = config_of(model).memory_write_granularity
 
-    def labelled(self, batch: EpisodeBatch) -> int:
-        """What `Terms.labelled` counts in a batch: labelled tokens, or episodes that have any."""
+    def counted(self, batch: EpisodeBatch) -> int:
+        """What the loss of a batch is divided by: labelled tokens, or episodes that have any."""
         if not self.count_alike:
             return batch.supervised
         return int((batch.read_labels[:, 1:] != UNSUPERVISED).any(axis=1).sum())
@@ -96,17 +105,48 @@ class Objective:
         each = np.ones(row.size, np.float32)
         if self.count_alike:
             each /= np.bincount(row)[row]
+        learned = np.where(batch.unrelated[row], 0, each).astype(np.float32)
         arrays = {
             "read_tokens": batch.read_tokens,
             "read_mask": batch.read_mask,
             "rows": np.pad(row * batch.read_tokens.shape[1] + column, padding).astype(np.int32),
             "targets": np.pad(batch.read_labels[row, column + 1], padding),
-            "weights": np.pad(each, padding),
+            "weights": np.pad(learned, padding),
+            **self._lessons(batch, row, each, multiple),
         }
         if batch.write_lengths.any():
             arrays |= {"write_tokens": batch.write_tokens, "write_mask": batch.write_mask}
             arrays |= spans_of(batch, self.granularity, multiple)
         return {name: mx.array(array) for name, array in arrays.items()}
+
+    def _lessons(
+        self, batch: EpisodeBatch, row: np.ndarray, each: np.ndarray, multiple: int
+    ) -> dict[str, np.ndarray]:
+        """What the teachers of a batch say, and at which of its labels; nothing without any.
+
+        Args:
+            batch (EpisodeBatch): Padded episodes.
+            row (np.ndarray): int [N], whose each label is.
+            each (np.ndarray): float32 [N], what it counts.
+            multiple (int): As in `inputs`.
+        """
+        lessons = [self.teacher.lesson(part) for part in batch.teachers if part is not None]
+        taught = np.flatnonzero(np.array([part is not None for part in batch.teachers])[row])
+        if not taught.size:
+            return {}
+        more = -taught.size % multiple
+        kinds = np.stack([~batch.unrelated[row], batch.unrelated[row]], axis=1)
+        said = [lesson for lesson in lessons if lesson.tokens.size]
+        arrays = {
+            "taught": taught.astype(np.int32),
+            "taught_weights": (kinds * each[:, None])[taught].astype(np.float32),
+            "taught_tokens": np.concatenate([lesson.tokens for lesson in said]),
+            "taught_log_probs": np.concatenate([lesson.log_probs for lesson in said]),
+        }
+        return {
+            name: np.pad(array, [(0, more)] + [(0, 0)] * (array.ndim - 1))
+            for name, array in arrays.items()
+        }
 
     def terms(self, inputs: Inputs) -> Terms:
         """The terms for one batch, as a function of the model's parameters.
@@ -124,12 +164,21 @@ class Objective:
         logits = labelled_logits(
             self.model, self.heads, inputs["read_tokens"], caches, inputs["rows"]
         )
-        ce = nn.losses.cross_entropy(logits.astype(mx.float32), inputs["targets"])
+        logits = logits.astype(mx.float32)
+        ce = nn.losses.cross_entropy(logits, inputs["targets"])
+        kl_sum = taught = mx.zeros((2,))
+        if "taught" in inputs:
+            named, said = inputs["taught_tokens"], inputs["taught_log_probs"]
+            kl = divergence(said, logits[inputs["taught"]], named)
+            kl_sum = (kl[:, None] * inputs["taught_weights"]).sum(axis=0)
+            taught = inputs["taught_weights"].sum(axis=0)
         layers = sorted(memories)
         none = mx.zeros((len(layers),))
         return Terms(
             ce_sum=(ce * inputs["weights"]).sum(),
             labelled=inputs["weights"].sum(),
+            kl_sum=kl_sum,
+            taught=taught,
             tokens=inputs["read_mask"].sum().astype(mx.float32),
             written=inputs["write_mask"].sum().astype(mx.float32) if written else mx.array(0.0),
             read_beta=mx.stack([memories[i].mean_gate for i in layers]),

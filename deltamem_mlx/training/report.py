@@ -71,7 +71,7 @@ def train_info(window: Sequence[Figures], iterations: int, seconds: float) -> In
     """A report of some updates: mlx-lm's names, then those of the memory."""
     last, tokens = window[-1], sum(figures.tokens for figures in window)
     labelled = max(sum(figures.labelled for figures in window), 1)
-    return {
+    return kl_info("train", window) | {
         "train_loss": sum(figures.ce * figures.labelled for figures in window) / labelled,
         "learning_rate": last.learning_rate,
         "iterations_per_second": iterations / seconds,
@@ -82,6 +82,16 @@ def train_info(window: Sequence[Figures], iterations: int, seconds: float) -> In
         "state_norm": last.state_norm,
         "grad_norm": last.grad_norm,
     }
+
+
+def kl_info(name: str, window: Sequence[Figures]) -> Info:
+    """Divergences from the teachers there were: with the history in its context, and without."""
+    found: Info = {}
+    for i, kind in enumerate(("context", "unrelated")):
+        if taught := sum(figures.taught[i] for figures in window):
+            kl = sum(figures.kl[i] * figures.taught[i] for figures in window)
+            found[f"{name}_kl_{kind}"] = kl / taught
+    return found
 
 
 def _line(info: Info) -> str:

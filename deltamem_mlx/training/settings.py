@@ -25,6 +25,10 @@ class TrainSettings:
           decoding does. Off is the paper's objective.
         count_alike (bool): The loss is the mean over episodes, not over the tokens of all: a short
           answer counts as much as a long text.
+        distill (float): Weight of the divergence from what the plain model says that has the
+          history in its context, beside the text that is learned; 0: the text alone.
+        no_harm (float): Weight of the divergence from the plain model in episodes whose targets
+          have nothing to do with their history.
         write_sparsity, write_target (float): Weight of the write sparsity term, and the mean write
           gate it pulls to.
         steps_per_report, steps_per_eval, save_every (int): Iterations between reports,
@@ -50,6 +54,8 @@ class TrainSettings:
     no_memory_prob: float = 0.0
     write_visible: bool = False
     count_alike: bool = False
+    distill: float = 0.0
+    no_harm: float = 1.0
     write_sparsity: float = 0.01
     write_target: float = 0.05
     steps_per_report: int = 10
@@ -73,7 +79,8 @@ class TrainSettings:
             for name in whole
             if getattr(self, name) < 1
         ]
-        not_negative = ("max_grad_norm", "seed", "write_sparsity", "clear_cache_threshold")
+        not_negative = ["max_grad_norm", "seed", "write_sparsity", "clear_cache_threshold"]
+        not_negative += ["distill", "no_harm"]
         wrong += [
             f"{name} is {getattr(self, name)}; expected 0 or more"
             for name in not_negative
@@ -98,6 +105,11 @@ class TrainSettings:
                 "update (grad_accumulation_steps)"
             )
         return wrong
+
+    @property
+    def kl_weights(self) -> tuple[float, float]:
+        """Weights of the divergences in `Terms.kl_sum`."""
+        return self.distill, self.no_harm
 
     @property
     def updates(self) -> int:

@@ -23,7 +23,7 @@ from .episodes import Episode
 from .folder import begin_run, clear_leftovers, has_checkpoint, one_run, refuse_to_replace
 from .guard import Diverged, check_loss, interruptible
 from .objective import Objective
-from .report import Info, Listener, Metrics, draw_curve, train_info
+from .report import Info, Listener, Metrics, draw_curve, kl_info, train_info
 from .resume import begin
 from .settings import TrainSettings
 from .update import Figures, Updater
@@ -88,6 +88,12 @@ class Trainer:
     ) -> None:
         if not len(train):
             raise ValueError("There are no episodes to train on.")
+        for name, episodes in (("train on", train), ("validate on", valid)):
+            if len(episodes) and all(episode.both.unrelated for episode in episodes):
+                raise ValueError(
+                    f"All conversations to {name} are marked as unrelated to their history, so "
+                    "there is nothing to remember. Add some that depend on it."
+                )
         self.model, self.train, self.valid = model, train, valid
         self.settings, self.folder = settings, expanded(folder)
         self.group = mx.distributed.init()
@@ -246,7 +252,7 @@ class Trainer:
         p.val_loss = figures.ce
         if ForeignMemories.possible(self.valid):
             p.val_loss_foreign = self.evaluate(ForeignMemories(self.valid)).ce
-        info = {
+        info = kl_info("val", [figures]) | {
             "iteration": self.iteration,
             "val_loss": figures.ce,
             "val_loss_without": p.val_loss_without,

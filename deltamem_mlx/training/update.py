@@ -36,10 +36,16 @@ def set_adapter_params(model: nn.Module, params: Params) -> None:
 
 
 class Figures(NamedTuple):
-    """What an update, or a validation, is told of: plain numbers, over all processes."""
+    """What an update, or a validation, is told of: plain numbers, over all processes.
+
+    ``kl`` and ``taught`` are pairs, as in `Terms`: mean divergences from a teacher, and of how many
+    tokens (or episodes) they are the means.
+    """
 
     loss: float
     ce: float
+    kl: tuple[float, float]
+    taught: tuple[int, int]
     read_beta: float
     write_beta: float
     state_norm: float
@@ -110,29 +116,29 @@ class Updater:
 
     def gradients(self, batches: Sequence[EpisodeBatch]) -> tuple[Params, Figures]:
         """Gradients of the objective over some batches of all processes, and its figures."""
-        labelled = self._sum(mx.array(float(sum(map(self.objective.labelled, batches)))))
-        labelled = mx.maximum(labelled, 1)
-        mx.eval(labelled)  # processes have to exchange in the same order
+        counted = self._sum(mx.array(float(sum(map(self.objective.counted, batches)))))
+        counted = mx.maximum(counted, 1)
+        mx.eval(counted)  # processes have to exchange in the same order
         gradients: Params = {}
         seen: list[Terms] = []
         with self._training():
             for batch in batches:
                 inputs = self.objective.inputs(batch)
-                (_, terms), new = self._differentiated(inputs, labelled, len(batches))
+                (_, terms), new = self._differentiated(inputs, counted, len(batches))
                 gradients = tree_map(mx.add, gradients, new) if gradients else new
                 seen.append(terms)
                 mx.eval(gradients, seen)
         set_adapter_params(self.model, self.params)
-        gradients = tree_map(lambda g: g / labelled, self._sum_tree(gradients))
+        gradients = tree_map(lambda g: g / counted, self._sum_tree(gradients))
         mx.eval(gradients)
         return gradients, self.figures(seen)
 
     def _differentiated(
-        self, inputs: Inputs, labelled: mx.array, parts: int
+        self, inputs: Inputs, counted: mx.array, parts: int
     ) -> tuple[tuple[mx.array, Terms], Params]:
         try:
             found: tuple[tuple[mx.array, Terms], Params] = self._gradients(
-                self.params, inputs, labelled, parts
+                self.params, inputs, counted, parts
             )
         except ValueError as error:
             if "VJP" not in str(error):
@@ -149,16 +155,17 @@ class Updater:
         return checkpointed(self.model) if self.settings.grad_checkpoint else nullcontext()
 
     def _loss(
-        self, params: Params, inputs: Inputs, labelled: mx.array, parts: int
+        self, params: Params, inputs: Inputs, counted: mx.array, parts: int
     ) -> tuple[mx.array, Terms]:
-        """The loss times the number of labels.
+        """The loss times the number of labels, or of episodes.
 
         Divided only after the backward pass: in float16 the gradients of a mean could vanish.
         """
         set_adapter_params(self.model, params)
         terms = self.objective.terms(inputs)
         regulariser = self.sparsity(self._joint_beta(terms))
-        return terms.ce_sum + labelled / parts * regulariser, terms
+        taught = (mx.array(self.settings.kl_weights) * terms.kl_sum).sum()
+        return terms.ce_sum + taught + counted / parts * regulariser, terms
 
     def _joint_beta(self, terms: Terms) -> mx.array:
         """The mean gates over all processes, with the gradient of this process's part."""
@@ -174,19 +181,26 @@ class Updater:
             mx.concatenate(
                 [
                     mx.stack([t.ce_sum, t.labelled, t.tokens, t.written]),
+                    t.kl_sum,
+                    t.taught,
                     mx.stack([t.write_beta.mean(), t.state_norm.mean()]) * t.written,
                     t.read_beta * t.tokens,
                 ]
             )
             for t in terms
         ]
-        total = self._sum(sum(rows, mx.zeros((6 + len(self.params),))))
-        ce, labelled, tokens, written, write, norm = numbers(total[:6])
-        read = total[6:] / max(tokens, 1)
-        ce /= max(labelled, 1)
+        total = self._sum(sum(rows, mx.zeros((10 + len(self.params),))))
+        ce, labelled, tokens, written = numbers(total[:4])
+        kl, taught = numbers(total[4:6]), numbers(total[6:8])
+        write, norm = numbers(total[8:10])
+        read = total[10:] / max(tokens, 1)
+        counted = labelled + taught[1]  # of the others the text is learned, too
+        loss = ce + sum(w * k for w, k in zip(self.settings.kl_weights, kl, strict=True))
         return Figures(
-            loss=ce + scalar(self.sparsity(read)),
-            ce=ce,
+            loss=loss / max(counted, 1) + scalar(self.sparsity(read)),
+            ce=ce / max(labelled, 1),
+            kl=(kl[0] / max(taught[0], 1), kl[1] / max(taught[1], 1)),
+            taught=(round(taught[0]) // self._alike, round(taught[1]) // self._alike),
             read_beta=scalar(read.mean()),
             write_beta=write / max(written, 1),
             state_norm=norm / max(written, 1),

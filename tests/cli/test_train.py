@@ -94,6 +94,22 @@ def test_a_run_from_the_table_to_the_command(
     dm.load(str(qwen3_tiny), str(out))
 
 
+def test_teachers_are_shown_from_the_table_to_the_metrics(base: list[str], tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed"
+    write_rows(mixed / "train.jsonl", range(4))
+    with (mixed / "train.jsonl").open("a") as file:
+        file.writelines(json.dumps(row(i) | {"unrelated": True}) + "\n" for i in range(4))
+    write_rows(mixed / "valid.jsonl", range(2))
+    flags = ("--data", mixed, "--iters", "2", "--steps-per-report", "2", "--distill", "0.5")
+    done = call(*base, *flags)
+    assert done.exit_code == 0, done.stderr
+    for said in ("4 episodes: the plain model", "from its context", "from silence"):
+        assert said in done.stderr
+    assert "train_kl_unrelated" in read_metrics(tmp_path / "out")[-2]
+    changed = refused(1, *base, *flags[:-1], "0.7", "--resume")
+    assert "distill: 0.5, now 0.7" in changed
+
+
 def test_the_built_in_base_by_its_name(base: list[str], tmp_path: Path) -> None:
     args = [*base, "--iters", "1", "--val-batches", "1"]
     args[args.index("--model") + 1] = "builtin"
@@ -284,6 +300,8 @@ def test_wrong_flags(base: list[str], tmp_path: Path) -> None:
         ("--max-seq-length", "1"): "max_length is 1",
         ("--state-only-prob", "0.7", "--no-memory-prob", "0.7"): "sum is above 1",
         ("--batch-size", "0"): "--batch-size",
+        ("--distill", "-1"): "distill is -1.0; expected 0 or more",
+        ("--no-harm", "nan"): "no_harm is nan; expected 0 or more",
     }
     for flags, said in cases.items():
         assert said in refused(2, *base, *flags), flags

@@ -30,6 +30,8 @@ SETTINGS = TrainSettings(
     state_only_prob=0.3,
     no_memory_prob=0.3,
     write_sparsity=10.0,
+    distill=0.5,
+    no_harm=2.0,
 )
 
 
@@ -37,7 +39,8 @@ def conversation(number: int) -> ConversationRow:
     """One of unequal length: a history, and a reply to learn."""
     turns = [("user", f"I am {'x' * (3 * number)}."), ("assistant", "Ok." * (number % 3 + 1))]
     turns += [("user", "Who?"), ("assistant", "You are " + "x" * number)]
-    return ConversationRow([{"role": role, "content": text} for role, text in turns])
+    messages = [{"role": role, "content": text} for role, text in turns]
+    return ConversationRow(messages, unrelated=number == 2)
 
 
 def attached(seed: int = 1) -> nn.Module:
@@ -47,7 +50,7 @@ def attached(seed: int = 1) -> nn.Module:
 
 def episodes() -> EpisodeDataset:
     rows = [conversation(i) for i in range(6)]
-    return EpisodeDataset(rows, load(TOKENIZER), EpisodeSettings())
+    return EpisodeDataset(rows, load(TOKENIZER), EpisodeSettings(taught=True))
 
 
 def updater(group: mx.distributed.Group) -> tuple[Updater, EpisodeBatch]:

@@ -460,6 +460,13 @@ def test_rows_of_every_form(tmp_path: Path, row: dict, suffix: str) -> None:
     assert splits.train[1].where == f"{path}{': item 2' if suffix == '.json' else ':2'}"
 
 
+def test_a_row_says_whether_it_depends_on_its_history(tmp_path: Path) -> None:
+    said = [{}, {"unrelated": None}, {"unrelated": False}, {"unrelated": True}]
+    path = write_rows(tmp_path / "train.jsonl", *[ROW | more for more in said])
+    rows = load_conversations(path, valid_fraction=0).train
+    assert [row.unrelated for row in rows] == [False, False, False, True]
+
+
 def test_folder_with_all_parts(tmp_path: Path) -> None:
     for name, count in (("train", 3), ("valid", 2), ("test", 1)):
         write_rows(tmp_path / f"{name}.jsonl", *[ROW] * count)
@@ -506,6 +513,8 @@ BAD_ROWS = {
     "no messages, no prompt (its fields: question, answer)": {"question": "a", "answer": "b"},
     "a list (expected an object)": ["a"],
     "tools: text (expected a list)": {**ROW, "tools": "add"},
+    "unrelated: a number (expected true or false)": {**ROW, "unrelated": 1},
+    "unrelated: text (expected true or false)": {**ROW, "unrelated": "yes"},
 }
 
 

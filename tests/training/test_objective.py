@@ -56,6 +56,8 @@ def golden_batch(arrays: dict[str, np.ndarray], mode: str) -> EpisodeBatch:
         read_lengths=arrays[prefix + "attention_mask"].sum(axis=1, dtype=np.int32),
         write_tokens=tokens,
         write_lengths=lengths,
+        teachers=(None,) * len(reads),
+        unrelated=np.zeros(len(reads), bool),
         **ids,
     )
 
@@ -282,9 +284,9 @@ def test_episodes_count_alike_where_that_is_asked_for() -> None:
     singles = [pad_batch([view]) for view in VIEWS]
     assert len({batch.supervised for batch in singles}) > 1, "tokens would count otherwise"
     means = [pooled.terms(pooled.inputs(single)).ce.item() for single in singles]
-    assert (objective.labelled(batch), terms.labelled.item()) == (3, pytest.approx(3))
+    assert (objective.counted(batch), terms.labelled.item()) == (3, pytest.approx(3))
     assert terms.ce.item() == pytest.approx(np.mean(means), rel=1e-5)
-    assert pooled.labelled(batch) == batch.supervised
+    assert pooled.counted(batch) == batch.supervised
     assert pooled.terms(pooled.inputs(batch)).ce.item() != pytest.approx(np.mean(means), rel=1e-5)
 
 

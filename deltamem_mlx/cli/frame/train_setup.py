@@ -182,6 +182,7 @@ def episode_settings(options: TrainOptions, granularity: str) -> "EpisodeSetting
             max_length=options.max_seq_length,
             max_write_length=options.max_write_length,
             sentences=granularity == "sentence_mean",
+            taught=options.distill > 0,
         )
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error

@@ -61,6 +61,11 @@ def _rows(options: TrainOptions, setup: Setup, trainer: "Trainer") -> Iterator[t
         f"{report.conversations:,} conversations, {report.episodes:,} episodes, "
         f"{len(setup.valid):,} held out",
     )
+    if report.unrelated:
+        yield (
+            "unrelated",
+            f"{report.unrelated:,} episodes: the plain model is learned, no text",
+        )
     yield (
         "tokens",
         f"{plan.tokens:,} an epoch: {report.write_tokens:,} written, {report.read_tokens:,} read, "
@@ -123,7 +128,7 @@ def watching(trainer: "Trainer") -> Iterator[None]:
 
         def on_val_loss_report(self, val_info: "Info") -> None:
             say(
-                f"{_at(val_info)}  held out {val_info['val_loss']:.4f} ("
+                f"{_at(val_info)}  held out {val_info['val_loss']:.4f},{_far(val_info, 'val')} ("
                 + _beside(val_info["val_loss_without"], val_info["val_loss_foreign"])
                 + ")"
             )
@@ -143,9 +148,16 @@ def _at(info: "Info") -> str:
 
 def _figures(info: "Info") -> str:
     return (
-        f"loss {info['train_loss']:.4f}, β {info['beta']:.3f}, state {info['state_norm']:.2f}, "
-        f"{info['tokens_per_second']:,.0f} tokens/s"
+        f"loss {info['train_loss']:.4f},{_far(info, 'train')} β {info['beta']:.3f}, "
+        f"state {info['state_norm']:.2f}, {info['tokens_per_second']:,.0f} tokens/s"
     )
+
+
+def _far(info: "Info", name: str) -> str:
+    """How far the answers are from the teachers', in nats, where there are any."""
+    teachers = {"kl_context": "its context", "kl_unrelated": "silence"}
+    found = {said: info.get(f"{name}_{key}") for key, said in teachers.items()}
+    return "".join(f" {kl:.3f} from {said}," for said, kl in found.items() if kl is not None)
 
 
 def finish(options: TrainOptions, outcome: "Outcome", test_loss: float | None) -> None:

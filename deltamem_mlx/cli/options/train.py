@@ -245,6 +245,14 @@ CountAlike = Annotated[
         help="Every episode counts alike, a short answer as much as a long text.",
     ),
 ]
+Distill = Annotated[
+    float,
+    _option("--distill", panel=EPISODES, help="Weight of the plain model, told in its context."),
+]
+NoHarm = Annotated[
+    float,
+    _option("--no-harm", panel=EPISODES, help='Its weight in rows that say "unrelated": true.'),
+]
 Sparsity = Annotated[
     float,
     _option("--write-sparsity", panel=EPISODES, help="Weight of the term that closes write gates."),
@@ -318,6 +326,8 @@ class TrainOptions:
     no_memory_prob: NoMemory = TrainSettings.no_memory_prob
     write_visible: WriteVisible = TrainSettings.write_visible
     count_alike: CountAlike = TrainSettings.count_alike
+    distill: Distill = TrainSettings.distill
+    no_harm: NoHarm = TrainSettings.no_harm
     write_sparsity: Sparsity = TrainSettings.write_sparsity
     write_target: WriteTarget = TrainSettings.write_target
     chat_template_config: ChatTemplateConfig = None
