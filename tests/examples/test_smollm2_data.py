@@ -12,6 +12,8 @@ import pytest
 from deltamem_mlx.evals.recall.facts import fact_episodes
 from deltamem_mlx.evals.recall.wordings import PEOPLE
 from deltamem_mlx.evals.recall.wordings import RELATIONS as ASKED
+from deltamem_mlx.evals.silence import talk
+from deltamem_mlx.evals.silence.questions import QUESTIONS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2_adapter"
 
@@ -48,6 +50,37 @@ def test_no_message_of_the_evaluation_is_trained_on(example):
     episodes = list(fact_episodes(20))
     assert not trained & {m["content"] for e in episodes for m in e.tell if m["role"] == "user"}
     assert not trained & {e.question for e in episodes}
+
+
+def test_what_silence_is_measured_on_is_not_trained_on(example):
+    import chats
+    import make_talk
+    import prompts
+
+    measured = {text.lower() for texts in QUESTIONS.values() for text in texts}
+    wordings = [*prompts.WORDINGS, *make_talk.PROMPTS]
+    asked = {text.lower() for text in prompts.EVERYDAY}
+    asked |= {w.format(a, b).lower() for w, fill in wordings for a in fill for b in (a, fill[0])}
+    assert len(asked) > 2000
+    assert not asked & measured
+    assert not {line.lower() for line in chats.LINES} & {line.lower() for line in talk.LINES}
+    told = chats.two_people(40, random.Random(0))
+    assert len(told.split("\n")) == 40
+    assert "{" not in told
+
+
+def test_unrelated_rows_are_told_something_of_every_kind_first(example):
+    import make_unrelated as made
+
+    make = example.Generator(3)
+    library = made.Library(random.Random(0), count=30)
+    histories = made.Histories(make, library, [("Hi!", "Hello!"), ("Bye!", "Bye.")] * 4)
+    for kind in histories.kinds:
+        told = [kind() for _ in range(10)]
+        assert len({str(messages) for messages in told}) > 5, kind
+        assert all(m["content"].strip() for messages in told for m in messages), kind
+        assert max(len(m["content"]) for messages in told for m in messages) <= 3000, kind
+    assert {q for _, q in made.never_told(make, 20)}
 
 
 def test_any_word_of_a_vocabulary_may_be_told_but_none_of_the_evaluation(example):
