@@ -66,15 +66,15 @@ def test_nothing_runs_but_the_files_of_this_server(client: Client) -> None:
 def test_every_file_that_the_page_names_is_there_and_from_here(client: Client) -> None:
     kinds = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
     html = client.request("GET", "/", headers=HTML).body.decode()
-    left, seen = set(re.findall(r'(?:src|href)="(/[^"]+)"', html)), set()
+    left, seen = set(re.findall(r'(?:src|href)="([^"#]+)"', html)), set()
     while left:
         path = left.pop()
         seen.add(path)
-        file = client.request("GET", path)
+        file = client.request("GET", f"/{path}")
         assert file.status == 200 and file.headers["x-content-type-options"] == "nosniff", path
         assert file.headers["content-type"].startswith(kinds[path.rpartition(".")[2]])
         imported = re.findall(r'from "\./([\w.]+)"', file.body.decode())
-        left |= {f"/page/{name}" for name in imported} - seen
+        left |= {f"page/{name}" for name in imported} - seen
     assert {path.rpartition("/")[2] for path in seen} == page_files().keys() - {"index.html"}
     others = {name for name, file in page_files().items() if re.search(rb"https?://", file.body)}
     assert others == {"icon.svg"}  # its namespace

@@ -198,6 +198,34 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_was_said(user: PageUser, u
     assert ANSWER in user.say(QUESTION)
 
 
+def test_leaving_the_page_within_an_answer_loses_no_message(user: PageUser, url: str) -> None:
+    user.go(url, "left")
+    user.page.route("**/v1/chat/completions", endless)
+    user.send(FACT)
+    user.page.wait_for_selector(".turn[data-is=running] .answer > .text:not(:empty)")
+    user.page.reload()
+    user.see(".turn .said", FACT)
+    user.page.evaluate("dispatchEvent(new Event('focus'))")
+    user.see(".turn[data-is=kept] .why", "but the memory has this turn.")
+    user.settled()
+    assert user.figure("Turns") == "1" and user.count(".note") == 0
+
+
+def test_another_memory_can_be_opened_within_an_answer(user: PageUser, url: str) -> None:
+    user.go(url, "behind")
+    user.page.route("**/v1/chat/completions", endless)
+    user.send(FACT)
+    user.page.wait_for_selector(".turn[data-is=running] .answer > .text:not(:empty)")
+    user.page.unroute("**/v1/chat/completions")
+    user.open("  ahead ")
+    assert user.count(".turn") == 0
+    assert UNKNOWN in user.say(QUESTION)
+    user.page.click("#names button:has-text('behind')")
+    user.see(".turn[data-is=kept] .why", "Stopped; so far it is kept.")
+    user.settled()
+    assert user.count(".turn") == 1 and user.figure("Turns") == "1"
+
+
 def test_what_is_refused_can_be_sent_again_or_mended(user: PageUser, url: str) -> None:
     user.go(url, "busy")
     user.say(BEN)

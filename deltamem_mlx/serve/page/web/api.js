@@ -1,4 +1,5 @@
-// Requests to the server that this page came from, by its public routes.
+// Requests to the server that this page came from, by its public routes. Addresses are relative: a
+// proxy may have put the server into a folder.
 
 /** The server answered, and said no. */
 export class Refusal extends Error {
@@ -16,7 +17,7 @@ export class Gone extends Error {
   }
 }
 
-const addressOf = (name, rest = "") => `/v1/memories/${encodeURIComponent(name)}${rest}`;
+const addressOf = (name, rest = "") => `v1/memories/${encodeURIComponent(name)}${rest}`;
 
 export class Api {
   #keys;
@@ -33,12 +34,12 @@ export class Api {
   }
 
   async model() {
-    const { data } = await this.#json("GET", "/v1/models");
+    const { data } = await this.#json("GET", "v1/models");
     return data[0].id;
   }
 
   async memories() {
-    return (await this.#json("GET", "/v1/memories")).data;
+    return (await this.#json("GET", "v1/memories")).data;
   }
 
   /** Numbers about a memory; null if there is none. */
@@ -74,7 +75,7 @@ export class Api {
   /** Whether the server is there and well; never asks for a key. */
   async isWell() {
     try {
-      return (await fetch("/health", { cache: "no-store" })).ok;
+      return (await fetch("health", { cache: "no-store" })).ok;
     } catch {
       return false;
     }
@@ -94,7 +95,7 @@ export class Api {
       stream: true,
       stream_options: { include_usage: true },
     });
-    const response = await this.#send("POST", "/v1/chat/completions", { body, signal });
+    const response = await this.#send("POST", "v1/chat/completions", { body, signal });
     let usage = null;
     for await (const data of events(response.body)) {
       if (data === "[DONE]") return usage;

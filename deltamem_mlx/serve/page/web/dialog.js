@@ -24,6 +24,7 @@ export function ask({ title, text = "", yes, label, value = "", secret, check, g
   input.type = secret ? "password" : "text";
   input.required = Boolean(label);
   input.value = value;
+  const given = () => (secret ? input.value : input.value.trim());
   dialog.showModal();
   if (label) input.select();
   else $("dialog-no").focus(); // Enter alone deletes nothing
@@ -31,10 +32,11 @@ export function ask({ title, text = "", yes, label, value = "", secret, check, g
     let answer = null;
     const submit = async (event) => {
       event.preventDefault();
-      const why = label && check ? await Promise.resolve(check(input.value)).catch(messageOf) : "";
+      if (label && !given()) return;
+      const why = label && check ? await Promise.resolve(check(given())).catch(messageOf) : "";
       $("dialog-wrong").textContent = why;
       if (why) return;
-      answer = label ? input.value : true;
+      answer = label ? given() : true;
       dialog.close();
     };
     const cancel = () => dialog.close();

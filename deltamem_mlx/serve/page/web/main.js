@@ -34,7 +34,8 @@ class Page {
       if (this.#talk !== null) return; // whoever is quick has opened one by now
       await this.#open(nameInAddress() ?? last?.session ?? null);
       if (this.#talk === null) $("memories").open = true;
-      $(this.#talk === null ? "name" : "message").focus();
+      // Who is typing already is not interrupted.
+      if (document.activeElement === document.body) $(this.#talk === null ? "name" : "message").focus();
     });
   }
 
@@ -120,7 +121,8 @@ class Page {
   }
 
   async #openByName() {
-    const name = $("name").value;
+    const name = $("name").value.trim();
+    if (!name) return;
     $("name").value = "";
     await this.#guarded(() => this.#open(name));
     $("message").focus();
@@ -131,13 +133,13 @@ class Page {
     if (name === (this.#talk?.name ?? null)) return;
     this.#talk?.stop();
     const shown = (talk) => ({
-      changed: () => talk() === this.#talk && this.#show(),
+      changed: () => (talk() === this.#talk ? this.#show() : said.keep(name, talk())),
       heard: (entry) => talk() === this.#talk && this.#transcript.hear(entry),
     });
     const talk = name === null ? null : new Talk(this.#api, name, shown(() => talk));
     this.#talk = talk;
     this.#tell("");
-    history.replaceState(null, "", name === null ? "/" : `#${encodeURIComponent(name)}`);
+    history.replaceState(null, "", name === null ? location.pathname : `#${encodeURIComponent(name)}`);
     this.#show();
     this.#transcript.toEnd();
     await talk?.look();
@@ -149,11 +151,12 @@ class Page {
     if ($("message").value === text) $("message").value = "";
     this.#tell("");
     this.#transcript.toEnd();
+    const talk = this.#talk;
     await this.#guarded(async () => {
-      await this.#talk.say(text);
-      await this.#changed();
+      await talk.say(text);
+      if (talk === this.#talk) await this.#changed();
     });
-    $("message").focus();
+    if (talk === this.#talk) $("message").focus();
   }
 
   #edit(text) {
@@ -271,14 +274,14 @@ class Page {
 
   #show() {
     const talk = this.#talk;
-    const { state = null, running = false, entries = [] } = talk ?? {};
+    const { state = null, entries = [] } = talk ?? {};
     document.title = talk ? `${talk.name} · deltamem` : "deltamem";
     $("title").textContent = talk?.name ?? "No memory is open";
     $("welcome").hidden = entries.length > 0;
     this.#transcript.show(entries);
     this.#inside.show(state, (turn) => talk?.saidOf(turn) ?? null);
     this.#showButtons();
-    if (talk && !running) said.keep(talk.name, talk);
+    if (talk) said.keep(talk.name, talk);
   }
 
   #showButtons() {

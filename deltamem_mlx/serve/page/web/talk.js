@@ -25,7 +25,9 @@ export class Talk {
     this.#changed = on.changed;
     this.#heard = on.heard;
     Object.assign(this, said.of(name), { state: null });
-    for (const entry of this.entries) if (entry.is === "running") fail(entry, "gone", new Gone());
+    for (const entry of this.entries) {
+      if (entry.is === "running") fail(entry, "gone", new Error("The page was left before the answer was complete."));
+    }
   }
 
   get running() {
@@ -37,7 +39,7 @@ export class Talk {
     return this.entries.findLast((entry) => entry.turn === turn)?.said ?? null;
   }
 
-  /** Say something. Errors become the entry's. Returns whether the memory has it. */
+  /** Say something. Errors become the entry's; `Gone` is thrown as well. */
   async say(text) {
     const entry = { said: text, answer: "", thought: "", is: "running" };
     this.entries.push(entry);
@@ -57,7 +59,6 @@ export class Talk {
     this.#abort = null;
     this.#changed();
     if (entry.is === "gone") throw new Gone();
-    return entry.is === "kept";
   }
 
   stop() {
@@ -167,8 +168,8 @@ export class Talk {
     const before = this.stats;
     this.state = await this.#api.state(this.name);
     this.stats = this.state && { ...this.state, layers: undefined, history: undefined };
-    if (!ours) this.#noteChanges(before);
-    this.#settleGone(before);
+    const settled = this.#settleGone(before);
+    if (!ours && !settled) this.#noteChanges(before);
     const lost = before?.context_tokens > 0 && this.stats && !this.stats.context_tokens;
     if (lost && !ours && !this.dropped) {
       this.#cut("The server has lost the context. From here on it knows what is in the memory.");
@@ -186,18 +187,18 @@ export class Talk {
     } else if (stats === null) {
       if (before.turns) entries.push({ note: "The server does not have it any more. A message begins it anew.", cut: true });
     } else if (stats.turns !== before.turns || stats.tokens_written !== before.tokens_written) {
-      if (entries.some((entry) => entry.is === "gone")) return;
       entries.push({ note: `It was changed elsewhere: ${sized(stats.turns, stats.tokens_written)} now.` });
     }
   }
 
-  /** A turn whose answer did not come to its end may have been kept all the same. */
+  /** A turn whose answer did not come to its end may have been kept; returns whether it was. */
   #settleGone(before) {
     const last = this.entries.at(-1);
-    if (last?.is !== "gone" || !this.stats || this.stats.turns !== (before?.turns ?? 0) + 1) return;
+    if (last?.is !== "gone" || !this.stats || this.stats.turns !== (before?.turns ?? 0) + 1) return false;
     Object.assign(last, { is: "kept", turn: this.stats.turns });
     last.written = this.stats.tokens_written - (before?.tokens_written ?? 0);
     last.why = "The connection broke, but the memory has this turn.";
+    return true;
   }
 }
 
