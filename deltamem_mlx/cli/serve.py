@@ -53,6 +53,7 @@ def serve(
     undo_turns: s.UndoTurns = USUAL.undo_turns,
     one_chat: s.OneChat = USUAL.one_chat,
     session_header: s.SessionHeader = None,
+    task_header: s.TaskHeader = None,
     max_context: s.MaxContext = USUAL.max_context,
     max_tokens: s.MaxTokens = USUAL.max_tokens,
     max_tokens_limit: s.MaxTokensLimit = USUAL.max_tokens_limit,
@@ -86,12 +87,11 @@ def serve(
     Prints its address when it is ready; Ctrl-C ends it. Without --model and --adapter, the built-in
     demo pair answers.
     """
-    given = dict(locals()) | {"session_headers": tuple(session_header or ())}
+    given = {**locals(), "session_headers": session_header, "task_headers": task_header}
     if not has_memory(model, adapter):
         refuse_without_memory({"serve": True})
     settings = _settings({field.name: given[field.name] for field in fields(ServeSettings)})
-    _check_draft(draft_model, settings)
-    _check_spread(draft_model, settings, pipeline)
+    _check_together(draft_model, settings, pipeline)
     how = {"pipeline": pipeline, "trust_remote_code": trust_remote_code}
     answer = _follow if launched.follows() else _serve
     answer(*_load(model, adapter, draft_model, **how), settings, log_format)
@@ -114,8 +114,9 @@ def _load(
     return loaded, tokenizer, str(model or base_model_of(loaded)["name"]), draft
 
 
-def _check_draft(draft_model: str | None, settings: ServeSettings) -> None:
-    """Raises UsageError for what cannot be done with a draft model."""
+def _check_together(draft_model: str | None, settings: ServeSettings, pipeline: bool) -> None:
+    """Raises UsageError for what cannot be done with a draft model, or in several processes."""
+    _check_spread(draft_model, settings, pipeline)
     for name in ("decode_concurrency", "prompt_concurrency"):
         if draft_model is not None and getattr(settings, name) not in (1, getattr(USUAL, name)):
             raise UsageError(
@@ -139,6 +140,8 @@ def _check_spread(draft_model: str | None, settings: ServeSettings, pipeline: bo
 
 def _settings(options: dict[str, Any]) -> ServeSettings:
     """The command's options as settings."""
+    for name in ("session_headers", "task_headers"):
+        options[name] = tuple(options[name] or ())
     text = options["chat_template_args"]
     options["chat_template_args"] = json_object("--chat-template-args", text)
     for name in ("allowed_origins", "allowed_hosts"):

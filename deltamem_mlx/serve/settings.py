@@ -42,6 +42,7 @@ class ServeSettings:
         undo_turns (int): Turns of each memory that can be taken back.
         one_chat (bool): A key is one chat, whose requests have all of it in them.
         session_headers (tuple[str, ...]): Headers that name a memory, beside the server's own.
+        task_headers (tuple[str, ...]): Headers that name a client's task beside the conversation.
         wait (float): How long a request waits for another of the same memory.
         max_queue (int): Requests waiting or running; more are refused.
         max_connections (int): Open connections; more are closed.
@@ -70,6 +71,7 @@ class ServeSettings:
     undo_turns: int = 64
     one_chat: bool = False
     session_headers: tuple[str, ...] = ()
+    task_headers: tuple[str, ...] = ()
     wait: float = 30.0
     max_queue: int = 256
     max_connections: int = 512
@@ -92,12 +94,20 @@ class ServeSettings:
     prompt_cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in self.session_headers:
-            if not _HEADER.fullmatch(name) or name.lower() in _NO_NAMES:
-                raise SettingsError(
-                    f"--session-header {shortened(name)}: expected the name of a header in which "
-                    "clients say which chat they are in, such as X-OpenWebUI-Chat-Id."
-                )
+        for names, option, what in (
+            (
+                self.session_headers,
+                "session",
+                "which chat they are in, such as X-OpenWebUI-Chat-Id",
+            ),
+            (self.task_headers, "task", "which task a request is, such as X-OpenWebUI-Task"),
+        ):
+            for name in names:
+                if not _HEADER.fullmatch(name) or name.lower() in _NO_NAMES:
+                    raise SettingsError(
+                        f"--{option}-header {shortened(name)}: expected the name of a header in "
+                        f"which clients say {what}."
+                    )
         self._check_folders()
         if self.api_key is None:
             return

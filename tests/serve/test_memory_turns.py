@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from serving import ANSWER, FACT, QUESTION, Client, assistant, builtin_pair, states_in, user
 
+from deltamem_mlx.serve.requests.bodies import MemoryOptions
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 from deltamem_mlx.serve.turns.tasks import is_task
@@ -39,6 +40,7 @@ TASKS = {
         "lead-in, punctuation, quotation marks, periods, symbols, bold text, or additional text."
     ),
 }
+NO_TASK = MemoryOptions("any")
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +88,14 @@ def test_a_task_to_a_new_key_begins_no_memory(client: Client) -> None:
         "The task: tell ben about oslo.",
         "#Task list\nbuy milk",
         "My task is to generate words.",
+        "### Task:\nRespond to the user query using the provided context, citing.\n<context>\n"
+        "oslo is a town .\n</context>\n\nwhere does anna live ?",
     ],
 )
 def test_what_a_person_says_is_no_task(said: str) -> None:
-    assert not is_task([user(said)])
-    assert not is_task([{"role": "assistant", "content": TITLE}])
-    assert not is_task([user(TITLE), user(said)])
+    assert not is_task([user(said)], NO_TASK)
+    assert not is_task([{"role": "assistant", "content": TITLE}], NO_TASK)
+    assert not is_task([user(TITLE), user(said)], NO_TASK)
 
 
 def test_a_clock_in_the_system_prompt_is_seen_and_not_written_again(client: Client) -> None:

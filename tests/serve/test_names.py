@@ -32,6 +32,24 @@ def test_a_chosen_header_names_a_memory_on_every_route() -> None:
         assert client.request("POST", CHAT, fact, same).json["usage"]["memory"]["session"] == "a"
 
 
+def test_what_is_told_through_one_api_is_known_through_all_and_through_no_other_name() -> None:
+    def ask(api: str, text: str, key: str) -> bytes:
+        said = {"input": text, "max_output_tokens": 24}
+        if api != "/v1/responses":
+            said = {"messages": [user(text)], "max_tokens": 24}
+        said["memory"] = {"session": key, **DROP}
+        return client.request("POST", api, said).body
+
+    apis = (CHAT, "/v1/responses", "/v1/messages")
+    with Server(*builtin_pair(), "builtin", ServeSettings(port=0)) as server:
+        client = Client(server.url)
+        for told in apis:
+            ask(told, FACT, told)
+            for asked in apis:
+                assert ANSWER.encode() in ask(asked, QUESTION, told)
+                assert b"do not know" in ask(asked, QUESTION, f"other than {told}")
+
+
 def test_without_the_setting_a_header_names_nothing() -> None:
     with Server(*builtin_pair(), "builtin", ServeSettings(port=0)) as server:
         fact = {"messages": [user(FACT)], "max_tokens": 8}

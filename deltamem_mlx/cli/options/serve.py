@@ -126,6 +126,16 @@ SessionHeader = Annotated[
         "X-OpenWebUI-Chat-Id. May be given several times.",
     ),
 ]
+TaskHeader = Annotated[
+    list[str] | None,
+    _option(
+        "--task-header",
+        panel=SERVER,
+        metavar="NAME",
+        help="A header that names a client's task beside a chat, such as a title, beside "
+        "X-OpenWebUI-Task. May be given several times.",
+    ),
+]
 LogFormat = Annotated[
     Literal["text", "json"],
     _option("--log-format", panel=SERVER, help="Log lines for people, or JSON."),

@@ -12,11 +12,14 @@ from ..settings import ServeSettings
 from .fields import Fields
 
 SESSION_HEADERS = ("X-Delta-Mem-Session", "X-Delta-Mem-Session-Key")
+TASK_HEADERS = ("X-Delta-Mem-Task", "X-OpenWebUI-Task")
+_NO_TASK = {"", "0", "false", "no", "none", "null", "{{task}}"}
 SNIPPETS_HEADER = "X-Delta-Attention-State"
 SNIPPETS = ("attention_state", "attentionState", "delta_attention_state")
 MAX_KEY = 512
 _OPTIONS = {
     "session", "read_only", "remember", "reset", "context", "keep_partial", "one_chat", "strengths",
+    "task",
 }  # fmt: skip
 
 
@@ -34,6 +37,7 @@ class MemoryOptions:
         keep_partial (bool): Keep what was said so far if the client goes away.
         one_chat (bool): The request has all in it that the memory is to have been told.
         strengths (bool): Say how strongly each piece of the turn was written.
+        task (bool): It is none of what is said in the conversation: answer, and change nothing.
         goes_on (bool): All of the request is new, whatever it is like.
         takes_back (bool): Keep the way back to before this turn.
     """
@@ -46,6 +50,7 @@ class MemoryOptions:
     keep_partial: bool = False
     one_chat: bool = False
     strengths: bool = False
+    task: bool = False
     goes_on: bool = False
     takes_back: bool = True
 
@@ -140,12 +145,19 @@ def memory_options(
         context=cast(Literal["keep", "drop"], given.get("context", "keep")),
         keep_partial=fields.flag("memory.keep_partial"),
         one_chat=fields.flag("memory.one_chat", settings.one_chat),
+        task=fields.flag("memory.task") or _is_task(headers, settings),
         strengths=fields.flag("memory.strengths"),
     )
     if options.read_only and (options.reset or options.remember):
         which = "memory.reset" if options.reset else "memory.remember"
         refuse(which, "nothing beside read_only, which leaves the memory as it is")
     return options
+
+
+def _is_task(headers: Headers, settings: ServeSettings) -> bool:
+    """Whether a header names a client's task, as Open WebUI's do if they are set up to."""
+    given = (headers.get(name, "") for name in (*TASK_HEADERS, *settings.task_headers))
+    return any(value.strip().lower() not in _NO_TASK for value in given)
 
 
 def utf8(header: str) -> str:

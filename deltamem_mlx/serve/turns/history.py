@@ -12,7 +12,7 @@ from ...text.turns import leading_system
 from ..errors import ApiError
 from ..memories.memory import HeldMemory
 from ..requests.bodies import MemoryOptions
-from .tasks import is_task
+from .tasks import as_said, is_task
 
 
 class StartingPoint(NamedTuple):
@@ -57,7 +57,7 @@ def place_of(
     if options.goes_on:
         return StartingPoint(0)
     told, history = held.told, held.saved.history if held.saved else ()
-    sent, aside = told.of(messages), is_task(messages)
+    sent, aside = told.of(as_said(messages)), is_task(messages, options)
     tolds = _tolds(told, history)
     complete = len(told.messages) < MOST_MESSAGES  # else what was told first is not known
     if options.one_chat and complete and not aside:

@@ -8,9 +8,24 @@ import re
 from collections.abc import Sequence
 
 from ...text.messages import Message
+from ..requests.bodies import MemoryOptions
 
-# Open WebUI's templates open with the first or wrap the conversation in the second.
-_MARKED = re.compile(r"\s*#{1,6} Task:?\s*\n|.*<chat_history>", re.DOTALL | re.IGNORECASE)
+# Open WebUI's templates open with "### Task:", or wrap the conversation in <chat_history>; those of
+# emojis, of answers merged and of the choice of tools have openings of their own.
+_MARKED = re.compile(
+    r"\s*#{1,6} Task:?\s*\n(?!\s*Respond to the user query using the provided context)"
+    r"|.*<chat_history>"
+    r"|\s*Your task is to reflect the speaker's likely facial expression"
+    r"|\s*You have been provided with a set of responses from various models"
+    r"|\s*(Query:\s*)?History:\s*\n.*\nQuery: ",
+    re.DOTALL | re.IGNORECASE,
+)
+# Its template for retrieved texts opens like a task, and has what the user said in it.
+_RETRIEVED = re.compile(
+    r"\s*#{1,6} Task:?\s*\n\s*Respond to the user query using the provided context.*</context>"
+    r"\s*(?:<user_query>)?(.*?)(?:</user_query>)?\s*",
+    re.DOTALL | re.IGNORECASE,
+)
 # LibreChat's, NextChat's and others' ask in a sentence for a title of the conversation ...
 _VERB = r"(analy[sz]e|create|generate|give|produce|provide|suggest|summari[sz]e|write)"
 _TITLE = re.compile(
@@ -21,9 +36,27 @@ _TITLE = re.compile(
 _FORM = re.compile(r"\b(punctuation|quotation|title case|words?|characters|only)\b", re.IGNORECASE)
 
 
-def is_task(new: Sequence[Message]) -> bool:
-    """Whether the last of the messages that a client sends is a task, and nothing that was said."""
+def is_task(new: Sequence[Message], options: MemoryOptions) -> bool:
+    """Whether a client's last message is a task, and nothing that was said; or it says so itself.
+
+    Args:
+        new (Sequence[Message]): What it sends.
+        options (MemoryOptions): What it asks of the memory.
+    """
     said = new[-1].get("content") if new else None
-    if not isinstance(said, str) or new[-1]["role"] != "user":
-        return False
+    if options.task or not isinstance(said, str) or new[-1]["role"] != "user":
+        return options.task
     return bool(_MARKED.match(said) or (_TITLE.match(said) and _FORM.search(said)))
+
+
+def as_said(messages: Sequence[Message]) -> list[Message]:
+    """Messages as they will be sent again: without texts that a client has put around them."""
+    return [_as_said(message) for message in messages]
+
+
+def _as_said(message: Message) -> Message:
+    content = message.get("content")
+    if message.get("role") != "user" or not isinstance(content, str):
+        return message
+    found = _RETRIEVED.fullmatch(content)
+    return {**message, "content": found[1]} if found and found[1] else message

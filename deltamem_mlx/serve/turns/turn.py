@@ -28,7 +28,7 @@ from .history import StartingPoint, parts_of, place_of
 from .job import Answer, Fed, Feed, Steps
 from .lengths import check_length, max_context
 from .strengths import TurnStrengths
-from .tasks import is_task
+from .tasks import as_said, is_task
 
 
 @dataclass
@@ -67,7 +67,7 @@ class MemoryTurn:
             ApiError, ValueError, TypeError: If the messages cannot be used.
         """
         lead, rest = parts_of(self.messages)
-        aside, place = is_task(rest), place_of(rest, self.held, self.options)
+        aside, place = is_task(rest, self.options), place_of(rest, self.held, self.options)
         new = as_messages(rest[place.known :]) if rest[place.known :] else []
         if not new or new[-1]["role"] == "assistant":
             raise ApiError(
@@ -106,7 +106,7 @@ class MemoryTurn:
         talk.said = talk.said._replace(messages=[])
         talk.past.add(came)
         told = before.told or self.held.told
-        after = replace(before, told=told.after(lead, [*new, fed.message]))
+        after = replace(before, told=told.after(lead, [*as_said(new), fed.message]))
         outcome = self._outcome(talk, before, after, place)
         if self._strengths is None:
             return outcome
