@@ -7,6 +7,7 @@ few, and as many whatever the tokens.
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -18,16 +19,17 @@ Pair = tuple[mx.array, mx.array]
 Short = Callable[[mx.array, mx.array, mx.array | None], Pair]
 
 MOST_TOKENS = 128  # beyond, the chunk form is faster
-FLOATS = 1 << 16  # of a block's decays, up to which blocks are as long as they may be
-LONGEST, SHORTER = 32, 16
+BLOCK = 16  # tokens, at most, of each of several blocks
+LONGEST, FLOATS = 32, 1 << 15  # tokens and decays of a single block, up to which there is but one
 
 
 @functools.cache
 def compiled_short(spec: ScanSpec) -> Short:
     """Return the function that does what ``activate`` and ``delta_scan`` do for a short call.
 
-    Long ones are taken in blocks. Where MLX cannot compile (on a CPU without a C++ compiler) it
-    runs the same operations one by one.
+    Few tokens are one block, more are many blocks at once and what is left over.
+    Where MLX cannot compile (on a CPU without a C++ compiler) it runs the same operations one by
+    one.
 
     Args:
         spec (ScanSpec): The settings.
@@ -37,33 +39,71 @@ def compiled_short(spec: ScanSpec) -> Short:
         float dtype, biases added, and bool [B, T] that is false for tokens that only read (None:
         all write): the reads, float32 [B, T, r·H], and the states that follow.
     """
-    all_write, some_write = mx.compile(_block(spec)), mx.compile(_block(spec))
+    one, many = (_for_writes(mx.compile(f(spec)), mx.compile(f(spec))) for f in (_block, _blocks))
 
     def short(state: mx.array, projected: mx.array, writes: mx.array | None) -> Pair:
         B, T, _ = projected.shape
-        size = LONGEST if B * spec.read_width * LONGEST**2 <= FLOATS else SHORTER
-        reads = []
-        for start in range(0, T, size):
-            tokens = projected[:, start : start + size] if size < T else projected
-            if writes is None:
-                read, state = all_write(state, tokens)
-            else:
-                on = writes[:, start : start + size] if size < T else writes
-                read, state = some_write(state, tokens, on)
-            reads.append(read)
-        return reads[0] if len(reads) == 1 else mx.concatenate(reads, axis=1), state
+        if T <= BLOCK or (T <= LONGEST and B * spec.read_width * T**2 <= FLOATS):
+            return one(state, projected, writes)
+        left = T % _block_of(T)
+        if not left:
+            return many(state, projected, writes)
+        early, late = (None, None) if writes is None else split(writes, [T - left], axis=1)
+        first, last = split(projected, [T - left], axis=1)
+        reads, state = many(state, first, early)
+        more, state = one(state, last, late)
+        return mx.concatenate([reads, more], axis=1), state
 
     return short
 
 
-def _block(spec: ScanSpec) -> Callable[..., Pair]:
-    """Reads and the state after at most ``LONGEST`` tokens."""
+@functools.cache
+def _block_of(T: int) -> int:
+    """Tokens of each of the blocks of T tokens, so that none are left over if that can be."""
+    return next((size for size in range(BLOCK, BLOCK // 2, -1) if T % size == 0), BLOCK)
+
+
+def _for_writes(all_write: Callable[..., Pair], some_write: Callable[..., Pair]) -> Short:
+    def run(state: mx.array, projected: mx.array, writes: mx.array | None) -> Pair:
+        if writes is None:
+            return all_write(state, projected)
+        return some_write(state, projected, writes)
+
+    return run
+
+
+class _Solved(NamedTuple):
+    """What follows from the projections of blocks of T tokens, whatever the state before them.
+
+    Args:
+        along (mx.array): Queries and keys, [B, H, 2, T, r].
+        across (mx.array): The same, [B, H, 2, r, T].
+        from_start (mx.array): What is left of the state at each token, [B, H, r, T, 1].
+        old, new (mx.array): What is left at the end of the state, [B, H, r, 1], and of each
+          token's change, [B, H, r, T].
+        erase, written (mx.array): The gate, and what is added along the key, [B, H, r, T, 1].
+        inverse (mx.array): Of the system, [B, H, r, T, T].
+        weights (mx.array): Of the changes in each read, [B, H, r, T, T].
+    """
+
+    along: mx.array
+    across: mx.array
+    from_start: mx.array
+    old: mx.array
+    new: mx.array
+    erase: mx.array
+    written: mx.array
+    inverse: mx.array
+    weights: mx.array
+
+
+def _solver(spec: ScanSpec) -> Callable[..., _Solved]:
     J = spec.entries
     is_qk = mx.array([True, True] + [False] * (J - 2))
     is_v = mx.array([False, False, True] + [False] * (J - 3))
     slope = mx.array([1.0, 1.0] + [0.5] * (J - 2))  # a constant: any thread may be the first
 
-    def block(state: mx.array, projected: mx.array, writes: mx.array | None = None) -> Pair:
+    def solve(projected: mx.array, writes: mx.array | None) -> _Solved:
         B, T, _ = projected.shape
         y = projected.reshape(B, T, spec.heads, spec.rank, J).astype(mx.float32)
         y = y.transpose(0, 2, 3, 1, 4)  # [B, H, r, T, J]
@@ -75,9 +115,8 @@ def _block(spec: ScanSpec) -> Callable[..., Pair]:
         if spec.normalize_qk:
             squares = mx.square(qk).sum(2, keepdims=True)
             qk = qk * mx.rsqrt(mx.maximum(squares, NORM_FLOOR**2))
-        across = qk.transpose(0, 1, 4, 2, 3)  # [B, H, 2, r, T]
+        across = qk.transpose(0, 1, 4, 2, 3)
         along = across.swapaxes(-1, -2)
-        k = along[:, :, 1:]
         keep, erase, write = coefficients(gates, spec)  # [B, H, r, T, 1], as v is
         if writes is not None:
             on = writes.reshape(B, 1, 1, T, 1)
@@ -90,17 +129,71 @@ def _block(spec: ScanSpec) -> Callable[..., Pair]:
         decays = mx.cumprod(kept, axis=-2, inclusive=False)  # [B, H, r, T, 1 + T]
         from_start, decay = split(decays, [1], axis=-1)
         read_alike, alike = split(along @ across[:, :, 1:], 2, axis=2)  # to k: [B, H, 1, T, T]
-        read, found = split((state[:, :, None] @ across).transpose(0, 1, 3, 4, 2), 2, axis=-1)
-        system = one + erase * lower * decay * alike
-        changes = write * v - erase * from_start * found
-        changes = _inverse(system) @ changes
-        read = from_start * read + (lower * decay * read_alike) @ changes
+        inverse = _inverse(one + erase * lower * decay * alike)
         to_end = decays[..., -1:, :] * kept[..., -1:, :]
         old, new = split(to_end.squeeze(-2), [1], axis=-1)
-        new = mx.addmm(old * state, new * changes.squeeze(-1), k.squeeze(2))
+        weights = lower * decay * read_alike
+        return _Solved(along, across, from_start, old, new, erase, write * v, inverse, weights)
+
+    return solve
+
+
+def _block(spec: ScanSpec) -> Callable[..., Pair]:
+    """Reads and the state after one block."""
+    solve = _solver(spec)
+
+    def block(state: mx.array, projected: mx.array, writes: mx.array | None = None) -> Pair:
+        B, T, _ = projected.shape
+        x = solve(projected, writes)
+        found = (state[:, :, None] @ x.across).transpose(0, 1, 3, 4, 2)
+        read, found = split(found, 2, axis=-1)
+        changes = x.inverse @ (x.written - x.erase * x.from_start * found)
+        read = x.from_start * read + x.weights @ changes
+        k = x.along[:, :, 1]
+        new = mx.addmm(x.old * state, x.new * changes.squeeze(-1), k)
         return read.transpose(0, 3, 1, 2, 4).reshape(B, T, spec.read_width), new
 
     return block
+
+
+def _blocks(spec: ScanSpec) -> Callable[..., Pair]:
+    """Reads and the state after several blocks.
+
+    All that a block does is affine in each row of the state before it. So all blocks are solved at
+    once for the r unit rows with nothing written, and for zero with the writes; their rows are then
+    found one after the other.
+    """
+    solve, r = _solver(spec), spec.rank
+    nothing_written = mx.array([True] * r + [False])
+    unit = mx.eye(r + 1, r)
+
+    def blocks(state: mx.array, projected: mx.array, writes: mx.array | None = None) -> Pair:
+        B, T, _ = projected.shape
+        C = _block_of(T)
+        N = T // C
+        held = None if writes is None else writes.reshape(B * N, C)
+        x = solve(projected.reshape(B * N, C, -1), held)
+        k = x.along[:, :, 1:]
+        wide = mx.pad(k, [(0, 0)] * 4 + [(0, 1)])
+        given = mx.where(nothing_written, -x.erase * x.from_start * wide, x.written)
+        changes = x.inverse @ given  # [B N, H, r, C, r + 1]
+        after = mx.addmm(x.old[..., None] * unit, changes.swapaxes(-1, -2), x.new[..., None] * k)
+        after = after.reshape(B, N, spec.heads, r, r + 1, r)
+        maps, offsets = (split(part, N, axis=1) for part in split(after, [r], axis=-2))
+        row, rows = state[:, None, :, :, None], []
+        for step, offset in zip(maps, offsets, strict=True):
+            rows.append(row)
+            row = mx.addmm(offset, row, step)
+        before = mx.concatenate(rows, axis=1).reshape(B * N, spec.heads, r, 1, r)
+        found = (before.squeeze(3) @ x.across[:, :, 0])[..., None]  # [B N, H, r, C, 1]
+        starts = mx.pad(before, [(0, 0)] * 4 + [(0, 1)], constant_values=1.0)
+        changes = (changes * starts).sum(-1, keepdims=True)
+        reads = mx.addmm(x.from_start * found, x.weights, changes)
+        reads = reads.reshape(B, N, spec.heads, r, C).transpose(0, 1, 4, 2, 3)
+        reads = reads.reshape(B, T, spec.read_width)
+        return reads, row.reshape(state.shape)
+
+    return blocks
 
 
 def _inverse_of(system: mx.array) -> mx.array:
