@@ -14,7 +14,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ..adapters.loading import base_model_of, fingerprint
 from ..files import Witness, checked_file, write_atomically
@@ -91,7 +91,18 @@ def write_memory(path: str | Path, memory: MemoryFile, witness: Witness | None =
     metadata["checksum"] = _checksum(metadata, memory.states, packed)
     tensors = {f"{_STATE}{i}": state for i, state in memory.states.items()}
     tensors |= {f"{_PAST}{n}": turn for n, turn in enumerate(packed)}
-    write_atomically(path, lambda p: save_file(tensors, p, metadata=metadata), 0o600, witness)
+    data = _in_order(save(tensors, metadata))
+    write_atomically(path, lambda p: p.write_bytes(data), 0o600, witness)
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata in order: the library has another each time."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of this
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def load_memory(path: str | Path, model: nn.Module) -> PromptCache:

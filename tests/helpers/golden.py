@@ -81,6 +81,13 @@ def _next_cache(model: nn.Module, old: list | None, step: dict, size: int) -> li
     return new
 
 
+def real_tokens(step: dict, per_token: np.ndarray) -> np.ndarray:
+    """1 where a step has a token and 0 where padding, to be multiplied with [B, T, ...]."""
+    if step["attention_mask"] is None:
+        return np.ones(1)
+    return np.array(step["attention_mask"])[:, -per_token.shape[1] :, None]
+
+
 def right_padding(step: dict) -> list[int] | None:
     mask = step["attention_mask"]
     if mask is None or step["cache"] == "continue":

@@ -187,6 +187,15 @@ def test_a_checksum_does_not_make_a_forged_file_a_memory(
     assert len(str(caught.value)) < 600
 
 
+def test_the_same_memory_makes_the_same_file(tmp_path: Path) -> None:
+    memory = MemoryFile({0: STATE}, "ab" * 32, {"name": "é"}, [8], "2026-01-01T00:00:00+00:00", "ü")
+    paths = [tmp_path / f"{i}.safetensors" for i in range(8)]
+    for path in paths:
+        write_memory(path, memory)
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert read_memory(paths[0]).note == "ü"
+
+
 def test_pipes_devices_and_huge_files_are_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.safetensors")
     (tmp_path / "zero.safetensors").symlink_to("/dev/zero")

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from golden import GOLDEN, TOLERANCE, base_model, cases, read_case, replay
+from golden import GOLDEN, TOLERANCE, base_model, cases, read_case, real_tokens, replay
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
@@ -16,9 +16,7 @@ def test_forward(name: str) -> None:
     tolerance = TOLERANCE["forward"]
     for step, logits, cache in replay(name):
         difference = np.abs(np.array(logits) - expected[f"{step['name']}.logits"])
-        if step["attention_mask"] is not None:
-            real = np.array(step["attention_mask"])[:, -difference.shape[1] :, None]
-            difference = difference * real
+        difference = difference * real_tokens(step, difference)
         assert difference.max() <= tolerance["logits_abs"], step["name"]
         for layer, state in dm.memory_state(cache).items():
             wanted = expected[f"{step['name']}.layer{layer}.state"].reshape(state.shape)

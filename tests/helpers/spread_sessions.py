@@ -1,13 +1,6 @@
-"""Run by `mlx.launch`: sessions of models that lie in several processes, beside the same in one.
-
-usage: spread_session_run.py FOLDER tensor|pipeline ARCHITECTURE...
-
-Writes FOLDER/<rank>.json: for each architecture what differs.
-"""
+"""Sessions of models that lie in several processes, beside the same in one."""
 
 import json
-import sys
-import warnings
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,7 +8,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.tokenizer_utils import load
 from safetensors.numpy import load_file
-from spread_run import adapted, apart, built, config_for, spread
+from spread_models import adapted, apart, built, config_for, spread
 from tiny import TOKENIZER
 
 import deltamem_mlx as dm
@@ -91,15 +84,3 @@ def compared(name: str, kind: str, folder: Path, group: mx.distributed.Group) ->
         "kept": [s.stats()["undo_turns"] for s in sessions],
         "refused": refused,
     }
-
-
-def main(folder: Path, kind: str, names: list[str]) -> None:
-    warnings.simplefilter("ignore")
-    mx.set_default_device(mx.cpu)
-    group = mx.distributed.init(strict=True)
-    report = {name: compared(name, kind, folder, group) for name in names}
-    (folder / f"{group.rank()}.json").write_text(json.dumps(report))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -1,15 +1,10 @@
-"""Run by `mlx.launch`: models spread over the processes, beside the same ones that are whole.
+"""Tiny models spread over several processes, beside the same ones that are whole.
 
-usage: spread_run.py FOLDER tensor|pipeline ARCHITECTURE...
-
-Writes FOLDER/<rank>.json: for each architecture how far the two are apart. A name may go on with
-``:8`` or ``:4``, the bits it is quantized to, and with ``+onekv``, for one KV head.
+An architecture's name may go on with ``:8`` or ``:4``, the bits it is quantized to, and with
+``+onekv``, for one KV head.
 """
 
 import importlib
-import json
-import sys
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -124,7 +119,7 @@ def shard_packed(model: nn.Module, group: mx.distributed.Group) -> None:
         attention.n_kv_heads //= group.size()
 
 
-def fresh(name: str, kind: str, group: mx.distributed.Group) -> bool:
+def fresh(name: str, kind: str, folder: Path, group: mx.distributed.Group) -> dict:
     """Whether a fresh adapter is the same however the model is spread."""
     same = []
     for init in ("base_slice_fixed", "random"):
@@ -133,7 +128,7 @@ def fresh(name: str, kind: str, group: mx.distributed.Group) -> bool:
             for model in (built(name), spread(built(name), kind, group))
         }
         same.append(len(prints) == 1)
-    return all(same)
+    return {"same": all(same)}
 
 
 def said(model: nn.Module, cache: list) -> list[int]:
@@ -182,9 +177,7 @@ def apart(a: dict[int, mx.array], b: dict[int, mx.array]) -> float:
     return max(float(mx.abs(a[i] - b[i]).max()) for i in a)
 
 
-def compared(
-    name: str, kind: str, folder: Path, group: mx.distributed.Group, *, first: bool
-) -> dict:
+def compared(name: str, kind: str, folder: Path, group: mx.distributed.Group) -> dict:
     """How far a model in several processes is from the same one in this process alone."""
     alone = folder / f"{name}-{group.rank()}"
     whole = adapted(built(name), alone / "adapter", config_for(name))
@@ -217,20 +210,7 @@ def compared(
         and one.tokens_written == several.tokens_written
         and one.base_model == several.base_model
         and all(np.array_equal(one.states[i], several.states[i]) for i in one.states),
-        "same_when_fresh": not first or fresh(name, kind, group),
         "same_when_loaded": all(np.array_equal(one.states[i], back.states[i]) for i in one.states),
         "said": texts,
         "sent": sent,
     }
-
-
-def main(folder: Path, kind: str, names: list[str]) -> None:
-    warnings.simplefilter("ignore")
-    mx.set_default_device(mx.cpu)
-    group = mx.distributed.init(strict=True)
-    report = {name: compared(name, kind, folder, group, first=name == names[0]) for name in names}
-    (folder / f"{group.rank()}.json").write_text(json.dumps(report))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
