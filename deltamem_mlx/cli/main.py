@@ -58,7 +58,7 @@ class CommandGroup(TyperGroup):
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except Exception as error:
-            code = launched.report(error) if launched.follows() else errors.report(error)
+            code = launched.report(error)
         code = code if isinstance(code, int) else 0
         if code == errors.INTERRUPTED:
             output.note("Interrupted.")

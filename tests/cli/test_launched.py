@@ -1,24 +1,22 @@
 """Commands under mlx.launch: what one process says and keeps, said and kept once."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
-from launching import launch, ranks_of, started
+from launching import launch, started
 from tiny import strong_pair, tiny_model_folder
+from typer.testing import CliRunner
 
 import deltamem_mlx as dm
+from deltamem_mlx.cli.main import app
 from deltamem_mlx.memory.file import read_memory
 
 ONE_PROCESS = (sys.executable, "-m", "deltamem_mlx")
-slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +88,15 @@ def test_a_chat_answers_what_one_process_answers(pair: list[str], tmp_path: Path
     assert notes.count("loaded") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["generate", "Hi", "PAIR", "--remember", "NOTHING"], "NOTHING"),
-        slow(["generate", "Hi", "-m", "4"], "The built-in pair is for one process"),
-        slow(["generate", "-", "PAIR"], "standard input has no end"),
-        slow(["bench", "PAIR"], "for one process"),
-        slow(["generate", "Hi", "PAIR", "--memory", "NOTHING/x.txt"], "x.txt"),
+        (["generate", "Hi", "-m", "4"], "The built-in pair is for one process"),
+        (["generate", "-", "PAIR"], "standard input has no end"),
+        (["bench", "PAIR"], "for one process"),
+        (["generate", "Hi", "PAIR", "--memory", "NOTHING/x.txt"], "x.txt"),
     ],
 )
 def test_what_is_wrong_is_said_once(words: list[str], expected: str, pair: list[str]) -> None:
@@ -108,9 +107,9 @@ def test_what_is_wrong_is_said_once(words: list[str], expected: str, pair: list[
     assert expected in done.stderr
 
 
-def test_one_process_alone_takes_no_pipeline(pair: list[str]) -> None:
-    done = alone("generate", "Hi", *pair, "--pipeline")
-    assert done.returncode == 2
+def test_one_process_alone_takes_no_pipeline() -> None:
+    done = CliRunner().invoke(app, ["generate", "Hi", "--pipeline"])
+    assert done.exit_code == 2
     assert "mlx.launch" in done.stderr
 
 
@@ -121,22 +120,6 @@ def test_an_architecture_that_cannot_be_spread_so_says_how_else(tmp_path: Path) 
     flags = ["--model", tmp_path / "model", "--adapter", tmp_path / "adapter", "--pipeline"]
     done = launch("-m", "deltamem_mlx", "generate", "Hi", *flags, timeout=120)
     assert "Try it by tensor parallelism" in done.stderr
-
-
-@pytest.mark.parametrize("flags", [slow([]), ["--pipeline"]])
-def test_where_a_process_dies_the_run_ends_with_one_sentence(
-    pair: list[str], flags: list[str]
-) -> None:
-    words = ["generate", "Hi", *pair, "-m", "1000000", *flags]
-    with started("-m", "deltamem_mlx", *words) as program:
-        assert program.stdout is not None
-        assert program.stdout.read(1)  # it answers
-        os.kill(ranks_of(program.pid)[1], signal.SIGKILL)
-        began = time.monotonic()
-        _, notes = program.communicate(timeout=60)
-        assert time.monotonic() - began < 10
-    assert notes.count("Error: Another process of this run has ended") == 1, notes
-    assert "Node with rank 1" in notes
 
 
 @pytest.mark.slow

@@ -1,11 +1,15 @@
 """Programs under mlx.launch, on this machine."""
 
+import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -46,11 +50,48 @@ def started(*words: str | Path, size: int = 2) -> Iterator[subprocess.Popen[str]
                 os.killpg(program.pid, signal.SIGKILL)
 
 
+@contextmanager
+def apart(*words: str | Path, size: int = 2) -> Iterator[list[subprocess.Popen[str]]]:
+    """The same without mlx.launch, so that none of the processes is ended but by itself."""
+    first = free_ports(size)
+    with tempfile.NamedTemporaryFile("w") as hosts, ExitStack() as stack:
+        json.dump([[f"127.0.0.1:{first + rank}"] for rank in range(size)], hosts)
+        hosts.flush()
+        ranks = []
+        for rank in range(size):
+            started = subprocess.Popen(
+                [sys.executable, *map(str, words)],
+                env=_environment() | {"MLX_RANK": str(rank), "MLX_HOSTFILE": hosts.name},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            ranks.append(stack.enter_context(started))
+            stack.callback(started.kill)
+        yield ranks
+
+
 def _command(words: Sequence[str | Path], size: int) -> list[str]:
     program = Path(sys.executable).with_name("mlx.launch")
     if not program.exists():
         pytest.skip("mlx.launch is not installed beside this Python")
-    return [str(program), "-n", str(size), "--", sys.executable, *map(str, words)]
+    ports = ["--starting-port", str(free_ports(size))]
+    return [str(program), "-n", str(size), *ports, "--", sys.executable, *map(str, words)]
+
+
+def free_ports(count: int) -> int:
+    """The first of so many free ports in a row: other launches take others.
+
+    Below those that the system deals out, which might be taken before they are used.
+    """
+    for first in random.sample(range(12_000, 32_000, 10), 100):
+        with ExitStack() as stack, suppress(OSError):
+            for port in range(first, first + count):
+                taken = stack.enter_context(socket.socket())
+                taken.bind(("127.0.0.1", port))
+            return first
+    raise OSError("found no free ports in a row")
 
 
 def _environment() -> dict[str, str]:

@@ -26,8 +26,8 @@ MODELS = {"tensor": "gpt_oss", "pipeline": "qwen3_moe:4"}
 
 def write(model: nn.Module, folder: Path) -> None:
     session = MemorySession(model, load(TOKENIZER), system_prompt="Be kind.", undo_bytes=5000)
-    for text in ("Hi, I am Ann.", "I have a cat.", "Who?"):
-        session.ask(text, max_tokens=6)
+    for text in ("Hi, I am Ann.", "Who?"):
+        session.ask(text, max_tokens=3)
     session.save(folder / "session")
     dm.save_memory(folder / "memory.safetensors", session.cache, model, note="é")
 
@@ -38,8 +38,8 @@ def take(model: nn.Module, source: Path, folder: Path) -> list:
     dm.save_memory(folder / "memory.safetensors", cache, model, note="é")
     session = MemorySession.restore(source / "session", model, load(TOKENIZER))
     session.save(folder / "session")
-    said = [session.ask("And now?", max_tokens=8), len(session.undo(2))]
-    return [*said, session.ask("And then?", max_tokens=8)]
+    said = [session.ask("And now?", max_tokens=4), len(session.undo(1))]
+    return [*said, session.ask("And then?", max_tokens=4)]
 
 
 def move(folder: Path, group: mx.distributed.Group) -> None:

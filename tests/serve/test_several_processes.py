@@ -8,11 +8,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from launching import ranks_of, started
+from conftest import ROOT
+from launching import apart, ranks_of, started
 from serving import CHAT, Client, free_port, memory_files
 from tiny import strong_pair, tiny_model_folder
 
@@ -21,8 +22,7 @@ from deltamem_mlx.memory.file import read_memory
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
-TURNS = [f"I am at {place}." for place in ("home", "sea", "work")]
-FLAGS = [pytest.param([], marks=pytest.mark.slow), ["--pipeline"]]
+TURNS = [f"I am at {place}." for place in ("home", "sea")]
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +58,7 @@ def talk(client: Client, session: str, said: dict[str, list]) -> None:
 def everyone(client: Client, *, together: bool) -> dict[str, list]:
     """What all sessions are answered, at once or one after another."""
     said: dict[str, list] = {}
-    threads = [
-        threading.Thread(target=talk, args=(client, name, said)) for name in ("a", "b", "c", "d")
-    ]
+    threads = [threading.Thread(target=talk, args=(client, name, said)) for name in ("a", "b", "c")]
     for thread in threads:
         thread.start()
         if not together:
@@ -82,39 +80,29 @@ def leave_early(client: Client) -> None:
         time.sleep(0.5)
 
 
-@pytest.mark.parametrize("flags", FLAGS)
-def test_a_server_in_two_processes_answers_as_one_does(
-    flags: list[str], pair: Path, tmp_path: Path
+def answers_of_one_process(pair: Path) -> dict[str, list]:
+    model, tokenizer = dm.load(pair / "model", pair / "adapter")
+    with Server(model, tokenizer, "model", ServeSettings(port=0)) as one:
+        return everyone(Client(one.url), together=False)
+
+
+def assert_kept(folder: Path, acknowledged: dict[str, int]) -> None:
+    """What each memory's file holds: all turns that a client was told are over, and no others."""
+    kept = sorted(read_memory(file).tokens_written for file in memory_files(folder))
+    assert kept == sorted([count] for count in acknowledged.values())
+
+
+def test_a_server_in_two_processes_answers_as_one_does_until_one_dies(
+    pair: Path, tmp_path: Path
 ) -> None:
-    with serving(pair, tmp_path, *flags) as (program, client):
+    with serving(pair, tmp_path, "--pipeline") as (program, client):
         answered = everyone(client, together=True)
+        counts = {session: turns[-1][1] for session, turns in answered.items()}
         leave_early(client)
         began = time.monotonic()
-        assert client.chat("Still there?", "a", max_tokens=4).status == 200
+        reply = client.chat("Still there?", "a", max_tokens=4)
+        assert reply.status == client.chat("No memory.", max_tokens=4).status == 200
         assert time.monotonic() - began < 20
-        assert client.chat("No memory.", max_tokens=4).status == 200
-        processes = ranks_of(program.pid)
-        os.kill(processes[0], signal.SIGINT)
-        _, notes = program.communicate(timeout=30)
-        assert "Error" not in notes
-    files = memory_files(tmp_path)
-    assert len(files) == 4  # who left early has none
-    model, tokenizer = dm.load(pair / "model", pair / "adapter")
-    for path in files:
-        dm.load_memory(path, model)
-    settings = ServeSettings(port=0)
-    with Server(model, tokenizer, "model", settings) as one:
-        assert everyone(Client(one.url), together=False) == answered
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("flags", [[], ["--pipeline"]])
-def test_where_a_process_dies_the_server_ends_and_what_was_acknowledged_is_kept(
-    flags: list[str], pair: Path, tmp_path: Path
-) -> None:
-    with serving(pair, tmp_path, *flags) as (program, client):
-        reply = client.chat("I am Ann.", "ann", max_tokens=8)
-        assert reply.status == 200
         asking = threading.Thread(target=answered_or_not, args=(client,))
         asking.start()
         time.sleep(1.0)
@@ -123,15 +111,70 @@ def test_where_a_process_dies_the_server_ends_and_what_was_acknowledged_is_kept(
         _, notes = program.communicate(timeout=60)
         assert time.monotonic() - began < 10
         asking.join()
-        assert notes.count("Error: ") == 1, notes
-        assert "rocess" in notes
-    (file,) = memory_files(tmp_path)
-    assert read_memory(file).tokens_written == [reply.memory["total_tokens_written"]]
+    assert notes.count("Error: rank 1 of this run has ended") == notes.count("Error: ") == 1, notes
+    assert_kept(tmp_path, counts | {"a": reply.memory["total_tokens_written"]})
+    assert answers_of_one_process(pair) == answered
 
 
-def answered_or_not(client: Client) -> None:
+@pytest.mark.slow
+def test_a_server_under_tensor_parallelism_answers_as_one_process_and_ends_gracefully(
+    pair: Path, tmp_path: Path
+) -> None:
+    with serving(pair, tmp_path) as (program, client):
+        answered = everyone(client, together=True)
+        leave_early(client)
+        assert client.chat("No memory.", max_tokens=4).status == 200
+        os.kill(ranks_of(program.pid)[0], signal.SIGINT)
+        _, notes = program.communicate(timeout=30)
+        assert "Error" not in notes
+    assert_kept(tmp_path, {session: turns[-1][1] for session, turns in answered.items()})
+    assert answers_of_one_process(pair) == answered
+
+
+# Where the second process kills itself: a function that it calls, and the call.
+PREFILL = "deltamem_mlx.model.attention:read_and_write", "300"
+SAVE = "deltamem_mlx.serve.turns.turn:memory_state", "3"
+NEVER = "deltamem_mlx.serve.turns.turn:memory_state", "1000"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("when", "flags"),
+    [
+        (PREFILL, ["--pipeline"]),
+        (PREFILL, []),
+        (SAVE, ["--pipeline"]),
+        (SAVE, []),
+        (NEVER, ["--pipeline"]),
+        (NEVER, []),
+    ],
+)
+def test_whenever_a_process_dies_the_server_ends_and_what_was_acknowledged_is_kept(
+    when: tuple[str, str], flags: list[str], pair: Path, tmp_path: Path
+) -> None:
+    words = ["--model", pair / "model", "--adapter", pair / "adapter", "--memory-dir", tmp_path]
+    flags = [*flags, "--prefill-step-size", "8", "--port", "0"]
+    program = ROOT / "tests/helpers/dying.py"
+    with apart(program, 1, *when, "serve", *words, *flags) as (first, second):
+        assert first.stdout is not None
+        client = Client(first.stdout.readline().strip())
+        replies = [client.chat(f"Turn {i}.", "ann", max_tokens=4) for i in range(2)]
+        assert [reply.status for reply in replies] == [200, 200]
+        if when is NEVER:
+            time.sleep(1.0)  # with nothing to do
+            second.kill()
+        else:
+            answered_or_not(client, "x" * (600 if when is PREFILL else 10))
+        assert second.wait(timeout=60) == -signal.SIGKILL
+        began = time.monotonic()
+        notes = first.communicate(timeout=30)[1]
+        assert time.monotonic() - began < 10
+        assert first.returncode == 1
+    assert notes.count("Error: rank 1 of this run has ended") == notes.count("Error: ") == 1, notes
+    assert_kept(tmp_path, {"ann": replies[-1].memory["total_tokens_written"]})
+
+
+def answered_or_not(client: Client, text: str = "On and on.") -> None:
     """Ask for a long answer, which is not to come."""
-    try:
-        client.chat("On and on.", "ann", max_tokens=3000)
-    except OSError:
-        return
+    with suppress(OSError):
+        client.chat(text, "ann", max_tokens=3000)

@@ -48,7 +48,7 @@ def test_what_any_number_of_processes_saved_any_other_number_goes_on_with(tmp_pa
     alone, program = mx.distributed.init(), ROOT / "tests/helpers/spread_moves_run.py"
     move(tmp_path, alone)
     for size in (3, 2, 3):
-        done = launch(program, tmp_path, size=size, timeout=200)
+        done = launch(program, tmp_path, size=size, timeout=500)
         assert done.returncode == 0, done.stderr[-3000:]
     move(tmp_path, alone)
     for way in MODELS:

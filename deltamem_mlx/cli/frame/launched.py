@@ -1,5 +1,6 @@
 """A command as one of several processes of mlx.launch: the first speaks, the others follow it."""
 
+import atexit
 import os
 import signal
 import sys
@@ -7,11 +8,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame import errors, output
 from deltamem_mlx.cli.frame.errors import FAILED, MISUSED, OTHER_ENDED, UsageError, sentence
+from deltamem_mlx.cli.frame.lifelines import Lifelines
 
 if TYPE_CHECKING:
     from deltamem_mlx.ranks import Ranks
@@ -21,6 +25,8 @@ T = TypeVar("T")
 _RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 # For the first process to say what all of them met, before mlx.launch ends it with this one.
 _PATIENCE = 5.0
+_MOMENT = 1.5  # seconds, in which what another process met is heard here
+_LINES: ContextVar[Lifelines | None] = ContextVar("lines", default=None)
 
 
 def rank() -> int | None:
@@ -42,15 +48,22 @@ def be_silent() -> None:
 
 
 def report(error: Exception) -> int:
-    """What `errors.report` does, in a process that follows: the first one says what all met."""
-    from deltamem_mlx.cli.frame import errors
-
+    """What `errors.report` does, where several processes meet the same: the first one says it."""
+    lines = _LINES.get()
+    if not follows():
+        if lines is not None:
+            if isinstance(error, RuntimeError | ConnectionError):
+                time.sleep(_MOMENT)  # if that is since another one ended, its end is said instead
+            lines.part(sentence(error))
+        return errors.report(error)
+    mine = errors.rank_of(error) is None
+    if lines is not None and mine:
+        lines.part(sentence(error))
     time.sleep(_PATIENCE)
     if isinstance(error, UsageError):
         return MISUSED
-    if errors.rank_of(error) is None and sys.__stderr__ is not None:
-        sys.__stderr__.write(f"Error: rank {rank()}: {sentence(error)}\n")
-        sys.__stderr__.flush()
+    if lines is None and mine:
+        print(f"Error: rank {rank()}: {sentence(error)}", file=sys.__stderr__, flush=True)
     return FAILED
 
 
@@ -93,9 +106,10 @@ def _files_in(folder: Path) -> dict[str, bytes]:
 
 
 def end_with_the_others() -> None:
-    """From now on this process ends when mlx.launch ends it, as it does where another one ended.
+    """From now on this process ends where another one has, whatever it waits for.
 
-    Whatever it waits for: what the others were to send does not come any more.
+    What the others were to send does not come any more. It hears of that by a line of its own, and
+    from mlx.launch, which then ends all.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -105,13 +119,31 @@ def end_with_the_others() -> None:
     def watch() -> None:
         while data := os.read(reader, 64):
             if signal.SIGTERM in data:
-                _end()
+                time.sleep(2 * _MOMENT)  # which one has ended may still be heard
+                _end("" if follows() else OTHER_ENDED)
 
     threading.Thread(target=watch, daemon=True).start()
+    lines = Lifelines(world(), _heard)
+    _LINES.set(lines)
+    atexit.register(lines.part)
 
 
-def _end() -> NoReturn:
-    if not follows():
-        output.fail(OTHER_ENDED)
+def _heard(other: int, host: str, word: str) -> None:
+    """Another process has ended."""
+    if follows() and (word or rank() != 1):
+        _end("")  # the first one, or the second, says it
+    name = f"rank {other}{host and f' ({host})'}"
+    if word:
+        _end(f"{name}: {word}")
+    _end(
+        f"{name} of this run has ended: its process crashed or was killed, or its machine is gone. "
+        "What was saved is whole; start the run again."
+    )
+
+
+def _end(sentence: str) -> NoReturn:
+    if sentence:
+        print(f"Error: {sentence}", file=sys.__stderr__, flush=True)
+    with suppress(OSError, ValueError):
         sys.stdout.flush()
     os._exit(FAILED)
