@@ -77,6 +77,7 @@ class Lifelines:
             time.sleep(_MOMENT)  # an error that all meet is this one's as well
         with self._mutex:  # what the first of several endings brings about is not said again
             if word != _DONE and not self._parting:
+                self.part(word or f"rank {rank} has ended")  # the others do not say it again
                 self._heard(rank, self._hosts[rank], word)
 
 

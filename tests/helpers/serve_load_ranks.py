@@ -1,0 +1,81 @@
+"""Load on `deltamem-mlx serve` whose model lies in several processes of this machine.
+
+    python tests/helpers/serve_load_ranks.py --ranks 2 --clients 50 --sessions 20 --seconds 60
+    python tests/helpers/serve_load_ranks.py --ranks 2 --pipeline --seconds 60
+
+The clients are those of `serve_load.py`, the model a tiny random one of Qwen3-MoE, which mlx-lm
+spreads in either way, or --model and --adapter. Checked: no error; every token is the greedy choice
+of a `MemorySession` in one process that is told the same, alone, so no session hears of another.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from launching import ranks_of, started
+from loading import Load, Session
+from serve_load import TIE, figures, replay, wait_for
+from serving import Client, free_port
+from tiny import strong_pair, tiny_model_folder
+
+import deltamem_mlx as dm
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="with --adapter; default: a tiny random pair")
+    parser.add_argument("--adapter")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--pipeline", action="store_true", help="default: tensor parallel")
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--sessions", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--tokens", type=int, default=16, help="length of an answer")
+    parser.add_argument("--processes", type=int, default=2, help="for the replay; all load MODEL")
+    return parser.parse_args()
+
+
+def pair_of(args: argparse.Namespace, folder: Path) -> tuple[str, str]:
+    if args.model is not None:
+        return args.model, args.adapter
+    model = tiny_model_folder(folder / "model", "qwen3_moe", num_hidden_layers=4)
+    dm.save_adapter(strong_pair(model)[0], folder / "adapter")
+    return str(model), str(folder / "adapter")
+
+
+def main() -> int:
+    args = options()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        model, adapter = pair = pair_of(args, folder)
+        ends = sorted(dm.load(*pair)[1].eos_token_ids)
+        port = free_port()
+        words = ["serve", "--model", model, "--adapter", adapter, "--port", str(port)]
+        words += ["--memory-dir", str(folder / "kept"), "--wait", "300", "--quiet"]
+        words += ["--pipeline"] if args.pipeline else []
+        launched = started("-m", "deltamem_mlx", *words, size=args.ranks)
+        server: subprocess.Popen = stack.enter_context(launched)
+        client = Client(f"http://127.0.0.1:{port}")
+        wait_for(client, server)
+        sessions = [Session(i, in_order=False) for i in range(args.sessions)]
+        first = ranks_of(server.pid)[0]
+        load = Load("ranks", client, first, True, sessions, args.clients, args.tokens, ends)
+        load.warm_up()
+        load.measure(args.seconds)
+        still = server.poll() is None and client.request("GET", "/health").status == 200
+    if load.errors:
+        sys.exit("\n".join(map(str, load.errors[:10])))
+    told, others, gap = replay(load, pair, args.processes)
+    passed = {"no error": not load.errors, "no cross-talk": gap < TIE, "still there": still}
+    replayed = {"turns": told, "tokens_not_the_likeliest": others, "largest_gap": gap}
+    result = {"settings": vars(args), **figures(load), "replayed": replayed, "passed": passed}
+    print(json.dumps(result, indent=2))
+    return 0 if all(passed.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
