@@ -41,7 +41,7 @@ class Place:
         return {"model": self.model or BUILTIN, "adapter": self.adapter or BUILTIN}
 
     def load(
-        self, *, trust_remote_code: bool, pipeline: bool | None = None
+        self, *, trust_remote_code: bool, pipeline: bool = False
     ) -> tuple["nn.Module", "TokenizerWrapper"]:
         """Model and tokenizer."""
         from deltamem_mlx.evals.recall.builtin_data import load_builtin

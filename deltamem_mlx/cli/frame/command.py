@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 import typer
 from rich.markup import escape
 
+from deltamem_mlx.cli.frame import launched
 from deltamem_mlx.cli.frame.defaults import with_defaults
 from deltamem_mlx.cli.frame.parse import check_texts
 from deltamem_mlx.cli.options.shared import Config, Debug, Quiet
@@ -25,7 +26,8 @@ def command(
     """Adds `--config`, `--quiet`, `--debug`, and examples at the end of the help text.
 
     The function does not see the added flags: `output` acts on quiet and debug. A parameter that
-    is a dataclass stands for options: its fields.
+    is a dataclass stands for options: its fields. One without an option for a model that is spread
+    over processes is for one process.
 
     Args:
         examples (str): Command lines as one would type them.
@@ -41,9 +43,12 @@ def command(
             for option in (_options(parameter.annotation) if _is_group(parameter) else [parameter])
         ]
         flags = {parameter.name: _flag(parameter) for parameter in parameters}
+        launches = not {"pipeline", "tensor_parallel"}.isdisjoint(flags)
 
         @functools.wraps(function)
         def run(ctx: typer.Context | None = None, **options: Any) -> None:
+            if not launches:
+                launched.refuse_several()
             if defaults and ctx is not None:
                 options = with_defaults(ctx, options)
             check_texts(options, flags)

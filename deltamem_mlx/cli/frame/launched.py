@@ -78,6 +78,12 @@ def world() -> "Ranks":
     return Ranks(mx.distributed.init())
 
 
+def refuse_several() -> None:
+    """Raises UsageError under mlx.launch: the command is for one process."""
+    if not world().alone:
+        raise UsageError("This command is for one process: start it without mlx.launch.")
+
+
 def first(act: Callable[[], T]) -> T:
     """What ``act`` gives in the first process, on whose machine people's files are."""
     return world().by_first(act)

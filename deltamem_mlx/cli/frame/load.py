@@ -18,7 +18,7 @@ def load_pair(
     adapter: str | None,
     *,
     trust_remote_code: bool = False,
-    pipeline: bool | None = None,
+    pipeline: bool = False,
 ) -> tuple["nn.Module", "TokenizerWrapper"]:
     """The model with its adapter, and the tokenizer.
 
@@ -26,7 +26,7 @@ def load_pair(
     model without `--adapter` has no memory.
 
     Under mlx.launch, each process has a part of the model: of each layer, or with ``pipeline``
-    some of the layers. None: the command is for one process.
+    some of the layers.
     """
     from deltamem_mlx import builtin
     from deltamem_mlx.adapters.loading import read
@@ -74,7 +74,7 @@ def load_plain(
     return _loaded(name, None, trust_remote_code, groups)
 
 
-def _groups(pipeline: bool | None) -> dict[str, Any]:
+def _groups(pipeline: bool) -> dict[str, Any]:
     """Over which processes a model is spread, and how; nothing: it lies in this one.
 
     Raises:
@@ -87,8 +87,6 @@ def _groups(pipeline: bool | None) -> dict[str, Any]:
                 "--pipeline: there is one process. Start several: mlx.launch -n 2 -- deltamem-mlx …"
             )
         return {}
-    if pipeline is None:
-        raise UsageError("This command is for one process: start it without mlx.launch.")
     launched.end_with_the_others()
     return {"pipeline_group" if pipeline else "tensor_group": ranks.group}
 
