@@ -124,6 +124,11 @@ class MemoryCache(BaseCache):
         return self.matrix
 
     @property
+    def watched(self) -> bool:
+        """Whether anyone wants to know of the gates of the coming tokens."""
+        return self.observer is not None or self.gauges is not None
+
+    @property
     def undisturbed(self) -> bool:
         """Whether the coming tokens are all read and written one by one."""
         return (

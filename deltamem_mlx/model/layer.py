@@ -120,7 +120,7 @@ def _undisturbed(rows: mx.array, memory: MemoryCache, served: Served) -> mx.arra
     T = n // B
     if T > 1 and (served.short is None or T > MOST_TOKENS):
         return None
-    if memory.observer is not None:
+    if memory.watched:
         _observe(memory, rows.reshape(B, T, -1), served.spec, None)
     if T == 1 or served.short is None:
         reads, state = served.step(memory.states, rows)
@@ -244,7 +244,7 @@ def _written(memory: MemoryCache, real: np.ndarray | None, n: int) -> list[int]:
 def _observe(
     memory: MemoryCache, projected: mx.array, spec: ScanSpec, real: np.ndarray | None
 ) -> None:
-    if memory.observer is None and memory.gauges is None:
+    if not memory.watched:
         return
     gates = activate(projected, spec).gates
     if memory.observer is not None:
