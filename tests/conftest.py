@@ -13,10 +13,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hub_server import HubServer
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from serving import Client, Pair
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -150,3 +154,23 @@ def gemma3() -> Path:
     if not (folder / "config.json").is_file():
         pytest.fail(f"{folder} is not there; `make test-real` writes it", pytrace=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pair() -> "Pair":
+    """The built-in pair, as a server has it; whoever changes it puts it back."""
+    from serving import builtin_pair
+
+    return builtin_pair()
+
+
+@pytest.fixture(scope="module")
+def client(pair: "Pair") -> Iterator["Client"]:
+    """A server in this process, with usual settings."""
+    from serving import Client
+
+    from deltamem_mlx.serve.server import Server
+    from deltamem_mlx.serve.settings import ServeSettings
+
+    with Server(*pair, "builtin", ServeSettings(port=0)) as serving:
+        yield Client(serving.url)

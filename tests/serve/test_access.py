@@ -5,15 +5,10 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from serving import CHAT, HELLO, Client, Pair, builtin_pair
+from serving import CHAT, HELLO, Client, Pair
 
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings, SettingsError
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    return builtin_pair()
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from serving import (
     Client,
     Pair,
     assistant,
-    builtin_pair,
     stream,
     user,
 )
@@ -24,11 +23,6 @@ import deltamem_mlx as dm
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 from deltamem_mlx.serve.turns.job import Feed, Job
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    return builtin_pair()
 
 
 @pytest.fixture(scope="module")

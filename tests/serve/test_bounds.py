@@ -8,15 +8,10 @@ from pathlib import Path
 
 import pytest
 from mlx_lm.generate import BatchGenerator
-from serving import CHAT, ENDLESS, HELLO, Client, Pair, builtin_pair, memory_files, stream
+from serving import CHAT, ENDLESS, HELLO, Client, Pair, memory_files, stream
 
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings, check_exposure
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    return builtin_pair()
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from serving import (
     Client,
     Pair,
     assistant,
-    builtin_pair,
     memory_files,
     server,
     user,
@@ -34,17 +33,6 @@ from deltamem_mlx.serve.settings import ServeSettings
 
 OTHER, JOB, HIS_JOB = "anna lives in paris .", "ben is a doctor .", "what is the job of ben ?"
 TITLE = "### Task:\nGenerate a title.\n<chat_history>\nUSER: hi\n</chat_history>"
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    return builtin_pair()
-
-
-@pytest.fixture(scope="module")
-def client(pair: Pair) -> Iterator[Client]:
-    with Server(*pair, "builtin", ServeSettings(port=0)) as serving:
-        yield Client(serving.url)
 
 
 @pytest.fixture(scope="module")
@@ -350,7 +338,9 @@ def test_turns_are_listed_and_taken_back(client: Client, exported) -> None:
 
 
 @pytest.mark.parametrize("keys", ["are chats", "are persons"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))]
+)
 def test_whatever_a_client_does_the_memory_is_that_of_the_branch_that_is_left(
     client: Client, one_chat: Client, exported, seed: int, keys: str
 ) -> None:
@@ -374,6 +364,7 @@ def test_whatever_a_client_does_the_memory_is_that_of_the_branch_that_is_left(
     assert timeless(any_, told=False) == timeless(left, told=False)
 
 
+@pytest.mark.slow
 def test_killed_between_an_answer_and_its_edit_it_goes_on_from_there(
     tmp_path: Path, pair: Pair
 ) -> None:

@@ -18,7 +18,6 @@ from serving import (
     Pair,
     Reply,
     assistant,
-    builtin_pair,
     memory_files,
     server,
     user,
@@ -34,11 +33,6 @@ from deltamem_mlx.serve.settings import ServeSettings, SettingsError
 
 OTHER = "ben is a doctor ."
 LONG = " ".join([FACT] * 25)  # 125 tokens
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    return builtin_pair()
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ from serving import (
     QUESTION,
     Client,
     Pair,
-    builtin_pair,
     states_in,
     stream,
     user,
@@ -25,11 +24,7 @@ from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
 TURNS = [FACT, "ben is a doctor .", QUESTION, "what is the job of ben ?"]
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    return builtin_pair()
+QUICK = [(1, 1), (1, 24), (3, 5), (64, 24)]  # drafted tokens, length of an answer
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +61,14 @@ def test_answers_and_memories_are_those_without_a_draft(pair: Pair, client: Clie
         assert mx.allclose(mx.array(state), mx.array(theirs[layer]), atol=1e-5)
 
 
-@pytest.mark.parametrize("ahead", [1, 3, 64])
-@pytest.mark.parametrize("most", [1, 2, 5, 24])
+@pytest.mark.parametrize(
+    ("ahead", "most"),
+    [
+        pytest.param(ahead, most, marks=[] if (ahead, most) in QUICK else [pytest.mark.slow])
+        for ahead in (1, 3, 64)
+        for most in (1, 2, 5, 24)
+    ],
+)
 def test_any_length_is_that_without_a_draft(
     pair: Pair, draft: nn.Module, ahead: int, most: int
 ) -> None:

@@ -1,20 +1,9 @@
 """What is at the address itself: the routes, which are all there."""
 
-from collections.abc import Iterator
-
 import pytest
-from serving import FACT, Client, builtin_pair
-
-from deltamem_mlx.serve.server import Server
-from deltamem_mlx.serve.settings import ServeSettings
+from serving import FACT, Client
 
 METHODS = ("GET", "POST", "PUT", "DELETE")
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with Server(*builtin_pair(), "builtin", ServeSettings(port=0)) as server:
-        yield Client(server.url)
 
 
 def test_every_route_takes_the_methods_that_are_listed_and_no_others(client: Client) -> None:

@@ -8,19 +8,14 @@ import pytest
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.server import GenerationArguments
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from serving import CHAT, ENDLESS, QUESTION, Client, Pair, builtin_pair, stream
+from serving import CHAT, ENDLESS, QUESTION, Client, Pair, stream
 
-from deltamem_mlx.serve.batching import batch
+from deltamem_mlx.serve.batching import batch, samplers
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
 SAMPLED = {"temperature": 9.0, "max_tokens": 12}
 HOSTILE = 0.123  # a temperature that the tests below have refused
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    return builtin_pair()
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +71,8 @@ def test_what_comes_after_a_seed_cannot_be_foretold(client: Client) -> None:
 def test_sampling_that_is_refused_is_one_requests_affair(
     serving: Server, client: Client, monkeypatch: pytest.MonkeyPatch, memory: dict
 ) -> None:
-    monkeypatch.setattr(batch, "make_sampler", refusing(batch.make_sampler))
-    running = stream(serving, ENDLESS | {"max_tokens": 1000, "temperature": 1.0})
+    monkeypatch.setattr(samplers, "make_sampler", refusing(samplers.make_sampler))
+    running = stream(serving, ENDLESS | {"max_tokens": 150, "temperature": 1.0})
     next(running)
     for _ in range(2):
         reply = client.chat(QUESTION, temperature=HOSTILE, **memory)

@@ -25,11 +25,6 @@ from deltamem_mlx.serve.settings import ServeSettings
 
 
 @pytest.fixture(scope="module")
-def pair() -> Pair:
-    return builtin_pair()
-
-
-@pytest.fixture(scope="module")
 def serving(pair: Pair) -> Iterator[Server]:
     with Server(*pair, "builtin", ServeSettings(port=0)) as serving:
         yield serving
@@ -57,7 +52,9 @@ def test_a_slower_machine_is_noticed_at_once() -> None:
     assert pace.size(1, waited_for=True) <= before / 8
 
 
-@pytest.mark.parametrize("memory", [{}, {"memory": {"session": "long"}}])
+@pytest.mark.parametrize(
+    "memory", [{}, pytest.param({"memory": {"session": "long"}}, marks=pytest.mark.slow)]
+)
 def test_an_answer_goes_on_while_a_long_prompt_is_fed(serving: Server, memory: dict) -> None:
     """It gets many tokens before the prompt's own first one."""
     running = stream(serving, ENDLESS)

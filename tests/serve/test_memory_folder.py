@@ -17,7 +17,6 @@ from serving import (
     Client,
     Pair,
     assistant,
-    builtin_pair,
     memory_files,
     user,
 )
@@ -30,11 +29,6 @@ from deltamem_mlx.serve.memories.memory import HeldMemory
 from deltamem_mlx.serve.memories.outcome import TurnOutcome
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    return builtin_pair()
 
 
 def test_a_new_server_goes_on_from_the_files(pair: Pair, tmp_path: Path) -> None:
@@ -250,9 +244,9 @@ def test_the_ram_of_a_memory_counts_what_it_remembers_of_messages(pair: Pair) ->
         client = Client(serving.url)
         client.chat(FACT, "many", max_tokens=1)
         before = serving.memories.totals()["bytes"]
-        said = [user(f"{i} .") if i % 2 else assistant("ok") for i in range(1, 400)]
+        said = [user(f"{i} .") if i % 2 else assistant("ok") for i in range(1, 80)]
         client.chat([*said[:-1], user("hi")], "other", max_tokens=1, memory={"context": "drop"})
-        assert serving.memories.totals()["bytes"] - before > 2 * 400 * 16
+        assert serving.memories.totals()["bytes"] - before > 2 * 80 * 16
 
 
 @pytest.mark.parametrize("count", [2**31 - 1, 2**30 + 1])

@@ -1,7 +1,5 @@
 """What a request adds to a memory: which of its messages are new, and which are none of it."""
 
-from collections.abc import Iterator
-
 import pytest
 from serving import ANSWER, FACT, QUESTION, Client, assistant, builtin_pair, states_in, user
 
@@ -41,12 +39,6 @@ TASKS = {
     ),
 }
 NO_TASK = MemoryOptions("any")
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with Server(*builtin_pair(), "builtin", ServeSettings(port=0)) as serving:
-        yield Client(serving.url)
 
 
 def system(text: str) -> dict:

@@ -17,7 +17,6 @@ from serving import (
     Client,
     Pair,
     assistant,
-    builtin_pair,
     memory_files,
     states_in,
     user,
@@ -26,11 +25,6 @@ from serving import (
 import deltamem_mlx as dm
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    return builtin_pair()
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +74,8 @@ def test_turns_are_those_of_a_session(client: Client, pair: Pair) -> None:
 
 def test_turns_leave_nothing_behind(pair: Pair) -> None:
     """No array and no text more, once the context is as long as it gets."""
-    long, turns = FACT + " " * 10_000, 15
-    with Server(*pair, "builtin", ServeSettings(port=0, max_context=128, undo_turns=8)) as serving:
+    long, turns = FACT + " " * 10_000, 6
+    with Server(*pair, "builtin", ServeSettings(port=0, max_context=128, undo_turns=4)) as serving:
         client = Client(serving.url)
         client.chat(QUESTION, "long", max_tokens=4)
 

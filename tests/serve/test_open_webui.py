@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving import ANSWER, CHAT, FACT, QUESTION, Client, Pair, Reply, assistant, builtin_pair, user
+from serving import ANSWER, CHAT, FACT, QUESTION, Client, Pair, Reply, assistant, user
 
 from deltamem_mlx.memory.file import MemoryFile, read_memory
 from deltamem_mlx.serve.server import Server
@@ -41,11 +41,6 @@ RETRIEVED = (
     "citations in the format [id].\n\n<context>\n<source id='1'>ben is a doctor .</source>\n"
     "</context>\n\n{0}"
 )
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    return builtin_pair()
 
 
 @pytest.fixture(scope="module")

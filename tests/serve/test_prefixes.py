@@ -3,19 +3,28 @@
 from collections.abc import Iterator
 
 import pytest
-from serving import Client, Pair, assistant, builtin_pair, user
+from serving import Client, Pair, assistant, user
 
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
+from deltamem_mlx.serve.turns import waypoints
 from deltamem_mlx.serve.turns.waypoints import EVERY, cut
 
-LONG = "anna lives in oslo . ben is a doctor . " * 60
+LONG = "anna lives in oslo . ben is a doctor . "
 QUESTIONS = ["where does anna live ?", "what is the job of ben ?", "where does chris live ?"]
 
 
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    return builtin_pair()
+@pytest.fixture(params=[64, pytest.param(EVERY, marks=pytest.mark.slow)])
+def every(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Points as often as this."""
+    monkeypatch.setattr(waypoints, "EVERY", request.param)
+    return request.param
+
+
+@pytest.fixture
+def long(every: int) -> str:
+    """A text of somewhat more tokens than that."""
+    return LONG * (every // 9)
 
 
 @pytest.fixture
@@ -35,14 +44,14 @@ def fresh(pair: Pair, said: list[dict], **more: object) -> dict:
 
 
 def test_a_text_with_another_question_is_fed_from_where_they_part(
-    client: Client, pair: Pair
+    client: Client, pair: Pair, every: int, long: str
 ) -> None:
     shown = {"logprobs": True, "top_logprobs": 3, "max_tokens": 6}
     for number, question in enumerate(QUESTIONS):
-        said = [user(LONG + question)]
+        said = [user(long + question)]
         reply = client.chat(said, **shown)
-        assert reply.json["usage"]["prompt_tokens"] > EVERY
-        expected = (reply.json["usage"]["prompt_tokens"] - 40) // EVERY * EVERY if number else 0
+        assert reply.json["usage"]["prompt_tokens"] > every
+        expected = (reply.json["usage"]["prompt_tokens"] - 40) // every * every if number else 0
         assert cached(reply) == expected
         (ours,), (theirs,) = reply.json["choices"], fresh(pair, said, **shown)
         assert ours["message"] == theirs["message"]
@@ -56,30 +65,32 @@ def test_a_short_beginning_is_not_reused(client: Client) -> None:
         assert cached(client.chat([user("anna lives in oslo . " + question)])) == 0
 
 
-def test_what_was_taken_from_a_prompt_can_be_taken_from_again(client: Client, pair: Pair) -> None:
+def test_what_was_taken_from_a_prompt_can_be_taken_from_again(
+    client: Client, pair: Pair, every: int, long: str
+) -> None:
     """Points are handed on: to what continues, and to what parts from that."""
-    first = [user(LONG + QUESTIONS[0])]
+    first = [user(long + QUESTIONS[0])]
     first.append(assistant(client.chat(first).text))
-    longer = [*first, user(LONG + QUESTIONS[1])]
-    assert cached(client.chat(longer)) > EVERY
-    other = [*first, user(LONG + QUESTIONS[2])]
+    longer = [*first, user(long + QUESTIONS[1])]
+    assert cached(client.chat(longer)) >= every
+    other = [*first, user(long + QUESTIONS[2])]
     reply = client.chat(other)
-    assert cached(reply) >= 2 * EVERY
+    assert cached(reply) >= 2 * every
     assert reply.json["choices"] == fresh(pair, other)
-    parted = [user(LONG[: len(LONG) * 9 // 10] + QUESTIONS[2])]
+    parted = [user(long[: len(long) * 9 // 10] + QUESTIONS[2])]
     reply = client.chat(parted)
-    assert cached(reply) == EVERY
+    assert cached(reply) == every
     assert reply.json["choices"] == fresh(pair, parted)
 
 
-def test_a_prompt_that_has_left_the_cache_is_fed_anew(pair: Pair) -> None:
+def test_a_prompt_that_has_left_the_cache_is_fed_anew(pair: Pair, long: str) -> None:
     settings = ServeSettings(port=0, prompt_cache_size=1)
     with Server(*pair, "builtin", settings) as serving:
         client = Client(serving.url)
-        client.chat([user(LONG + QUESTIONS[0])])
+        client.chat([user(long + QUESTIONS[0])])
         for question in QUESTIONS:
             client.chat([user(question)])
-        said = [user(LONG + QUESTIONS[1])]
+        said = [user(long + QUESTIONS[1])]
         reply = client.chat(said)
         assert cached(reply) == 0 and reply.json["choices"] == fresh(pair, said)
 

@@ -1,22 +1,12 @@
 """`GET /v1/memories/{key}/state`: the states, and how like they are to those after each turn."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
-from serving import FACT, QUESTION, Client, builtin_pair, states_in
+from serving import FACT, QUESTION, Client, states_in
 
 from deltamem_mlx.memory.measures import similarities
-from deltamem_mlx.serve.server import Server
-from deltamem_mlx.serve.settings import ServeSettings
 
 TOLD = (FACT, "ben is a doctor .", "maria lives in rome .", QUESTION)
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with Server(*builtin_pair(), "builtin", ServeSettings(port=0)) as server:
-        yield Client(server.url)
 
 
 def flat(file: bytes) -> np.ndarray:

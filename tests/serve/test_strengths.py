@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from serving import FACT, QUESTION, Client, Pair, Reply, builtin_pair, states_in, stream, user
+from serving import FACT, QUESTION, Client, Pair, Reply, states_in, stream, user
 from tiny import tiny_model_folder
 
 import deltamem_mlx as dm
@@ -16,11 +16,6 @@ from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
 ASKED = {"strengths": True}
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    return builtin_pair()
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,17 @@ of them joins the batch that is running. All of it belongs to the generation thr
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import mlx.core as mx
 from jinja2 import TemplateError
 from mlx_lm.generate import BatchGenerator, GenerationBatch, StopSequences, TextStateMachine
-from mlx_lm.server import GenerationArguments, GenerationContext
+from mlx_lm.server import GenerationContext
 
-from ...compat import make_logits_processors, make_sampler
+from ...compat import make_logits_processors
 from ..errors import ApiError
 from ..metrics import ServerMetrics
 from ..provider import ServedPair
@@ -24,14 +25,14 @@ from ..settings import ServeSettings
 from ..turns.job import Answer, Fed, Feed, Job, PromptProgress, Steps
 from ..turns.prompts import ServedPrompts
 from .drafted import DraftedSequences
-from .ending import Ending, Sampler
+from .ending import Ending
 from .lockstep import Lockstep
 from .pace import Pace
 from .reply import visible
+from .samplers import SaidAgain, Samplers
 from .saying import Saying
 
 log = logging.getLogger(__name__)
-_SAMPLERS = 64
 _Value = TypeVar("_Value")
 Machines = Callable[[list[str]], tuple[StopSequences, TextStateMachine]]
 
@@ -42,7 +43,8 @@ class Running:
 
     Attributes:
         steps (Steps): What it is made of; the one in the batch is ``step``.
-        saying (Saying): Its answer, once that is what is in the batch.
+        saying (Saying): Its answer, once that is what is in the batch; of one that is tried again,
+          as far as it had come.
     """
 
     job: Job
@@ -75,7 +77,8 @@ class RunningBatch:
         self.pair, self.settings, self.metrics = pair, settings, metrics
         self.prompts, self.machines, self.lockstep = prompts, machines, lockstep
         self.running: dict[int, Running] = {}
-        self._samplers: dict[tuple[object, ...], Sampler] = {}
+        self.samplers = Samplers(pair, lockstep)
+        self._again: deque[Running] = deque()  # of a batch that failed: each is tried alone
         self.pace = Pace(settings.prefill_step_size)
         self._stream = mx.default_stream(mx.default_device())
         self._sequences = self._new_sequences()
@@ -107,9 +110,15 @@ class RunningBatch:
         self._fail_all(error)
         self._sequences.close()
 
+    @property
+    def is_mending(self) -> bool:
+        """Whether a batch has failed, and its answers are tried again one after another."""
+        return bool(self._again)
+
     def _fail_all(self, error: ApiError) -> None:
-        found = list(self.running.values())
+        found = [*self.running.values(), *self._again]
         self.running.clear()
+        self._again.clear()
         for running in found:
             running.job.fail(error)
 
@@ -119,32 +128,6 @@ class RunningBatch:
             self._go_on(job, steps, None)
         except Exception as error:
             job.fail(refusal(error))
-
-    def check_sampling(self, args: GenerationArguments) -> None:
-        """Sample a row of nothing: what mlx-lm refuses is this request's, not the whole batch's.
-
-        Raises:
-            ApiError: If these parameters cannot be used.
-        """
-        bias = args.logits.logit_bias
-        if bias and not all(0 <= token < self.pair.vocabulary for token in bias):
-            raise ApiError(
-                400, "logit_bias: a token id is not in the vocabulary.", param="logit_bias"
-            )
-        known = _sampling(args) in self._samplers
-        try:
-            processors = make_logits_processors(args)
-            if known and not processors:
-                return
-            row = mx.zeros((1, self.pair.vocabulary))
-            for processor in processors:
-                row = processor(mx.array([0]), row)
-            mx.eval(self._sampler(args)(row))
-        except Exception as error:
-            self._samplers.clear()
-            self.lockstep.shuffle()
-            said = str(error) or type(error).__name__
-            raise ApiError(400, f"These sampling parameters cannot be used: {said}") from None
 
     def _go_on(self, job: Job, steps: Steps, fed: Fed | None, said: Saying | None = None) -> None:
         """The next step of a job, or its end; ``said`` is its answer, once it has one."""
@@ -161,7 +144,10 @@ class RunningBatch:
             raise ApiError(400, what, code="bad_messages", param="messages") from None
         except ValueError as error:
             raise ApiError(400, str(error), code="invalid_value") from None
-        running = Running(job, steps, step, said)
+        self._insert(Running(job, steps, step, said))
+
+    def _insert(self, running: Running) -> None:
+        step = running.step
         uid = self._answer(running, step) if isinstance(step, Answer) else self._feed(step)
         self.running[uid] = running
 
@@ -179,7 +165,10 @@ class RunningBatch:
         job, tokenizer = running.job, self.pair.tokenizer
         args = job.args
         stops, text_sm = self.machines([])  # stop words are looked for in the text
-        sampler, ending = self._sampler(args), None
+        sampler, ending = self.samplers.of(args), None
+        earlier = running.saying
+        if earlier is not None:
+            sampler = SaidAgain(sampler, job.take_back())
         if step.end:
             ending = Ending(sampler, stops, args.max_tokens, step.end)
         (uid,) = self._sequences.insert_segments(
@@ -200,21 +189,16 @@ class RunningBatch:
             prompt=[*step.before, *step.tokens],
             prompt_cache_count=len(step.before),
         )
-        running.saying = Saying(job, job.ctx, tokenizer, ending)
-        job.queue.put(job.ctx)
+        running.saying = Saying(job, job.ctx, tokenizer, ending, earlier)
+        if earlier is None:
+            job.queue.put(job.ctx)
         return uid
-
-    def _sampler(self, args: GenerationArguments) -> Sampler:
-        """One for all who sample alike: mlx-lm calls it once for the batch, if it is everyone's."""
-        key = _sampling(args)
-        if key not in self._samplers:
-            if len(self._samplers) >= _SAMPLERS:
-                self._samplers.clear()
-            self._samplers[key] = make_sampler(args, self.pair.tokenizer)
-        return self._samplers[key]
 
     def advance(self) -> None:
         """One step of the batch, and what follows from it."""
+        if not self.running:
+            self._try_again()
+            return
         answering = sum(
             isinstance(running.step, Answer) and running.job.first is not None
             for running in self.running.values()
@@ -227,13 +211,7 @@ class RunningBatch:
         except Exception as error:
             if not self.lockstep.alone:
                 raise  # the other processes may have come further
-            # All that was running is lost, and nothing of it kept: the server goes on.
-            log.error("batch failed", extra={"error": type(error).__name__})
-            self.metrics.failed_batches.add()
-            self._fail_all(ApiError(500, f"Generation failed: {type(error).__name__}."))
-            self._sequences.close()
-            self._sequences = self._new_sequences()
-            self.lockstep.shuffle()
+            self._mend(error)
             return
         if answering and any(not response.end_of_segment for response in prompts):
             self.pace.took(time.perf_counter() - began)
@@ -247,6 +225,39 @@ class RunningBatch:
             self._guarded(self.running[token.uid], self._token, token)
         for uid in [uid for uid, running in self.running.items() if running.job.gone]:
             self._guarded(self.running[uid], self._cancel, uid)
+
+    def _mend(self, error: Exception) -> None:
+        """After a step that failed nothing in the batch can be relied on: begin anew.
+
+        Who was alone in it has failed. Of several nobody knows whose fault it is, or whether they
+        were too many: each is tried again alone, from what its step had begun with.
+        """
+        log.error("batch failed", extra={"error": type(error).__name__})
+        self.metrics.failed_batches.add()
+        found = list(self.running.values())
+        self.running.clear()
+        self._sequences.close()
+        self._sequences = self._new_sequences()
+        mx.clear_cache()
+        self.lockstep.shuffle()
+        if len(found) > 1:
+            self._again.extend(found)
+        else:
+            for running in found:
+                what = f"Generation failed: {type(error).__name__}."
+                running.job.fail(ApiError(500, what, code="internal_error"))
+
+    def _try_again(self) -> None:
+        running = self._again.popleft()
+        if running.job.gone:
+            running.job.settled.set()
+            return
+        if isinstance(running.step, Answer):  # of its prompt nothing is cached now
+            running.step = replace(running.step, segments=[], segment_types=[])
+        try:
+            self._insert(running)
+        except Exception as error:
+            running.job.fail(refusal(error))
 
     def _guarded(
         self, running: Running, act: Callable[[Running, _Value], None], value: _Value
@@ -320,10 +331,6 @@ class RunningBatch:
             self._answered(running, saying, cache, tokens)
         else:
             job.settled.set()
-
-
-def _sampling(args: GenerationArguments) -> tuple[object, ...]:
-    return tuple(vars(args.sampling).values())
 
 
 def refusal(error: Exception) -> ApiError:

@@ -175,9 +175,9 @@ class MemoryGenerator(ResponseGenerator):
             if not self.lockstep.alone:
                 self.lockstep.shuffle()
             while not self._is_over(batch):
-                if self._lets_in:
+                if self._lets_in and not batch.is_mending:
                     self._admit(batch, prompts)
-                if batch.running:
+                if batch.running or batch.is_mending:
                     batch.advance()
         except Exception:
             self._generation_failed = True
@@ -239,7 +239,7 @@ class MemoryGenerator(ResponseGenerator):
                 self._held = job
                 return
             try:
-                batch.check_sampling(job.args)
+                batch.samplers.check(job.args)
                 self._shuffle(job.args.seed)  # after it, which draws a number
                 steps = self._turn(job) or self._stateless(job, prompts, batch)
             except Exception as error:

@@ -57,6 +57,8 @@ class Saying:
         ctx (GenerationContext): What mlx-lm's handler knows of it.
         tokenizer (TokenizerWrapper): The model's.
         ending (Ending): Where the end of the turn is fed with it.
+        earlier (Saying): The same answer as it was begun before, whose tokens come again; None: it
+          was not.
 
     Attributes:
         pieces (list[str]): The text, response by response.
@@ -66,12 +68,18 @@ class Saying:
     """
 
     def __init__(
-        self, job: Job, ctx: GenerationContext, tokenizer: TokenizerWrapper, ending: Ending | None
+        self,
+        job: Job,
+        ctx: GenerationContext,
+        tokenizer: TokenizerWrapper,
+        ending: Ending | None,
+        earlier: "Saying | None" = None,
     ):
         self.job, self.ctx, self.ending = job, ctx, ending
         self._tokenizer, self._detokenizer = tokenizer, tokenizer.detokenizer
         self._stops = StopWords(job.args.stop_words)
         self._waiting: Response | None = None  # for what may still belong to its text
+        self._handed, self._known = 0, earlier._handed if earlier is not None else 0
         self.pieces: list[str] = []
         self.cut = False
         self.last: Response | None = None
@@ -125,7 +133,9 @@ class Saying:
             self.pieces.append(self.last.text)
         for item in due:
             if self.job.request.stream:
-                self.job.queue.put(item)
+                self._handed += 1
+                if self._handed > self._known:  # the client has those before
+                    self.job.queue.put(item)
             else:
                 self.job.said.append(item)
 

@@ -161,6 +161,11 @@ class Job:
         self.queue.put(error)
         self.settled.set()
 
+    def take_back(self) -> list[int]:
+        """Begin the answer anew; returns the tokens of it that there were."""
+        said, self.reply, self.said = self.reply, [], []
+        return said
+
     def finish(self, last: Response, outcome: TurnOutcome | None) -> None:
         """End it with an answer."""
         if not self.gone or (outcome is not None and outcome.keep_partial):

@@ -1,11 +1,13 @@
 """Messages as Anthropic's own client asks for them and reads them, from a server process."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import anthropic
 import pytest
-from serving import ANSWER, FACT, QUESTION, UNKNOWN, Client, server, user
+from serving import ANSWER, FACT, QUESTION, UNKNOWN, Client, Pair, server, user
+
+from deltamem_mlx.serve.server import Server
+from deltamem_mlx.serve.settings import ServeSettings
 
 
 @pytest.fixture(scope="module")
@@ -184,13 +186,14 @@ def test_refusals_have_their_own_form_and_status(client: anthropic.Anthropic, ur
     assert missing.status == 400 and missing.json["error"]["param"] == "max_tokens"
 
 
-def test_the_key_is_taken_as_anthropics_client_sends_it(tmp_path: Path) -> None:
-    with server("--api-key", "secret", log=tmp_path / "log") as (_, url):
+def test_the_key_is_taken_as_anthropics_client_sends_it(pair: Pair) -> None:
+    settings = ServeSettings(port=0, api_key="secret")
+    with Server(*pair, "builtin", settings) as serving:
         said = {"model": "default_model", "max_tokens": 4, "messages": [user(FACT)]}
         for key in ({"api_key": "secret"}, {"auth_token": "secret"}):
-            client = anthropic.Anthropic(base_url=url, max_retries=0, **key)
+            client = anthropic.Anthropic(base_url=serving.url, max_retries=0, **key)
             assert client.messages.create(**said).content
-        wrong = anthropic.Anthropic(base_url=url, max_retries=0, api_key="wrong")
+        wrong = anthropic.Anthropic(base_url=serving.url, max_retries=0, api_key="wrong")
         with pytest.raises(anthropic.AuthenticationError) as refused:
             wrong.messages.create(**said)
         assert refused.value.body["error"]["type"] == "authentication_error"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from serving import CHAT, HELLO, Client, Pair, Reply, builtin_pair
+from serving import CHAT, HELLO, Client, Pair, Reply
 
 from deltamem_mlx.serve.page.files import page_files
 from deltamem_mlx.serve.server import Server
@@ -12,11 +12,6 @@ from deltamem_mlx.serve.settings import ServeSettings
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 KEY = {"Authorization": "Bearer secret"}
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    return builtin_pair()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import openai
 import pytest
-from serving import ANSWER, FACT, QUESTION, UNKNOWN, Client, server
+from serving import ANSWER, FACT, QUESTION, UNKNOWN, Client, Pair, server
+
+from deltamem_mlx.serve.server import Server
+from deltamem_mlx.serve.settings import ServeSettings
 
 OTHER_FACT = "anna lives in rome ."
 
@@ -282,14 +285,15 @@ def test_two_places_to_go_on_from_are_refused(client: openai.OpenAI) -> None:
         client.responses.cancel(told.id)
 
 
-def test_after_a_restart_an_id_is_still_a_place(tmp_path: Path) -> None:
+def test_after_a_restart_an_id_is_still_a_place(pair: Pair, tmp_path: Path) -> None:
     folder = tmp_path / "memories"
-    with server("--memory-dir", folder, log=tmp_path / "log") as (_, url):
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
+    settings = ServeSettings(port=0, memory_dir=folder)
+    with Server(*pair, "builtin", settings) as serving:
+        client = openai.OpenAI(base_url=f"{serving.url}/v1", api_key="any", max_retries=0)
         told = ask(client, FACT)
         ask(client, OTHER_FACT, previous_response_id=told.id)
-    with server("--memory-dir", folder, log=tmp_path / "log") as (_, url):
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
+    with Server(*pair, "builtin", settings) as serving:
+        client = openai.OpenAI(base_url=f"{serving.url}/v1", api_key="any", max_retries=0)
         assert ANSWER in ask(client, QUESTION, previous_response_id=told.id).output_text
         with pytest.raises(openai.NotFoundError):  # its text was in RAM only
             client.responses.retrieve(told.id)
