@@ -293,7 +293,8 @@ class DeltaMemAttention(nn.Module):
         spec = self._memory_spec
         inward = mx.contiguous(spec.pack(mx.concatenate(rows).astype(mx.float32)).T[None])
         bias = spec.pack(mx.concatenate(biases).astype(mx.float32))[None, None]
-        served = Served(spec, step_for(spec), short_for(spec))
+        wanted = mx.float32 if self._o_norm() else dtype  # a norm is taken of exact ones
+        served = Served(spec, step_for(spec, wanted), short_for(spec, wanted))
         return Packed(sources, inward, bias, self._outward(dtype), served)
 
     def _outward(self, dtype: mx.Dtype) -> dict[str, mx.array]:

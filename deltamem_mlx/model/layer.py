@@ -17,8 +17,8 @@ class Served(NamedTuple):
 
     Args:
         spec (ScanSpec): How projections become queries, keys, values and gates.
-        step (Step): ``step_for(spec)``, for one token a conversation.
-        short (Short): ``short_for(spec)``, for few tokens; None where the scan serves them.
+        step (Step): What ``step_for`` gives, for one token a conversation.
+        short (Short): What ``short_for`` gives, for few tokens; None where the scan serves them.
     """
 
     spec: ScanSpec
@@ -54,7 +54,7 @@ def read_and_write(
         served (Served): Settings, and the forms that serve this device.
 
     Returns:
-        mx.array: float32 reads [1, B·T, r·H].
+        mx.array: reads [1, B·T, r·H], float32 or what ``served`` gives.
 
     Raises:
         ValueError: If the memory holds another number of conversations, or of another adapter.

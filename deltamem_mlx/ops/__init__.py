@@ -82,29 +82,33 @@ def delta_scan(
     return scan(state.astype(mx.float32), *tokens, mask=mask)
 
 
-def step_for(spec: ScanSpec) -> Step:
+def step_for(spec: ScanSpec, dtype: mx.Dtype = mx.float32) -> Step:
     """The decode step in the form that serves this device, without checks: for many calls.
 
     Args:
         spec (ScanSpec): The settings.
+        dtype (mx.Dtype): What the reads are wanted in: the metal form gives them so.
 
     Returns:
         Step: Of the states, float32 [B, H, r, r], and one projected token of each conversation,
-        [1, B, packed_width] of any float dtype, biases added: the reads, float32 [1, B, r·H], and
-        the states that follow.
+        [1, B, packed_width] of any float dtype, biases added: the reads [1, B, r·H], float32 or
+        ``dtype``, and the states that follow.
 
     Raises:
         ValueError: If ``DELTAMEM_SCAN`` names an unknown form.
         RuntimeError: If ``DELTAMEM_SCAN`` asks for the metal form and it cannot run here.
     """
-    return (metal_step if _pick(None, 1, spec.rank) == "metal" else compiled_step)(spec)
+    if _pick(None, 1, spec.rank) == "metal":
+        return metal_step(spec, dtype)
+    return compiled_step(spec)
 
 
-def short_for(spec: ScanSpec) -> Short | None:
+def short_for(spec: ScanSpec, dtype: mx.Dtype = mx.float32) -> Short | None:
     """Calls of up to ``MOST_TOKENS`` tokens a conversation in few operations, without checks.
 
     Args:
         spec (ScanSpec): The settings.
+        dtype (mx.Dtype): What the reads are wanted in: the metal form gives them so.
 
     Returns:
         Short: As ``compiled_short`` returns it. ``None``: another form serves this device, or
@@ -114,7 +118,7 @@ def short_for(spec: ScanSpec) -> Short | None:
         ValueError, RuntimeError: As ``step_for``.
     """
     if _pick(None, 1, spec.rank) == "metal":
-        return metal_short(spec)
+        return metal_short(spec, dtype)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     return compiled_short(spec) if on_cpu and not os.environ.get(VARIABLE) else None
 

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from .chunk import chunk_scan
 from .recurrent import recurrent_scan
-from .seams import Arrays, Kernel, metal_kernel, with_gradient
+from .seams import Arrays, Constant, Kernel, metal_kernel, with_gradient
 from .spec import NORM_FLOOR, ScanSpec, activate
 from .step import Step, compiled_step
 from .triangular import Short
@@ -89,7 +89,7 @@ SHORT_SOURCE = """
         read += s[a] * (q[a] / q_norm);
         predicted += s[a] * k[a];
       }
-      reads[at + i] = read;
+      reads[at + i] = static_cast<READS>(read);
       if (!MASKED || writes[b * T + t]) {
         const size_t mine = first + i * J;
         const float v = static_cast<float>(projected[mine + 2]);
@@ -147,11 +147,16 @@ def _fault() -> str | None:
     state = mx.ones((1, 2, 4, 4))
     projected = spec.pack(mx.sin(mx.arange(spec.projected_width)))[None, None]
     inputs = activate(projected, spec)
+    short = partial(_launch_short, spec, None, state=state, projected=projected)
     try:
-        found = [*_launch_scan(None, state, *inputs), *_launch_short(spec, None, state, projected)]
+        found = [*_launch_scan(None, state, *inputs), *short(mx.float32), short(mx.bfloat16)[0]]
         expected = [*recurrent_scan(state, *inputs), *compiled_step(spec)(state, projected)]
-        same = [mx.allclose(x, y, atol=1e-4) for x, y in zip(found, expected, strict=True)]
-        agree = all(close.item() for close in same)
+        expected.append(expected[2])
+        close = [
+            mx.allclose(x, y, atol=1e-4 if x.dtype == mx.float32 else 2e-2)
+            for x, y in zip(found, expected, strict=True)
+        ]
+        agree = all(same.item() for same in close)
     except Exception as error:
         return f"its kernels fail: {error}"
     return None if agree else "its kernels give other results than the recurrent form"
@@ -184,12 +189,15 @@ def metal_scan(
 
 
 @cache
-def metal_step(spec: ScanSpec) -> Step:
-    """Return the function that does what ``compiled_step``'s does, from one launch."""
+def metal_step(spec: ScanSpec, dtype: mx.Dtype = mx.float32) -> Step:
+    """Return the function that does what ``compiled_step``'s does, from one launch.
+
+    The reads are of ``dtype``: what a model adds them to needs no launch to convert them.
+    """
 
     def launch(state: mx.array, projected: mx.array) -> list[mx.array]:
         B = state.shape[0]
-        reads, new = _launch_short(spec, None, state, projected.reshape(B, 1, -1))
+        reads, new = _launch_short(spec, None, dtype, state, projected.reshape(B, 1, -1))
         return [reads.reshape(1, B, -1), new]
 
     step = _differentiable(launch, compiled_step(spec))
@@ -197,11 +205,15 @@ def metal_step(spec: ScanSpec) -> Step:
 
 
 @cache
-def metal_short(spec: ScanSpec) -> Short:
-    """Return the function that does what ``compiled_short``'s does, from one launch."""
+def metal_short(spec: ScanSpec, dtype: mx.Dtype = mx.float32) -> Short:
+    """Return the function that does what ``compiled_short``'s does, from one launch.
+
+    The reads are of ``dtype``.
+    """
 
     def short(state: mx.array, projected: mx.array, writes: mx.array | None) -> Pair:
-        run = _differentiable(partial(_launch_short, spec, writes), partial(_walk, spec, writes))
+        launch = partial(_launch_short, spec, writes, dtype)
+        run = _differentiable(launch, partial(_walk, spec, writes))
         return run(state, projected)
 
     return short
@@ -225,7 +237,8 @@ def _differentiable(
         return reads, state
 
     def gradient(primals: Arrays, cotangents: Arrays, _: Arrays) -> Arrays:
-        return tuple(mx.vjp(portable, [*primals], [*cotangents])[1])
+        exact = [cotangent.astype(mx.float32) for cotangent in cotangents]
+        return tuple(mx.vjp(portable, [*primals], exact)[1])
 
     return with_gradient(run, gradient)
 
@@ -234,20 +247,24 @@ def _launch_scan(
     mask: mx.array | None, state: mx.array, q: mx.array, *rest: mx.array
 ) -> list[mx.array]:
     _, T, heads, rank = q.shape
-    template: list[tuple[str, int | bool]] = [
+    template: list[Constant] = [
         ("R", rank),
         ("H", heads),
         ("MASKED", mask is not None),
     ]
     is_real = mx.array([True]) if mask is None else mask
     inputs: list[mx.array | int] = [state, q, *rest, is_real, T]
-    return _launch(_kernels()[0], inputs, template, q.shape, state.shape)
+    return _launch(_kernels()[0], inputs, template, mx.float32, q.shape, state.shape)
 
 
 def _launch_short(
-    spec: ScanSpec, writes: mx.array | None, state: mx.array, projected: mx.array
+    spec: ScanSpec,
+    writes: mx.array | None,
+    dtype: mx.Dtype,
+    state: mx.array,
+    projected: mx.array,
 ) -> list[mx.array]:
-    template: list[tuple[str, int | bool]] = [
+    template: list[Constant] = [
         ("R", spec.rank),
         ("H", spec.heads),
         ("J", spec.entries),
@@ -255,17 +272,19 @@ def _launch_short(
         ("NO_LAMBDA", spec.state_update_mode == "no_lambda"),
         ("LAMBDA_OUTSIDE", spec.state_update_mode == "lambda_outside"),
         ("MASKED", writes is not None),
+        ("READS", dtype),
     ]
     B, T, _ = projected.shape
     all_write = mx.array([True]) if writes is None else writes
     inputs: list[mx.array | int] = [state, projected, all_write, T]
-    return _launch(_kernels()[1], inputs, template, (B, T, spec.read_width), state.shape)
+    return _launch(_kernels()[1], inputs, template, dtype, (B, T, spec.read_width), state.shape)
 
 
 def _launch(
     kernel: Kernel,
     inputs: Sequence[mx.array | int],
-    template: Sequence[tuple[str, int | bool]],
+    template: Sequence[Constant],
+    dtype: mx.Dtype,
     *shapes: tuple[int, ...],
 ) -> list[mx.array]:
     rows = math.prod(shapes[1][:3])
@@ -275,5 +294,5 @@ def _launch(
         grid=(rows, 1, 1),
         threadgroup=(min(rows, 32), 1, 1),
         output_shapes=list(shapes),
-        output_dtypes=[mx.float32, mx.float32],
+        output_dtypes=[dtype, mx.float32],
     )

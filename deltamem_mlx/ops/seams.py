@@ -8,6 +8,7 @@ import mlx.core as mx
 P = ParamSpec("P")
 R = TypeVar("R")
 Arrays = tuple[mx.array, ...]
+Constant = tuple[str, int | bool | mx.Dtype]  # of a kernel: its name and value, or type
 
 
 def split(x: mx.array, parts: int | Sequence[int], axis: int = 0) -> list[mx.array]:
@@ -22,7 +23,7 @@ class Kernel(Protocol):
         self,
         *,
         inputs: Sequence[mx.array | int],
-        template: Sequence[tuple[str, int | bool]],
+        template: Sequence[Constant],
         grid: tuple[int, int, int],
         threadgroup: tuple[int, int, int],
         output_shapes: Sequence[Sequence[int]],

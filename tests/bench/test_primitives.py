@@ -11,8 +11,11 @@ from mlx_lm.models.cache import make_prompt_cache
 from tiny import tiny_model
 
 import deltamem_mlx as dm
+from deltamem_mlx import ops
 from deltamem_mlx.bench.models import twin
-from deltamem_mlx.bench.primitives import added_per_layer, count_primitives
+from deltamem_mlx.bench.primitives import VIEWS, added_per_layer, cached_arrays, count_primitives
+from deltamem_mlx.ops import metal
+from deltamem_mlx.ops.seams import metal_kernel
 
 QO = {"delta_heads": ("q", "o")}
 
@@ -96,6 +99,65 @@ def test_a_call_of_few_tokens_is_as_few_whatever_their_number(
     found = added_per_layer(plain, attached(plain, config), tokens=tokens)
     assert found["primitives"] <= primitives
     assert found["kernels"] <= kernels
+
+
+@pytest.fixture
+def metal_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metal form, for graphs that are exported and never run.
+
+    Left out is what has the gradient: it launches nothing, and MLX cannot export it.
+    """
+    inputs = (metal.SCAN_INPUTS, metal.SCAN_SOURCE), (metal.SHORT_INPUTS, metal.SHORT_SOURCE)
+    kernels = [metal_kernel(f"k{i}", names, ["y", "s"], x) for i, (names, x) in enumerate(inputs)]
+    monkeypatch.setattr(metal, "_kernels", lambda: kernels)
+    monkeypatch.setattr(metal, "_differentiable", lambda run, _: lambda *x: tuple(run(*x)))
+    for name in ("metal_step", "metal_short"):  # which may hold others
+        monkeypatch.setattr(ops, name, getattr(metal, name).__wrapped__)
+    monkeypatch.setattr(ops, "why_not_metal", lambda: None)
+
+
+def exported(model: nn.Module, batch_size: int, tokens: int) -> Counter[str]:
+    """The primitives of a first call, all of the cache's arrays included."""
+    count: Counter[str] = Counter()
+    cache = make_prompt_cache(model)
+    for entry in cache if "memory_q_proj" in model.layers[0].self_attn else ():
+        entry.memory.fit_batch(batch_size)
+        entry.memory.matrix = mx.zeros((batch_size, 1, 8, 8))
+        mx.eval(entry.memory.matrix)
+
+    def call(tokens: mx.array) -> list[mx.array]:
+        return [model(tokens, cache=cache), *cached_arrays(cache)]
+
+    def note(event: dict) -> None:
+        count.update([event["name"]] if event["type"] == "primitive" else [])
+
+    mx.export_function(note, call, mx.zeros((batch_size, tokens), mx.int32))
+    return count
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 64])
+@pytest.mark.parametrize(
+    ("dtype", "batch_size", "launches"),
+    [
+        # The projection, the kernel, and a product each for q and o.
+        (mx.float32, 1, {"AddMM": 3, "CustomKernel": 1}),
+        # The hidden state to float32; the reads come in the model's dtype.
+        (mx.bfloat16, 1, {"AsType": 1, "AddMM": 3, "CustomKernel": 1}),
+        (mx.bfloat16, 8, {"AsType": 1, "AddMM": 3, "CustomKernel": 1}),
+    ],
+    ids=["float32", "bfloat16", "batch-8"],
+)
+def test_on_metal_a_layer_launches_at_most_five_kernels(
+    metal_graph: None, dtype: mx.Dtype, batch_size: int, launches: dict[str, int], tokens: int
+) -> None:
+    plain = tiny_model("llama")
+    plain.set_dtype(dtype)
+    patched = attached(plain, {})
+    added = exported(patched, batch_size, tokens)
+    added.subtract(exported(plain, batch_size, tokens))
+    for look in (*VIEWS, "Reshape"):  # of whole rows, which lie in a row
+        del added[look]
+    assert {name: n / 2 for name, n in added.items() if n} == launches
 
 
 def test_one_layer_of_two_counts_as_one() -> None:
