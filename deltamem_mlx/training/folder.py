@@ -1,7 +1,7 @@
 """The folder of a run: whose it is, what may be replaced in it, and one process at a time."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -94,25 +94,27 @@ def one_run(folder: Path) -> Iterator[None]:
         yield
 
 
-def begin_run(folder: Path) -> None:
-    """Make the folder that of a new run: an earlier run's state, copies and reports go.
+def begin_run(folder: Path) -> list[Path]:
+    """Make the folder that of a new run; returns the earlier run's copies, for `has_checkpoint`.
 
-    Of numbered copies only those of memories are removed: LoRA's have the same names.
+    Until then an earlier run's state, adapter and copies stay, so that one can go on with it should
+    this one be stopped before it has anything; its reports go. Of numbered copies only those of
+    memories are an earlier run's: LoRA's have the same names.
     """
-    ours = (folder / STATE_FILE).exists()
-    write_text(folder / BEGUN, "A run has begun here that has no checkpoint yet.\n")
-    (folder / STATE_FILE).unlink(missing_ok=True)
-    for path in folder.glob("*_adapters.safetensors"):
-        if SNAPSHOT.fullmatch(path.name) and _is_memory(path):
-            path.unlink()
-    if ours:
+    if (folder / STATE_FILE).exists():
         for name in (METRICS_FILE, CURVE_FILE):
             (folder / name).unlink(missing_ok=True)
+    else:
+        write_text(folder / BEGUN, "A run has begun here that has no checkpoint yet.\n")
+    copies = folder.glob("*_adapters.safetensors")
+    return [path for path in copies if SNAPSHOT.fullmatch(path.name) and _is_memory(path)]
 
 
-def has_checkpoint(folder: Path) -> None:
-    """From now on the state tells whose the folder is."""
+def has_checkpoint(folder: Path, earlier: Sequence[Path]) -> None:
+    """From now on the state tells whose the folder is; an earlier run's copies go."""
     (folder / BEGUN).unlink(missing_ok=True)
+    for path in earlier:
+        path.unlink(missing_ok=True)
 
 
 def clear_leftovers(folder: Path) -> None:

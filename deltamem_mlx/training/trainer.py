@@ -101,6 +101,7 @@ class Trainer:
             refuse_to_replace(self.folder, resume=resume, overwrite=overwrite)
         self._witness = Witness()
         self._witness.note(self.folder / STATE_FILE)
+        self._earlier: list[Path] = []  # copies of a run in whose place this one begins
         objective = Objective(model, settings.write_visible, settings.count_alike)
         self.updater = Updater(objective, settings, self.group)
         self.identity = identity_of(model, settings, train, self.updater.part[1])
@@ -158,7 +159,7 @@ class Trainer:
             self._witness.check(self.folder / STATE_FILE)
             clear_leftovers(self.folder)
             if not self.resumed:
-                begin_run(self.folder)
+                self._earlier = begin_run(self.folder)
             self.listeners.insert(0, Metrics(self.folder, self.iteration))
         with interruptible(self._interrupt):
             if not self.resumed:
@@ -289,7 +290,8 @@ class Trainer:
                 )
             except FloatingPointError as error:
                 raise Diverged(f"{error}. {self._advice()}") from error
-            has_checkpoint(self.folder)
+            has_checkpoint(self.folder, self._earlier)
+            self._earlier = []
         self._saved = self.progress.update
         self._tell("on_save", self.folder, self.iteration)
 

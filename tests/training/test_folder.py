@@ -136,6 +136,29 @@ def test_overwriting_leaves_the_numbered_copies_of_a_lora(
     dm.load_adapter(tiny_model(), tmp_path)
 
 
+def test_a_run_begun_in_place_of_another_and_stopped_at_once_leaves_that_one(
+    episodes: EpisodeDataset, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its figures are gone, nothing else: one can go on with it."""
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    reports = {"metrics.jsonl", "loss.png"}
+    before = {name: data for name, data in contents(tmp_path).items() if name not in reports}
+    with monkeypatch.context() as patch:
+        patch.setattr("deltamem_mlx.training.trainer.save_checkpoint", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            trainer(episodes, tmp_path, overwrite=True).run()
+    after = contents(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) <= {"metrics.jsonl", "training/.lock"}
+    with pytest.raises(FileExistsError, match="finished run of 2"):
+        trainer(episodes, tmp_path)
+    assert trainer(episodes, tmp_path, resume=True).iteration == 2
+
+
 def test_a_run_stopped_before_its_first_checkpoint_can_begin_again(
     episodes: EpisodeDataset, finished: Path, tmp_path: Path
 ) -> None:
