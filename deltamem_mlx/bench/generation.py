@@ -10,9 +10,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from ..memory.actions import memories, write_spans
+from ..model.ingest import Ingest
 from ..model.layer_cache import DeltaMemCache
 from ..model.patch import config_of, is_attached
 from .models import Pair
@@ -110,11 +112,21 @@ def prefill_rows(
     ]
 
 
-def decode_rows(pair: Pair, batch_size: int, depth: int, tokens: int, effort: Effort) -> list[Row]:
-    """Time per decoded token with ``depth`` tokens in the cache, per strategy."""
+def decode_rows(
+    pair: Pair, batch_size: int, depth: int, tokens: int, effort: Effort, mixed: bool = False
+) -> list[Row]:
+    """Time per decoded token with ``depth`` tokens in the cache, per strategy.
+
+    ``mixed``: every second conversation only reads, and where writes go by message the first is
+    within one, as in a server's batch.
+    """
+    models = {PLAIN: pair.plain, **pair.patched}
+    caches = {name: cache_at(model, batch_size, depth) for name, model in models.items()}
+    for name in pair.patched if mixed else ():
+        mix(caches[name], tokens)
     contestants = {
-        name: partial(decode_seconds, model, cache_at(model, batch_size, depth), tokens, effort)
-        for name, model in {PLAIN: pair.plain, **pair.patched}.items()
+        name: partial(decode_seconds, model, caches[name], tokens, effort)
+        for name, model in models.items()
     }
     seconds = alternate(contestants, effort)
     return [
@@ -181,6 +193,16 @@ def cache_at(model: nn.Module, batch_size: int, depth: int) -> list:
             kv.offset = depth
             mx.eval(kv.keys, kv.values)
     return cache
+
+
+def mix(cache: list, tokens: int) -> None:
+    """Conversations as a server has them together, for so many timed tokens."""
+    for memory in memories(cache).values():
+        rows = range(memory.batch_size)
+        memory.read_only = [i % 2 == 1 for i in rows]
+        if memory.granularity != "token":
+            ids = [np.zeros(UNTIMED + tokens if i == 0 else 0, int) for i in rows]
+            memory.ingest = Ingest(ids, aligned=False)
 
 
 def decode_seconds(model: nn.Module, cache: list, tokens: int, effort: Effort) -> float:

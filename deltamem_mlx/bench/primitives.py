@@ -36,9 +36,13 @@ def count_primitives(model: nn.Module, cache: list, tokens: int = 1) -> Counter[
     batch_size = cached_arrays(cache)[0].shape[0]
     call = mx.zeros((batch_size, tokens), mx.int32)
     mx.eval(call, model(call, cache=cache), cached_arrays(cache))
-    logits = model(call, cache=cache)
+    return primitives_of(model(call, cache=cache), *cached_arrays(cache))
+
+
+def primitives_of(*arrays: mx.array) -> Counter[str]:
+    """How often each primitive occurs in the graph of what has not been evaluated yet."""
     graph = io.StringIO()
-    mx.export_to_dot(graph, logits, *cached_arrays(cache))
+    mx.export_to_dot(graph, *arrays)
     return Counter(_NODE.findall(graph.getvalue()))
 
 

@@ -12,6 +12,7 @@ from .generation import Row, decode_rows, memory_facts, prefill_rows
 from .machine import machine_facts
 from .models import Pair
 from .primitives import added_per_layer
+from .profile import ProfileRow, profile_rows
 from .scan import ScanRow, scan_rows
 from .timing import Effort
 from .training import TrainingRow, training_rows
@@ -19,6 +20,7 @@ from .training import TrainingRow, training_rows
 PARTS = ("prefill", "decode", "memory", "scan")
 DRAFT = "draft"  # a part that needs a model to draft with
 TRAIN = "train"  # and one that takes long
+PROFILE = "profile"  # and one for those who look for what costs
 SCHEMA = 2
 CALLS = (1, 8, 64)  # tokens of the calls whose operations are counted
 
@@ -37,7 +39,8 @@ class BenchPlan:
         decode_tokens (int): Tokens that a run decodes.
         draft_tokens (Sequence[int]): How many tokens a draft model guesses at a time.
         write_lengths (Sequence[int]): Tokens of history of the conversations that are learned.
-        parts (Sequence[str]): Among prefill, decode, memory, scan, draft, train.
+        parts (Sequence[str]): Among prefill, decode, memory, scan, draft, train, profile.
+        mixed (bool): Decode with conversations that only read, and with an ingest, among them.
         effort (Effort): How long to measure each.
     """
 
@@ -50,6 +53,7 @@ class BenchPlan:
     decode_tokens: int = 16
     draft_tokens: Sequence[int] = AHEAD
     write_lengths: Sequence[int] = (256, 2048)
+    mixed: bool = False
     parts: Sequence[str] = PARTS
     effort: Effort = field(default_factory=Effort)
 
@@ -98,15 +102,20 @@ class BenchReport:
     scan: list[ScanRow] = field(default_factory=list)
     draft: list[DraftRow] = field(default_factory=list)
     train: list[TrainingRow] = field(default_factory=list)
+    profile: list[ProfileRow] = field(default_factory=list)
+    mixed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values; times in seconds, sizes in bytes."""
         rows = {name: [row.to_dict() for row in getattr(self, name)] for name in PARTS[:2]}
         scans = [row.to_dict() for row in self.scan]
         facts = {"schema": SCHEMA, "machine": self.machine, "model": self.model}
-        facts |= {"clock": self.clock}
-        drafts, updates = ([row.to_dict() for row in got] for got in (self.draft, self.train))
-        others = {name: got for name, got in ((DRAFT, drafts), (TRAIN, updates)) if got}
+        facts |= {"clock": self.clock} | ({"mixed": True} if self.mixed else {})
+        others = {
+            name: [row.to_dict() for row in getattr(self, name)]
+            for name in (DRAFT, TRAIN, PROFILE)
+            if getattr(self, name)
+        }
         return facts | rows | {"memory": self.memory, "scan": scans} | others
 
 
@@ -128,7 +137,7 @@ def run_bench(
           None: there is none.
         progress (Callable): Called with a line before each figure.
     """
-    report = BenchReport(machine_facts(), model, plan.effort.clock)
+    report = BenchReport(machine_facts(), model, plan.effort.clock, mixed=plan.mixed)
     effort = plan.effort
     if "prefill" in plan.parts:
         for batch_size, length in plan.prefills():
@@ -139,7 +148,12 @@ def run_bench(
         for batch_size in plan.batch_sizes:
             for depth in plan.depths:
                 progress(f"Decode after {depth} tokens, batch {batch_size}")
-                report.decode += decode_rows(pair, batch_size, depth, plan.decode_tokens, effort)
+                how = plan.decode_tokens, effort, plan.mixed
+                report.decode += decode_rows(pair, batch_size, depth, *how)
+    if PROFILE in plan.parts:
+        for batch_size, length in plan.prefills():
+            progress(f"Profile of a call of {length} tokens, batch {batch_size}")
+            report.profile += profile_rows(pair, batch_size, length, effort, plan.cached)
     if "memory" in plan.parts:
         progress("Memory and primitives")
         report.memory = [memory_row(pair, strategy) for strategy in pair.patched]

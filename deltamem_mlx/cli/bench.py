@@ -37,6 +37,8 @@ class BenchOptions:
     depths: b.Depths = None
     write_lengths: b.WriteLengths = None
     batch_sizes: b.BatchSizes = None
+    mixed: b.Mixed = False
+    profile: b.Profile = False
     scan_lengths: b.ScanLengths = None
     decode_tokens: b.DecodeTokens = 16
     full: b.Full = False
@@ -55,6 +57,7 @@ class BenchOptions:
     "deltamem-mlx bench --model MODEL --adapter ADAPTER --json > bench.json",
     "deltamem-mlx bench --shape qwen3-4b --layers 2 --bits 4 --only prefill,decode",
     "deltamem-mlx bench --only prefill --cached 64 --prompt-lengths 2,8,32",
+    "deltamem-mlx bench --profile --strategies TSW,MSW --cached 64",
     "deltamem-mlx bench --only scan --scan-lengths 2048",
 )
 def bench(options: BenchOptions) -> None:
@@ -86,7 +89,7 @@ def bench(options: BenchOptions) -> None:
     if seconds is None:
         seconds = b.FULL_SECONDS if full else b.SECONDS
     effort = Effort(rounds=options.rounds, seconds=seconds, clock=options.clock.value)
-    plan = _plan(lengths, options, effort).changed(cached=options.cached)
+    plan = _plan(lengths, options, effort).changed(cached=options.cached, mixed=options.mixed)
     _check_plot(options.plot, plan)
     drafting = None
     if real:
@@ -163,10 +166,18 @@ def _check_plot(plot: Path | None, plan: "BenchPlan") -> None:
 def _plan(
     lengths: dict[str, list[int] | None], options: BenchOptions, effort: object
 ) -> "BenchPlan":
-    from deltamem_mlx.bench import DRAFT, FULL, PARTS, QUICK, TRAIN
+    from deltamem_mlx.bench import CALLS, DRAFT, FULL, PARTS, PROFILE, QUICK, TRAIN
 
     usual = PARTS if options.draft_model is None else (DRAFT,)
+    if options.profile:
+        usual = (PROFILE,)
     parts = _chosen("--only", options.only, (*PARTS, DRAFT, TRAIN)) or usual
+    if options.profile:
+        parts = (*parts, PROFILE) if options.only else parts
+        if lengths["prompt_lengths"] is None and "prefill" not in parts:
+            lengths["prompt_lengths"] = list(CALLS)
+    if options.mixed and "decode" not in parts:
+        raise UsageError("--mixed: only with decode among the parts.")
     if DRAFT in parts and options.draft_model is None:
         raise UsageError("--only draft: give a --draft-model.")
     if TRAIN not in parts and options.write_lengths is not None:

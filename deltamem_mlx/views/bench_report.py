@@ -1,6 +1,7 @@
 """A bench report as tables for the terminal."""
 
 import io
+from collections import Counter
 from collections.abc import Iterator
 
 from rich.box import SIMPLE_HEAD
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from ..bench.drafting import DraftRow
 from ..bench.generation import Row
+from ..bench.profile import ProfileRow
 from ..bench.run import BenchReport, MemoryRow
 from ..bench.scan import ScanRow
 from ..bench.timing import Samples
@@ -47,7 +49,14 @@ def tables(report: BenchReport) -> Iterator[tuple[str, Table]]:
     if report.prefill:
         yield prefill_title(report.prefill), prefill(report.prefill)
     if report.decode:
-        yield "Decode: time per step; tokens per second of the whole batch", decode(report.decode)
+        title = "Decode: time per step; tokens per second of the whole batch"
+        mixed = "; every second conversation only reads" if report.mixed else ""
+        yield title + mixed, decode(report.decode)
+    if report.profile:
+        yield (
+            "Where a memory's time goes, a layer; parts alone, calls beside the plain model's",
+            (profile(report.profile)),
+        )
     if report.train:
         yield (
             "Training: an update on one conversation, beside mlx_lm.lora's",
@@ -97,6 +106,26 @@ def decode(rows: list[Row]) -> Table:
             *(_speed(row, row.plain), _speed(row, row.patched), _spread(row.ratio)),
         )
     return table
+
+
+def profile(rows: list[ProfileRow]) -> Table:
+    table = _table("memory", "batch", "tokens", "part", "µs", "% of plain", "operations", "which")
+    for row in rows:
+        which = ", ".join(f"{n} {name}" for name, n in _named(row.operations).most_common(6))
+        table.add_row(
+            *(row.strategy, str(row.batch_size), str(row.tokens), row.part),
+            *(f"{row.seconds.median * 1e6:.0f}", f"{row.share:.1%}"),
+            *(str(row.operations.total() or ""), which),
+        )
+    return table
+
+
+def _named(operations: Counter[str]) -> Counter[str]:
+    """The same with one name for all fused kernels."""
+    found: Counter[str] = Counter()
+    for name, n in operations.items():
+        found["fused" if name.startswith("Compiled") else name] += n
+    return found
 
 
 def training(rows: list[TrainingRow]) -> Table:

@@ -23,7 +23,7 @@ from deltamem_mlx.bench import (
     with_plain_twin,
     with_random_adapters,
 )
-from deltamem_mlx.bench.generation import cache_at, first_token, memory_facts, with_peak
+from deltamem_mlx.bench.generation import cache_at, first_token, memory_facts, mix, with_peak
 from deltamem_mlx.bench.machine import blas
 from deltamem_mlx.bench.primitives import cached_arrays
 from deltamem_mlx.bench.run import BenchReport
@@ -342,6 +342,40 @@ def test_calls_behind_a_warm_cache() -> None:
     assert "One call behind 5 cached tokens" in shown.stdout
     assert "Prefill of 9 tokens behind 5, batch 1 …" in shown.stderr
     assert call(*args, "--cached", "-1").exit_code == 2
+
+
+def test_a_profile_says_which_operations_and_how_many() -> None:
+    args = (*SMALL[:-4], "--profile", "--batch-sizes", "1", "--cached", "4", "--clock", "cpu")
+    found = measured(*args, "--strategies", "MSW", "--prompt-lengths", "1,8")
+    assert found["prefill"] == found["memory"] == []
+    rows = found["profile"]
+    parts = ["the whole call", "building its graph", "projections", "memory", "corrections"]
+    assert [(row["tokens"], row["part"]) for row in rows] == [(n, p) for n in (1, 8) for p in parts]
+    for row in rows:
+        median = row["seconds"]["median"]
+        assert row["share_of_plain"] * median >= 0 and len(row["seconds"]["values"]) == 1
+        assert bool(row["operations"]) == (row["part"] in parts[2:])
+        assert row["part"] not in parts[2:] or median > 0
+    by_part = {(row["tokens"], row["part"]): row["operations"] for row in rows}
+    assert by_part[1, "corrections"] == by_part[8, "corrections"] == {"AddMM": 2}
+    assert sum(by_part[1, "memory"].values()) == 9 < by_part[8, "memory"]["Transpose"] + 9
+    shown = call(*args, "--only", "decode", "--depths", "4").stdout
+    assert "Decode" in shown and "building its graph" in shown
+
+
+def test_batches_as_a_server_has_them() -> None:
+    args = (*SMALL, "--only", "decode", "--batch-sizes", "3", "--mixed", "--strategies", "TSW,SSW")
+    assert measured(*args)["mixed"] is True
+    assert "every second conversation only reads" in call(*args).stdout
+    refused = call(*SMALL, "--only", "memory", "--mixed")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "--mixed: only with decode among the parts." in refused.stderr
+    for strategy, message in (("TSW", False), ("SSW", True)):
+        cache = cache_at(with_random_adapters(tiny_model(), [strategy]).patched[strategy], 3, 4)
+        mix(cache, 5)
+        for entry in cache:
+            assert entry.memory.read_only == [False, True, False]
+            assert (entry.memory.ingest is not None) == message
 
 
 def test_tables_on_stdout_progress_on_stderr() -> None:

@@ -144,6 +144,24 @@ BatchSizes = Annotated[
         "1,8",
     ),
 ]
+Mixed = Annotated[
+    bool,
+    typer.Option(
+        "--mixed",
+        help="Decode a server's batch: every second conversation only reads, and with SSW the "
+        "first is within a message.",
+        rich_help_panel=WHAT,
+    ),
+]
+Profile = Annotated[
+    bool,
+    typer.Option(
+        "--profile",
+        help="Where a memory's time goes in calls of --prompt-lengths tokens [default: 1,8,64], "
+        "behind --cached ones: building the graph, and which operations.",
+        rich_help_panel=WHAT,
+    ),
+]
 ScanLengths = Annotated[
     str | None,
     _list("--scan-lengths", "Tokens of the scan alone.", "2048; with --full 128,512,2048,8192"),
