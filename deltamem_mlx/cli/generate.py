@@ -12,22 +12,15 @@ from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.answering import GeneratedAnswer, show_answer
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
-from deltamem_mlx.cli.frame.load import (
-    has_memory,
-    load_draft_model,
-    load_pair,
-    refuse_without_memory,
-)
+from deltamem_mlx.cli.frame.load import has_memory, refuse_without_memory
 from deltamem_mlx.cli.frame.parse import standard_input
 from deltamem_mlx.cli.frame.progress import watched
 from deltamem_mlx.cli.frame.session import (
-    ChatTemplateConfig,
-    Memory,
-    QuantizedKvStart,
-    ReadOnly,
-    check_kv_options,
+    AnsweringOptions,
+    check_answering,
     check_memory_path,
     generation_of,
+    load_answering,
     open_session,
     seed_with,
     session_settings,
@@ -80,36 +73,15 @@ Compare = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class GenerateOptions:
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(AnsweringOptions):
     """What `generate` was asked for."""
 
     text: Text = None
-    model: o.Model = None
-    adapter: o.Adapter = None
-    draft_model: o.DraftModel = None
-    num_draft_tokens: o.NumDraftTokens = 3
     prompt: o.Prompt = None
-    system_prompt: o.SystemPrompt = None
-    chat_template_config: ChatTemplateConfig = None
-    max_tokens: o.MaxTokens = 256
     remember: Remember = None
     keep_context: KeepContext = False
-    memory: Memory = None
-    read_only: ReadOnly = False
     compare: Compare = False
-    temp: o.Temp = 0.0
-    top_p: o.TopP = 1.0
-    top_k: o.TopK = 0
-    min_p: o.MinP = 0.0
-    seed: o.Seed = None
-    kv_bits: o.KvBits = None
-    kv_group_size: o.KvGroupSize = 64
-    quantized_kv_start: QuantizedKvStart = 5000
-    max_kv_size: o.MaxKvSize = None
-    prefill_step_size: o.PrefillStepSize = None
-    pipeline: o.Pipeline = False
-    trust_remote_code: o.TrustRemoteCode = False
     json: o.Json = False
 
 
@@ -132,17 +104,9 @@ def generate(options: GenerateOptions) -> None:
     """
     text = _prompt(options)
     notes = _checked(options)
-    model, tokenizer = load_pair(
-        options.model,
-        options.adapter,
-        pipeline=options.pipeline,
-        trust_remote_code=options.trust_remote_code,
-    )
+    model, tokenizer, draft = load_answering(options)
     if options.model is None and options.adapter is None:
         output.note("The built-in pair answers. A real model: --model MODEL --adapter ADAPTER")
-    draft = load_draft_model(
-        options.draft_model, model, tokenizer, trust_remote_code=options.trust_remote_code
-    )
     tell_unknown_words(tokenizer, text)
     seed_with(options.seed)
     if has_memory(options.model, options.adapter):
@@ -155,8 +119,7 @@ def generate(options: GenerateOptions) -> None:
 
 def _checked(options: GenerateOptions) -> list["Source"]:
     """What is to be remembered; raises UsageError for flags that do not go together."""
-    template_kwargs(options.chat_template_config)
-    check_kv_options(options.kv_bits, options.max_kv_size, options.draft_model)
+    check_answering(options)
     if not has_memory(options.model, options.adapter):
         refuse_without_memory(
             {
@@ -179,6 +142,7 @@ def _from_memory(
     notes: list["Source"],
 ) -> tuple[GeneratedAnswer, dict[str, Any]]:
     """The answer, and what else is to be said of it. The memory is saved."""
+    from deltamem_mlx.files.places import shown_memory
     from deltamem_mlx.memory.history import HISTORY_TURNS
 
     model, tokenizer, draft = loaded
@@ -194,7 +158,7 @@ def _from_memory(
     stats = session.stats()
     if options.memory is not None and not options.read_only:
         session.save(options.memory, history=HISTORY_TURNS)
-        output.note(f"Saved the memory to {options.memory}.")
+        output.note(f"Saved the memory to {shown_memory(options.memory)}.")
     if answer.lost is not None:
         raise answer.lost
     more: dict[str, Any] = {
@@ -233,6 +197,7 @@ def _notes(paths: list[Path]) -> list["Source"]:
 def _remember(session: "MemorySession", notes: list["Source"], options: GenerateOptions) -> int:
     """Write the notes into the memory. What was written before Ctrl-C is saved with it."""
     from deltamem_mlx.cli.frame.telling import tell
+    from deltamem_mlx.files.places import shown_memory
     from deltamem_mlx.memory.history import HISTORY_TURNS
 
     def remembered(source: "Source", tokens: int) -> None:
@@ -245,7 +210,7 @@ def _remember(session: "MemorySession", notes: list["Source"], options: Generate
         saved = ""
         if options.memory is not None and not options.read_only and told.tokens:
             session.save(options.memory, history=HISTORY_TURNS)
-            saved = f" and saved to {options.memory}"
+            saved = f" and saved to {shown_memory(options.memory)}"
         output.note(told.stopped(saved))
         raise KeyboardInterrupt
     return told.tokens

@@ -13,6 +13,7 @@ from deltamem_mlx.cli.frame.progress import answering, reading
 from deltamem_mlx.cli.frame.session import ChatTemplateConfig, template_kwargs
 from deltamem_mlx.cli.options import inspect as i
 from deltamem_mlx.cli.options import shared as o
+from deltamem_mlx.cli.options.memories import or_default
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -69,6 +70,8 @@ def inspect(
     --probe and --trace take --model and --adapter; without both, the built-in demo pair.
     """
     targets = [_by_name(name) for name in (target, other) if name is not None]
+    if not targets and trace is None:
+        targets = [_by_name(or_default(None))]
     _check_use(targets, probe, trace, {"--phrasing": phrasing, "--answer": answer}, by)
     _check_plot(plot)
     if probe is None and trace is None:
@@ -83,8 +86,7 @@ def inspect(
         asked = _phrasings(probe, phrasing or [], rephrase)
         options: dict[str, Any] = {"answers": answer or [], "system_prompt": system_prompt}
         options |= {"template_kwargs": settings, "max_tokens": max_tokens}
-        if memory is None:
-            raise UsageError("--probe: name the memory to ask.")
+        assert memory is not None
         _show_probe(memory, pair, asked, options, plot, i.ResultForm(json, numbers))
     elif trace is not None:
         form = i.ResultForm(json, numbers)
@@ -92,12 +94,17 @@ def inspect(
 
 
 def _by_name(target: str) -> str:
-    """The file of a memory that is called so, where no file or folder is."""
-    from deltamem_mlx.files.places import is_name, memory_path
+    """The file of a memory that is called so, where no file or folder is.
 
-    if is_name(target) and not Path(target).exists() and memory_path(target).is_file():
-        return str(memory_path(target))
-    return target
+    Raises FileNotFoundError if there is none either, but others are.
+    """
+    from deltamem_mlx.files.places import is_name
+    from deltamem_mlx.memory.shelf import MemoryShelf
+
+    shelf = MemoryShelf()
+    if not is_name(target) or Path(target).exists() or not shelf.names():
+        return target
+    return str(shelf.path(target))
 
 
 def _check_use(
@@ -107,9 +114,6 @@ def _check_use(
     probe_flags: dict[str, list[str] | None],
     by: i.By | None,
 ) -> None:
-    if not targets and trace is None:
-        what = "a memory file to probe" if probe is not None else "an adapter or a memory file"
-        raise UsageError(f"Give {what}.")
     if len(targets) > 1 and (probe is not None or trace is not None):
         raise UsageError(f"--probe and --trace take one memory; {targets[1]!r} is another.")
     if probe is not None and trace is not None:

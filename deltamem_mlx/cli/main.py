@@ -1,12 +1,11 @@
 """The Typer app: which commands there are, and how errors leave the process.
 
-Command modules are light: they import mlx, mlx-lm and the library inside the function that runs,
-so that `--help` answers at once.
+A command's module is imported when the command is called, and imports mlx, mlx-lm and the library
+inside the function that runs: `--help` answers at once.
 """
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -14,33 +13,52 @@ from typer.core import TyperGroup
 
 from deltamem_mlx._version import __version__
 from deltamem_mlx.cli.frame import errors, launched, output
+from deltamem_mlx.cli.frame.lazy import Listed, register
 
-# name of the command -> "module:attribute": its function, or a Typer app with commands of its own
-COMMANDS: dict[str, str] = {
-    "generate": "deltamem_mlx.cli.generate:generate",
-    "remember": "deltamem_mlx.cli.remember:remember",
-    "chat": "deltamem_mlx.cli.chat.command:chat",
-    "memories": "deltamem_mlx.cli.memories.app:app",
-    "inspect": "deltamem_mlx.cli.inspect:inspect",
-    "serve": "deltamem_mlx.cli.serve:serve",
-    "config": "deltamem_mlx.cli.config:config",
-    "demo": "deltamem_mlx.cli.demo:demo",
-    "train": "deltamem_mlx.cli.train:train",
-    "eval": "deltamem_mlx.cli.eval.app:app",
-    "bench": "deltamem_mlx.cli.bench:bench",
-    "convert": "deltamem_mlx.cli.convert:convert",
-    "upload": "deltamem_mlx.cli.upload:upload",
+_DAILY, _ADAPTERS = "Every day", "Adapters"
+_CLI = "deltamem_mlx.cli"
+
+COMMANDS = {
+    "generate": Listed(f"{_CLI}.generate:generate", "Answer one prompt.", _DAILY),
+    "remember": Listed(f"{_CLI}.remember:remember", "Write files into a memory.", _DAILY),
+    "chat": Listed(f"{_CLI}.chat.command:chat", "Chat with a model that remembers.", _DAILY),
+    "memories": Listed(
+        f"{_CLI}.memories.app:app",
+        "List, show, ask, rename, copy, undo and remove memories; take them out and in.",
+        _DAILY,
+    ),
+    "inspect": Listed(f"{_CLI}.inspect:inspect", "Look into an adapter or a memory.", _DAILY),
+    "serve": Listed(
+        f"{_CLI}.serve:serve",
+        "Serve a model to OpenAI's and Anthropic's clients, with memories that stay.",
+        _DAILY,
+    ),
+    "config": Listed(
+        f"{_CLI}.config:config",
+        "Show your defaults, and where they and your memories lie.",
+        _DAILY,
+    ),
+    "demo": Listed(
+        f"{_CLI}.demo:demo",
+        "Show on the built-in pair what a memory does; needs no network and less than a minute.",
+        _DAILY,
+    ),
+    "train": Listed(f"{_CLI}.train:train", "Train an adapter on conversations.", _ADAPTERS),
+    "eval": Listed(
+        f"{_CLI}.eval.app:app",
+        "Measure an adapter: each task with the memory and without, on the same questions.",
+        _ADAPTERS,
+    ),
+    "bench": Listed(f"{_CLI}.bench:bench", "Measure what a memory costs.", _ADAPTERS),
+    "convert": Listed(f"{_CLI}.convert:convert", "Write an adapter in another form.", _ADAPTERS),
+    "upload": Listed(
+        f"{_CLI}.upload:upload", "Upload an adapter to the Hugging Face Hub.", _ADAPTERS
+    ),
 }
-ADAPTERS = {"train", "eval", "bench", "convert", "upload"}  # the rest is for every day
 
 
 class CommandGroup(TyperGroup):
     """A group whose errors are sentences: see `frame.errors` for the texts and exit codes."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """In the order of ``COMMANDS``: Typer puts those with commands of their own last."""
-        names = super().list_commands(ctx)
-        return [*(n for n in COMMANDS if n in names), *(n for n in names if n not in COMMANDS)]
 
     def main(
         self,
@@ -99,24 +117,6 @@ def _root(
     if ctx.invoked_subcommand is None:
         # With rich this prints by itself and returns nothing.
         output.result(ctx.get_help(), end="")
-
-
-def register(target: typer.Typer, commands: dict[str, str]) -> None:
-    """Adds commands to an app.
-
-    Args:
-        target (typer.Typer): The app.
-        commands (dict[str, str]): Name -> ``module:attribute``, the attribute being a function that
-          went through ``frame.command``, or a Typer app for a command with commands of its own.
-    """
-    for name, place in commands.items():
-        module, attribute = place.split(":")
-        found = getattr(import_module(module), attribute)
-        panel = "Adapters" if name in ADAPTERS else "Every day"
-        if isinstance(found, typer.Typer):
-            target.add_typer(found, name=name, rich_help_panel=panel)
-        else:
-            target.command(name, rich_help_panel=panel)(found)
 
 
 register(app, COMMANDS)

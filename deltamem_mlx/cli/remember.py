@@ -9,11 +9,11 @@ import typer
 from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
-from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
+from deltamem_mlx.cli.frame.load import has_memory, refuse_without_memory
 from deltamem_mlx.cli.frame.session import (
-    ChatTemplateConfig,
-    Memory,
+    HoldingOptions,
     check_memory_path,
+    load_holding,
     open_session,
     template_kwargs,
 )
@@ -53,20 +53,13 @@ MaxContext = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class RememberOptions:
+@dataclass(frozen=True, kw_only=True)
+class RememberOptions(HoldingOptions):
     """What `remember` was asked for."""
 
     files: Files
-    memory: Memory = None
     skip: Skip = 0
-    model: o.Model = None
-    adapter: o.Adapter = None
-    chat_template_config: ChatTemplateConfig = None
     max_context: MaxContext = 4096
-    prefill_step_size: o.PrefillStepSize = None
-    pipeline: o.Pipeline = False
-    trust_remote_code: o.TrustRemoteCode = False
     json: o.Json = False
 
 
@@ -97,12 +90,7 @@ def remember(options: RememberOptions) -> None:
     kwargs = template_kwargs(options.chat_template_config)
     sources = launched.first(lambda: sources_of(options.files, "remember"))
     sources = _without_first(options.skip, sources)
-    model, tokenizer = load_pair(
-        options.model,
-        options.adapter,
-        pipeline=options.pipeline,
-        trust_remote_code=options.trust_remote_code,
-    )
+    model, tokenizer = load_holding(options)
     settings = {"template_kwargs": kwargs, "max_context": options.max_context}
     session = open_session(options.memory, model, tokenizer, settings)
 
@@ -133,7 +121,10 @@ def _without_first(messages: int, sources: list["Source"]) -> list["Source"]:
 
 
 def _report(told: "FilesTold", session: "MemorySession", options: RememberOptions) -> None:
-    written = session.stats()["tokens_written"]
+    from deltamem_mlx.files.places import shown_memory
+
+    assert options.memory is not None
+    name, written = shown_memory(options.memory), session.stats()["tokens_written"]
     if options.json:
         output.result_json(
             {
@@ -148,12 +139,12 @@ def _report(told: "FilesTold", session: "MemorySession", options: RememberOption
             }
         )
     elif told.stopped_in is not None:
-        output.result(told.stopped(f" and saved to {options.memory}"))
+        output.result(told.stopped(f" and saved to {name}"))
         output.note(f"To go on: the same command with --skip {options.skip + told.messages}")
     else:
         speed = told.tokens / max(told.seconds, 1e-9)
         output.result(
-            f"{options.memory}: {told.tokens:,} tokens of {told.files} "
+            f"{name}: {told.tokens:,} tokens of {told.files} "
             f"file{'s' * (told.files != 1)} written in {told.seconds:.1f} s ({speed:,.0f} a "
             f"second), {written:,} in all."
         )

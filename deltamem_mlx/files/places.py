@@ -53,3 +53,8 @@ def memory_path(text: str | Path, folder: Path | None = None) -> Path:
         f"{shortened(given)} is neither a memory's name (letters, digits, - and _) nor a file that "
         f"ends in {MEMORY_SUFFIX}."
     )
+
+
+def shown_memory(path: Path) -> str:
+    """A memory's file as people call it: its name, if it lies in their folder, else the path."""
+    return path.stem if path.parent == memories_folder() and is_name(path.stem) else str(path)

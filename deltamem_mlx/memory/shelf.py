@@ -68,27 +68,34 @@ class MemoryShelf:
         Raises:
             OSError: If the folder cannot be read.
         """
-        found = [self._look(name) for name in self.names()]
+        found = [_look(name, self._file(name)) for name in self.names()]
         return sorted(found, key=lambda memory: memory.used, reverse=True)
 
     def get(self, name: str) -> ShelvedMemory:
-        """A memory by its name, a server's by its key, its hash, or the beginning of that.
+        """A memory by its name, a server's by its key, its hash, or the beginning of that; one that
+        lies elsewhere by its file.
 
         Raises:
             FileNotFoundError: If there is none; what is close is named.
             ValueError: If it cannot be read.
         """
-        found = self._look(self._known(name))
+        path = self.path(name)
+        found = _look(path.stem if path.parent == self.folder else name, path)
         if found.file is None:
             raise ValueError(found.problem)
         return found
 
     def path(self, name: str) -> Path:
-        """The file of a memory.
+        """The file of a memory, named as for ``get``.
 
         Raises:
             FileNotFoundError: If there is none; what is close is named.
         """
+        elsewhere = expanded(name)
+        if elsewhere.suffix.lower() == MEMORY_SUFFIX and _hash(name) not in self.names():
+            if not elsewhere.is_file():
+                raise FileNotFoundError(f"No memory file {str(elsewhere)!r}.")
+            return elsewhere
         return self._file(self._known(name))
 
     def rename(self, name: str, to: str) -> Path:
@@ -98,7 +105,7 @@ class MemoryShelf:
             FileNotFoundError, FileExistsError: If there is none, or one of the new name.
             ValueError: If the new one is no name.
         """
-        old, new = self.path(name), self._free(to)
+        old, new = self._file(self._known(name)), self._free(to)
         try:
             os.link(old, new)  # unlike a rename, this replaces nothing
         except FileExistsError:
@@ -196,20 +203,30 @@ class MemoryShelf:
             found = begun[0]
         if found is not None:
             return found
-        close = get_close_matches(name, names) or names
-        there = f"There is: {', '.join(first_few(close, 8))}." if names else "There is none yet."
+        there = self.like(name) or "There is none yet."
         raise FileNotFoundError(f"No memory {shortened(name)} in {self.folder}. {there}")
 
-    def _look(self, name: str) -> ShelvedMemory:
-        path = self._file(name)
-        file, problem, size, used = None, "", 0, datetime.fromtimestamp(0, UTC)
-        try:
-            found = path.stat()
-            size, used = found.st_size, datetime.fromtimestamp(found.st_mtime, UTC)
-            file = read_memory(path)
-        except (OSError, ValueError) as error:
-            problem = str(error)
-        return ShelvedMemory(name, path, size, used, file, problem)
+    def like(self, name: str) -> str:
+        """Which memories there are that may have been meant, in a sentence; empty: there is none.
+
+        Args:
+            name (str): What was typed.
+        """
+        names = self.names()
+        if close := get_close_matches(name, names):
+            return f"Did you mean {' or '.join(close)}?"
+        return f"There is: {', '.join(first_few(names, 8))}." if names else ""
+
+
+def _look(name: str, path: Path) -> ShelvedMemory:
+    file, problem, size, used = None, "", 0, datetime.fromtimestamp(0, UTC)
+    try:
+        found = path.stat()
+        size, used = found.st_size, datetime.fromtimestamp(found.st_mtime, UTC)
+        file = read_memory(path)
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    return ShelvedMemory(name, path, size, used, file, problem)
 
 
 def _hash(key: str) -> str:

@@ -14,6 +14,7 @@ from mlx_lm.generate import GenerationResponse
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..memory.actions import PromptCache, memories, read_only
+from ..memory.told import Fingerprints
 from ..model.patch import config_of, spread_of_memory
 from ..text.messages import Message
 from ..text.spans import Spans
@@ -83,6 +84,7 @@ class Conversation:
         }
         self.past = Past(0) if past is None else past
         self.filing: Filing | None = None
+        self.nothing_told = Fingerprints.nothing()  # what is told is added to in its files
         self.spread = spread_of_memory(model)
         self._draft = draft
 

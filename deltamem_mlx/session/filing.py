@@ -24,7 +24,8 @@ def with_last_turns(talk: Conversation, now: MemoryFile, turns: int | None) -> M
     """The memory of a conversation as its file is to hold it.
 
     What the file that the conversation goes on from said of earlier turns is kept, and what was
-    told since then is added: whoever wrote that knows again what is sent again.
+    told since then is added: whoever reads that knows again what is sent or told again. A file that
+    keeps turns keeps that as well.
 
     Args:
         talk (Conversation): A conversation.
@@ -48,7 +49,7 @@ def with_last_turns(talk: Conversation, now: MemoryFile, turns: int | None) -> M
     if start is not None and talk.filing is not None:
         found = talk.filing.memory
     else:
-        found = _at(points[0], now, None)
+        found = _at(points[0], now, talk.nothing_told if turns else None)
         found = file if file is not None and _same(found, file) else found
     for before, point in pairwise(points):
         file, after = point[0].filed, _at(point, now, found.told)
@@ -95,6 +96,8 @@ def go_on_from(talk: Conversation, memory: MemoryFile) -> None:
             said = Said([], [], [*seen, *talk.said.pending], filed=before)
         talk.past.add(Before(Mark(object(), 0, held), said, [], answered=False, write=True))
     talk.said = talk.said._replace(filed=memory)
+    if memory.told is not None:
+        talk.nothing_told = Fingerprints(memory.told.salt)
 
 
 def _at(point: tuple[Said, Memory], now: MemoryFile, before: Fingerprints | None) -> MemoryFile:

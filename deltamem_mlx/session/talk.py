@@ -204,6 +204,25 @@ class Talk:
         write = not self._holds
         yield from written(self._conversation, new, write=write, step_size=step_size)
 
+    def told_before(self, messages: Path | str | Message | Sequence[Message]) -> int:
+        """How many of these messages the memory has been told already.
+
+        What was told before the session is known where the memory file that it was restored from
+        keeps the last turns, as those of the command line and of the server do.
+
+        Args:
+            messages: As for ``remember``.
+
+        Raises:
+            TypeError, ValueError: If these are no messages.
+        """
+        new = as_messages(_told(messages))
+        said = self._conversation.said
+        filed = said.filed.told if said.filed is not None else None
+        told = filed or self._conversation.nothing_told
+        known = {*told.messages, *told.of(said.messages)}
+        return sum(fingerprint in known for fingerprint in told.of(new))
+
     def correct(self, old: str, new: str) -> int:
         """Tell that ``old`` no longer holds and ``new`` does; returns how many tokens were fed."""
         return self.remember(f"That is no longer true: {old}\n{new}")

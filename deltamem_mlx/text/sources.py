@@ -51,6 +51,9 @@ def read_sources(paths: Iterable[str | Path]) -> Sources:
         for found, files in _meant(expanded(path)):
             before = len(told)
             for file in files:
+                if found is not None and not file.name.lower().endswith(SUFFIXES):
+                    left_out.append(f"{file} is neither text nor messages by its name")
+                    continue
                 try:
                     told.setdefault(os.path.realpath(file), read_source(file))
                 except (OSError, ValueError) as error:
@@ -116,9 +119,5 @@ def _within(folder: Path) -> list[Path]:
     found = []
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(place, name)
-            for name in sorted(files)
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES)
-        ]
+        found += [Path(place, name) for name in sorted(files) if not name.startswith(".")]
     return found

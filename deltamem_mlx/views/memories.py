@@ -1,11 +1,14 @@
 """Memories as lists and cards."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
+from ..memory.kept import KeptTurn, kept_turns
 from ..memory.shelf import ShelvedMemory
 from .columns import fields, one_line, table
 
 _ID = 12  # characters of a hash that are shown
+_TURNS = 12  # that a card lists
 
 
 def memories_text(memories: Sequence[ShelvedMemory]) -> str:
@@ -34,7 +37,7 @@ def memory_card(memory: ShelvedMemory) -> str:
     file = memory.file
     assert file is not None
     several = len(file.tokens_written)
-    return fields(
+    card = fields(
         {
             "memory": memory.name,
             "tokens written": _tokens(memory),
@@ -49,6 +52,46 @@ def memory_card(memory: ShelvedMemory) -> str:
             "file": str(memory.path),
         }
     )
+    turns = kept_turns(file)
+    return f"{card}\n\n{_turns_text(turns)}" if turns else card
+
+
+def _turns_text(turns: Sequence[KeptTurn]) -> str:
+    """Turns as a table, the last first: as they would be taken back."""
+    rows = [
+        [str(back), _time(turn.saved), _what(turn), f"{turn.tokens:+,}", _share(turn.left)]
+        for back, turn in enumerate(reversed(turns), start=1)
+    ]
+    columns = ["back", "<saved", "<turn", "tokens", "left"]
+    shown = table(columns, rows[:_TURNS])
+    rest = len(rows) - _TURNS
+    more = f"\n… and {rest} before them: all with --json" if rest > 0 else ""
+    return (
+        f"{shown}{more}\n\nleft: how much of the change that the turn made is still in the states"
+    )
+
+
+def _what(turn: KeptTurn) -> str:
+    if turn.tokens < 0:
+        return "emptied"
+    told = turn.messages - turn.answers
+    if turn.answers > 0:
+        return "asked and answered" if turn.answers == 1 else f"{turn.answers} answers"
+    return f"told {told} message{'s' * (told != 1)}" if told > 0 else "told"
+
+
+def _share(left: float) -> str:
+    return f"{max(0.0, left):.0%}"
+
+
+def _time(created: str) -> str:
+    """As the clock here says; empty where it is not known."""
+    try:
+        when = datetime.fromisoformat(created)
+    except ValueError:
+        return ""
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return when.astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def memories_json(memory: ShelvedMemory) -> dict[str, object]:
@@ -67,6 +110,7 @@ def memories_json(memory: ShelvedMemory) -> dict[str, object]:
         "base_model": file.base_model,
         "adapter": file.adapter,
         "undo_turns": len(file.history),
+        "turns": [vars(turn) for turn in kept_turns(file)],
         "note": file.note,
     }
 

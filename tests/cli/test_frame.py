@@ -24,7 +24,8 @@ from deltamem_mlx._version import __version__
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
-from deltamem_mlx.cli.main import COMMANDS, CommandGroup, register
+from deltamem_mlx.cli.frame.lazy import LazyCommand, Listed, register
+from deltamem_mlx.cli.main import COMMANDS, CommandGroup
 from deltamem_mlx.cli.main import app as real_app
 from deltamem_mlx.cli.options import shared as o
 
@@ -90,7 +91,7 @@ FAILURES: dict[str, BaseException] = {
 }
 
 app = typer.Typer(cls=CommandGroup, pretty_exceptions_enable=False, rich_markup_mode="rich")
-register(app, {"show": "test_frame:show", "fail": "test_frame:fail"})
+register(app, {name: Listed(f"test_frame:{name}", "") for name in ("show", "fail")})
 
 
 @pytest.fixture(autouse=True)
@@ -186,9 +187,16 @@ def test_closed_pipe_ends_the_command_quietly() -> None:
 # --- what every real command has
 
 
+def _listed() -> dict[str, LazyCommand]:
+    """The commands of the lists, as those show them."""
+    found = dict(get_command(real_app).commands)
+    found |= {f"eval {name}": one for name, one in found["eval"].load().commands.items()}
+    return found
+
+
 def _leaves(name: str) -> list[list[str]]:
     """The command of that name, or the commands under it."""
-    found = get_command(real_app).commands[name]
+    found = get_command(real_app).commands[name].load()
     return [[name, under] for under in found.commands] if hasattr(found, "commands") else [[name]]
 
 
@@ -205,23 +213,31 @@ def test_every_command_has_examples_and_the_common_flags(path: list[str]) -> Non
         assert flag in done.stdout
 
 
-@pytest.mark.parametrize("path", [[], *LEAVES], ids=["(none)", *IDS])
-def test_help_waits_for_no_heavy_import(path: list[str]) -> None:
+def test_a_list_of_commands_says_what_each_says_of_itself() -> None:
+    assert list(get_command(real_app).commands) == list(COMMANDS)
+    for name, listed in _listed().items():
+        assert listed.help == listed.load().help.partition("\n\n")[0], name
+
+
+def test_help_waits_for_no_heavy_import() -> None:
     code = (
-        "import sys\n"
+        "import json, sys\n"
         "from deltamem_mlx.cli.main import app\n"
-        "app([*sys.argv[1:], '--help'], standalone_mode=False)\n"
         "heavy = {'mlx', 'mlx_lm', 'transformers', 'numpy', 'torch', 'huggingface_hub'}\n"
-        "print('imported:', sorted(heavy & set(sys.modules)))"
+        "for path in json.loads(sys.argv[1]):\n"
+        "    app([*path, '--help'], standalone_mode=False)\n"
+        "    print('imported:', path, sorted(heavy & set(sys.modules)))"
     )
+    paths = [[], *LEAVES]
     done = subprocess.run(
-        [sys.executable, "-c", code, *path],
+        [sys.executable, "-c", code, json.dumps(paths)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert done.stdout.splitlines()[-1:] == ["imported: []"], done.stdout + done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith("imported:")]
+    assert said == [f"imported: {path} []" for path in paths], done.stderr
 
 
 # --- help, streams, options

@@ -274,8 +274,8 @@ def test_a_probe_of_a_session_folder(pair: list[str], memory: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "Give an adapter or a memory file"),
-        (["--probe", "Who?"], "Give a memory file to probe"),
+        ([], "Say which memory"),
+        (["--probe", "Who?"], "Say which memory"),
         (["MEMORY", "--probe", " "], "the question is empty"),
         (["MEMORY", "--probe", "Who?", "--trace", "TALK"], "give one of them"),
         (["MEMORY", "MEMORY", "--probe", "Who?"], "take one memory"),

@@ -56,7 +56,7 @@ def test_what_was_told_by_name_is_found_by_name_from_any_folder(
     assert line.startswith("anna ") and " builtin " in line
     assert memories_folder().stat().st_mode & 0o777 == 0o700
     other = run_cli("generate", "--memory", "anan", *question)
-    assert "the memory is empty. There is: anna." in other.stderr
+    assert "No memory anan yet: the memory is empty. Did you mean anna?" in other.stderr
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -106,7 +106,9 @@ def test_they_are_shown_copied_renamed_and_taken_out_and_in(
 @pytest.mark.parametrize(
     "args, said",
     [
-        (["show", "ana"], "There is: anna."),
+        (["show", "ana"], "Did you mean anna?"),
+        (["show", "work"], "There is: anna."),
+        (["show", "gone.safetensors"], "No memory file 'gone.safetensors'"),
         (["copy", "anna", "../up"], "'../up' is no name for a memory"),
         (["copy", "anna", ""], "'' is no name"),
         (["copy", "anna", ".hidden"], "is no name"),
@@ -245,3 +247,46 @@ def test_inspect_knows_names(shelf: MemoryShelf) -> None:
     done = CliRunner().invoke(app, ["inspect", "anna"])
     assert done.exit_code == 0, done.stderr
     assert "tokens have been written into anna" in done.stdout
+
+
+def test_where_none_is_named_it_is_the_default_memory(
+    shelf: MemoryShelf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for command in (["show"], ["undo"], ["export", tmp_path / "a.safetensors"]):
+        assert "Say which memory" in call(*command, code=2).stderr
+    monkeypatch.setenv("DELTAMEM_MEMORY", "anna")
+    assert call("show").stdout.startswith("memory          anna\n")
+    assert "cannot be taken back" in call("undo", code=1).stderr
+    out = tmp_path / "a.safetensors"
+    call("export", out)
+    assert out.read_bytes() == shelf.path("anna").read_bytes()
+    assert "Expected a memory and a file; found 3" in call("export", "a", "b", "c", code=2).stderr
+    monkeypatch.setenv("DELTAMEM_MEMORY", str(out))
+    assert str(out) in call("show").stdout
+    assert "Say which memory" in call("show", "--folder", shelf.folder, code=2).stderr
+    looked = CliRunner().invoke(app, ["inspect"])
+    assert "tokens have been written into a.safetensors" in looked.stdout
+    missed = CliRunner().invoke(app, ["inspect", "ana"])
+    assert (missed.exit_code, "Did you mean anna?" in missed.stderr) == (1, True)
+
+
+def test_show_lists_the_turns_and_what_is_left_of_each(tmp_path: Path) -> None:
+    session, path = dm.MemorySession(*dm.load()), tmp_path / "me.safetensors"
+    facts = ("anna lives in oslo .", "ben is a doctor .")
+    session.remember([{"role": "user", "content": fact} for fact in facts])
+    session.forget_context()
+    session.ask("where does anna live ?")
+    session.save(path, history=64)
+    found = json.loads(call("show", path, "--json").stdout)["turns"]
+    assert [(turn["messages"], turn["answers"]) for turn in found] == [(2, 0), (2, 1)]
+    assert sum(turn["tokens"] for turn in found) == session.stats()["tokens_written"]
+    assert 0 < found[0]["left"] != found[1]["left"] == pytest.approx(1)
+    lines = call("show", path).stdout.splitlines()
+    (asked,) = (line.split() for line in lines if "asked and answered" in line)
+    (told,) = (line.split() for line in lines if "told 2 messages" in line)
+    assert (asked[0], asked[-1], told[0]) == ("1", "100%", "2")
+    session.reset()
+    session.save(path, history=64)
+    emptied = json.loads(call("show", path, "--json").stdout)["turns"]
+    assert emptied[-1]["tokens"] < 0 and emptied[0]["left"] == pytest.approx(0)
+    assert "emptied" in call("show", path).stdout

@@ -138,3 +138,25 @@ def test_ctrl_c_ends_it_between_two_steps_and_what_was_written_is_saved(
     assert skip == step.messages
     for layer, state in dm.memory_state(session.cache).items():
         assert np.array_equal(np.array(state), read_memory(memory).states[layer])
+
+
+def test_what_is_told_twice_is_said_and_written_again(tmp_path: Path, memory: Path) -> None:
+    path = tmp_path / "facts.txt"
+    path.write_text("\n\n".join(FACTS[:2]))
+    first = call(path, "--memory", memory)
+    assert "before" not in first.stderr
+    tokens = read_memory(memory).tokens_written[0]
+    again = call(path, "--memory", memory)
+    assert f"{path}: this memory was told it before, and is told again." in again.stderr
+    assert read_memory(memory).tokens_written == [2 * tokens]
+    path.write_text("\n\n".join(FACTS))
+    assert "told 2 of its 3 messages before" in call(path, "--memory", memory).stderr
+
+
+def test_pictures_and_the_like_in_a_folder_are_named(tmp_path: Path, memory: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.md").write_text(FACTS[0])
+    (tmp_path / "notes" / "photo.png").write_bytes(b"\x89PNG")
+    done = call(tmp_path / "notes", "--memory", memory)
+    assert "photo.png is neither text nor messages by its name" in done.stderr
+    assert read_memory(memory).tokens_written[0] > 0

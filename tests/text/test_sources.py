@@ -65,7 +65,9 @@ def test_what_is_no_export_is_refused_by_name(value: object, tmp_path: Path) -> 
         read_messages(write(tmp_path / "x.json", value))
 
 
-def test_texts_of_a_folder_are_taken_at_any_depth_and_no_hidden_ones(tmp_path: Path) -> None:
+def test_texts_of_a_folder_are_taken_at_any_depth_others_named_and_no_hidden_ones(
+    tmp_path: Path,
+) -> None:
     write(tmp_path / "b.md", "# B\n\ntwo")
     write(tmp_path / "sub" / "A.TXT", "one")
     write(tmp_path / "sub" / "picture.png", "no text")
@@ -74,7 +76,8 @@ def test_texts_of_a_folder_are_taken_at_any_depth_and_no_hidden_ones(tmp_path: P
     os.symlink(tmp_path, tmp_path / "sub" / "loop")
     found = read_sources([tmp_path, tmp_path / "b.md"])
     assert [(Path(s.name).name, len(s.messages)) for s in found.told] == [("b.md", 2), ("A.TXT", 1)]
-    assert found.left_out == []
+    (left_out,) = found.left_out
+    assert "picture.png is neither text nor messages by its name" in left_out
 
 
 def test_a_bad_file_of_a_folder_is_left_out_and_one_that_was_named_is_refused(

@@ -5,6 +5,8 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltamem_mlx.files.places import shown_memory
+
 if TYPE_CHECKING:
     from mlx_lm.generate import GenerationResponse
 
@@ -35,6 +37,7 @@ class Answering:
         self.session, self.ui = session, ui
         self.settings, self.generation = settings, generation
         self.memory, self.read_only = memory, read_only
+        self.name = "" if memory is None else shown_memory(memory)
         self.branches: list[MemorySession] = []
         self.question: str | None = None
         self.own = {memory} if memory is not None else set()  # files that may be replaced
@@ -66,12 +69,12 @@ class Answering:
             try:
                 for last in responses:
                     said += last.text
-                    self.ui.piece(last.text)
+                    self.ui.answer_piece(last.text)
             except KeyboardInterrupt:
                 if last is None:
                     self.ui.say("stopped while reading: nothing of it was written", "warn")
                     return ""
-                self.ui.piece(" ...")
+                self.ui.answer_piece(" ...")
         self.ui.end_answer(last)
         return said
 

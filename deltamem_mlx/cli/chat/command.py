@@ -8,19 +8,16 @@ import typer
 
 from deltamem_mlx.cli.frame import errors, launched, output
 from deltamem_mlx.cli.frame.command import command
-from deltamem_mlx.cli.frame.load import has_memory, load_draft_model, load_pair
+from deltamem_mlx.cli.frame.load import has_memory
 from deltamem_mlx.cli.frame.session import (
-    ChatTemplateConfig,
-    Memory,
-    QuantizedKvStart,
-    ReadOnly,
-    check_kv_options,
+    AnsweringOptions,
+    check_answering,
     check_memory_path,
     generation_of,
+    load_answering,
     open_session,
     seed_with,
     session_settings,
-    template_kwargs,
 )
 from deltamem_mlx.cli.options import shared as o
 
@@ -36,34 +33,18 @@ MaxContext = Annotated[
         rich_help_panel=o.CONTEXT,
     ),
 ]
+Markdown = Annotated[
+    bool,
+    typer.Option("--markdown", help="In a terminal: lay answers out as Markdown, block by block."),
+]
 
 
-@dataclass(frozen=True)
-class ChatOptions:
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions(AnsweringOptions):
     """What `chat` was asked for."""
 
-    model: o.Model = None
-    adapter: o.Adapter = None
-    draft_model: o.DraftModel = None
-    num_draft_tokens: o.NumDraftTokens = 3
-    system_prompt: o.SystemPrompt = None
-    chat_template_config: ChatTemplateConfig = None
-    max_tokens: o.MaxTokens = 256
-    memory: Memory = None
-    read_only: ReadOnly = False
-    temp: o.Temp = 0.0
-    top_p: o.TopP = 1.0
-    top_k: o.TopK = 0
-    min_p: o.MinP = 0.0
-    seed: o.Seed = None
+    markdown: Markdown = False
     max_context: MaxContext = None
-    kv_bits: o.KvBits = None
-    kv_group_size: o.KvGroupSize = 64
-    quantized_kv_start: QuantizedKvStart = 5000
-    max_kv_size: o.MaxKvSize = None
-    prefill_step_size: o.PrefillStepSize = None
-    pipeline: o.Pipeline = False
-    trust_remote_code: o.TrustRemoteCode = False
 
 
 @command(
@@ -87,27 +68,18 @@ def chat(options: ChatOptions) -> None:
         raise errors.UsageError(
             "A chat needs a model with a memory: give --adapter, or use mlx_lm.chat."
         )
-    template_kwargs(options.chat_template_config)
-    check_kv_options(options.kv_bits, options.max_kv_size, options.draft_model)
+    check_answering(options)
     launched.first(lambda: check_memory_path(options.memory))
 
     from deltamem_mlx.cli.chat.loop import Chat
     from deltamem_mlx.cli.chat.ui import ChatUI
 
-    model, tokenizer = load_pair(
-        options.model,
-        options.adapter,
-        pipeline=options.pipeline,
-        trust_remote_code=options.trust_remote_code,
-    )
-    draft = load_draft_model(
-        options.draft_model, model, tokenizer, trust_remote_code=options.trust_remote_code
-    )
+    model, tokenizer, draft = load_answering(options)
     seed_with(options.seed)
     settings = session_settings(options)
     settings |= {"max_context": options.max_context, "draft_model": draft}
     session = open_session(options.memory, model, tokenizer, settings)
-    ui = ChatUI(quiet=output.settings.quiet)
+    ui = ChatUI(quiet=output.settings.quiet, markdown=options.markdown)
     rows = {
         "model": options.model or "the built-in pair",
         "adapter": options.adapter,
@@ -124,5 +96,7 @@ def chat(options: ChatOptions) -> None:
 def _memory_row(session: "MemorySession", path: Path | None) -> str | None:
     if path is None:
         return None
+    from deltamem_mlx.files.places import shown_memory
+
     written = session.stats()["tokens_written"]
-    return f"{written:,} tokens written, {path}" if written else f"new, {path}"
+    return f"{shown_memory(path)}, {f'{written:,} tokens written' if written else 'new'}"

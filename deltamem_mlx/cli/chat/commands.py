@@ -173,14 +173,14 @@ class Commands(Answering):
         """Ask before a memory is emptied: in a terminal there and then, else by doing it again."""
         kept = self.memory is not None and not self.read_only
         if self.ui.interactive and self.session.stats()["tokens_written"]:
-            what = f"the memory in {self.memory}" if kept else "the memory"
+            what = f"the memory {self.name}" if kept else "the memory"
             if self.ui.confirm(f"Empty {what}?"):
                 return True
             self.ui.say("nothing was done", "muted")
             return False
         if kept and not self.resetting and not self.ui.interactive:
             self.resetting = True
-            self.ui.say(f"This empties the memory in {self.memory}: r again does it.", "warn")
+            self.ui.say(f"This empties the memory {self.name}: r again does it.", "warn")
             return False
         return True
 

@@ -18,6 +18,7 @@ from deltamem_mlx.cli.frame.parse import STANDARD_INPUT
 from deltamem_mlx.files import decoded
 
 if TYPE_CHECKING:
+    from deltamem_mlx.cli.chat.markdown import MarkdownAnswer
     from deltamem_mlx.session.stats import Stats
 
 KEYS = {"q": "exit", "r": "reset", "h": "help"}
@@ -36,6 +37,8 @@ COMMANDS = {
     "/reset": "begin anew, as r",
     "/exit": "leave, as q",
 }
+# Control characters: an answer could else clear the screen, or worse.
+_HARMLESS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
 STYLES = ("strong", "label", "muted", "accent", "border", "good", "warn")
 
 
@@ -51,15 +54,18 @@ class ChatUI:
     only and stderr the rest.
 
     - quiet: leave out header, figures and remarks.
+    - markdown: lay answers out as Markdown, in a terminal.
     """
 
-    def __init__(self, *, quiet: bool = False):
+    def __init__(self, *, quiet: bool = False, markdown: bool = False):
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
         self.quiet = quiet
         self._lines = 0  # read from a pipe
         self.console = make_console() if self.interactive else _plain_console()
         self._typed = Typed(COMMANDS) if self.interactive else None
         self._spinner: Status | None = None
+        self._markdown = markdown and self.interactive
+        self._answer: MarkdownAnswer | None = None
 
     def header(self, rows: Mapping[str, str]) -> None:
         if not self.quiet:
@@ -118,7 +124,7 @@ class ChatUI:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Within this a spinner turns until the first piece of an answer."""
+        """Within this an answer comes; a spinner turns until its first piece."""
         if self.interactive and not self.quiet:
             self._spinner = self.console.status("[ui.muted]reading[/ui.muted]")
             self._spinner.start()
@@ -126,6 +132,9 @@ class ChatUI:
             yield
         finally:
             self._stop_spinner()
+            if self._answer is not None:
+                self._answer.end()
+                self._answer = None
 
     def reading(self, tokens: int, total: int) -> None:
         """So many tokens of a prompt have been read."""
@@ -143,13 +152,26 @@ class ChatUI:
         self.say("q leaves", "muted")
 
     def piece(self, text: str) -> None:
-        """A piece of an answer."""
+        """Text for stdout, as it is; in a terminal, what would steer that is left out."""
         self._stop_spinner()
-        sys.stdout.write(text)
+        sys.stdout.write(text.translate(_HARMLESS) if self.interactive else text)
         sys.stdout.flush()
 
+    def answer_piece(self, text: str) -> None:
+        """A piece of an answer."""
+        if not self._markdown:
+            self.piece(text)
+            return
+        self._stop_spinner()
+        if self._answer is None:
+            from deltamem_mlx.cli.chat.markdown import MarkdownAnswer
+
+            self._answer = MarkdownAnswer(self.console)
+        self._answer.add(text.translate(_HARMLESS))
+
     def end_answer(self, last: GenerationResponse | None) -> None:
-        self.piece("\n")
+        if not self._markdown:
+            self.piece("\n")
         if last is not None:
             self.say(
                 f"{last.generation_tokens} tokens · {last.generation_tps:.1f} tok/s · "

@@ -2,15 +2,41 @@
 
 import typer
 
-from deltamem_mlx.cli.eval.hotpotqa import hotpotqa
-from deltamem_mlx.cli.eval.lm import lm
-from deltamem_mlx.cli.eval.locomo import locomo
-from deltamem_mlx.cli.eval.longmemeval import longmemeval
-from deltamem_mlx.cli.eval.memoryagentbench import memoryagentbench
-from deltamem_mlx.cli.eval.perplexity import perplexity
-from deltamem_mlx.cli.eval.recall import recall
-from deltamem_mlx.cli.eval.silence import silence
 from deltamem_mlx.cli.frame import output
+from deltamem_mlx.cli.frame.lazy import Listed, register
+
+_EVAL = "deltamem_mlx.cli.eval"
+
+COMMANDS = {
+    "recall": Listed(f"{_EVAL}.recall:recall", "Ask for what was told when the context is gone."),
+    "silence": Listed(
+        f"{_EVAL}.silence:silence", "Whether the memory keeps quiet where it has nothing to say."
+    ),
+    "locomo": Listed(
+        f"{_EVAL}.locomo:locomo",
+        "LoCoMo: long conversations and questions about them, with the adapter and without.",
+    ),
+    "longmemeval": Listed(
+        f"{_EVAL}.longmemeval:longmemeval",
+        "LongMemEval: what was said in chats over months, with the adapter and without.",
+    ),
+    "hotpotqa": Listed(
+        f"{_EVAL}.hotpotqa:hotpotqa",
+        "HotpotQA (distractor): questions over ten paragraphs, with the adapter and without.",
+    ),
+    "memoryagentbench": Listed(
+        f"{_EVAL}.memoryagentbench:memoryagentbench",
+        "MemoryAgentBench: long texts told in chunks, with the adapter and without.",
+    ),
+    "lm": Listed(
+        f"{_EVAL}.lm:lm",
+        "General abilities: any tasks of EleutherAI's lm-eval, with the adapter and without.",
+    ),
+    "perplexity": Listed(
+        f"{_EVAL}.perplexity:perplexity",
+        "Whether the base model stays as good as it was: perplexity with the adapter and without.",
+    ),
+}
 
 app = typer.Typer()
 
@@ -22,11 +48,4 @@ def _root(ctx: typer.Context) -> None:
         output.result(ctx.get_help(), end="")
 
 
-app.command("recall")(recall)
-app.command("silence")(silence)
-app.command("locomo")(locomo)
-app.command("longmemeval")(longmemeval)
-app.command("hotpotqa")(hotpotqa)
-app.command("memoryagentbench")(memoryagentbench)
-app.command("lm")(lm)
-app.command("perplexity")(perplexity)
+register(app, COMMANDS)

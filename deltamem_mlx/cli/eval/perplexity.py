@@ -12,11 +12,12 @@ from deltamem_mlx.cli.eval.models import Place, Result, measured, places
 from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.progress import answering
-from deltamem_mlx.cli.frame.session import ChatTemplateConfig, template_kwargs
 from deltamem_mlx.cli.options import eval as e
-from deltamem_mlx.cli.options import shared as o
 
 if TYPE_CHECKING:
+    import mlx.nn as nn
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
     from deltamem_mlx.evals.passages import Source
 
 Data = Annotated[
@@ -51,37 +52,24 @@ Limit = Annotated[
 BatchSize = Annotated[
     int, typer.Option("--batch-size", min=1, help="Windows or conversations at once.")
 ]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="FOLDER",
-        help="Keep every loss in questions.jsonl there, and the table in result.json. What is "
-        "there already is not computed again.",
-        show_default=False,
-    ),
-]
+
+
+@dataclass(frozen=True)
+class PerplexityOptions:
+    """What `eval perplexity` was asked for, the models apart."""
+
+    data: Data
+    max_length: MaxLength = None
+    limit: Limit = None
+    batch_size: BatchSize = 8
+    seed: e.Seed = 0
 
 
 @command(
     "deltamem-mlx eval perplexity book.txt --model MODEL --adapter ADAPTER --limit 100",
     "deltamem-mlx eval perplexity conversations.jsonl --adapter ADAPTER --out results",
 )
-def perplexity(
-    data: Data,
-    model: o.Model = None,
-    adapter: o.Adapter = None,
-    also_model: e.AlsoModel = None,
-    max_length: MaxLength = None,
-    limit: Limit = None,
-    batch_size: BatchSize = 8,
-    seed: e.Seed = 0,
-    out: Out = None,
-    chat_template_config: ChatTemplateConfig = None,
-    pipeline: o.Pipeline = False,
-    trust_remote_code: o.TrustRemoteCode = False,
-    json: o.Json = False,
-) -> None:
+def perplexity(options: PerplexityOptions, of: e.Measured) -> None:
     """Whether the base model stays as good as it was: perplexity with the adapter and without.
 
     Text is cut into windows. Each, or each conversation as the chat template renders it, is read
@@ -92,21 +80,17 @@ def perplexity(
     began = time.perf_counter()
     from deltamem_mlx.evals.passages import read_source
 
-    choices = _PerplexityChoices(
-        data=data,
-        max_length=max_length,
-        limit=limit,
-        batch_size=batch_size,
-        seed=seed,
-        template_kwargs=template_kwargs(chat_template_config),
-        pipeline=pipeline,
-        trust_remote_code=trust_remote_code,
-    )
-    out = launched.folder_here(out)
-    chosen = places(model, adapter, also_model, out)
-    source = read_source(data)  # raises before a model is loaded
-    result = measured(chosen, out, lambda place: _measure(place, source, choices))
-    if json:
+    settings = of.template_kwargs  # raises before anything is read
+    out = launched.folder_here(of.out)
+    chosen = places(of.model, of.adapter, of.also_model, out)
+    source = read_source(options.data)  # raises before a model is loaded
+
+    def measure(place: Place) -> Result:
+        loaded = place.load(trust_remote_code=of.trust_remote_code, pipeline=of.pipeline)
+        return _measure(place, loaded, source, options, settings)
+
+    result = measured(chosen, out, measure)
+    if of.json:
         output.result_json(result)
     else:
         _show(result)
@@ -118,57 +102,47 @@ def perplexity(
         output.note(f"Every loss is in {out}.")
 
 
-@dataclass(frozen=True)
-class _PerplexityChoices:
-    """The options that decide the losses, the models apart."""
-
-    data: str
-    max_length: int | None
-    limit: int | None
-    batch_size: int
-    seed: int
-    template_kwargs: Mapping[str, Any]
-    pipeline: bool
-    trust_remote_code: bool
-
-
-def _measure(place: Place, source: "Source", choices: _PerplexityChoices) -> Result:
+def _measure(
+    place: Place,
+    loaded: tuple["nn.Module", "TokenizerWrapper"],
+    source: "Source",
+    options: PerplexityOptions,
+    template: Mapping[str, Any],
+) -> Result:
     from deltamem_mlx.adapters.loading import fingerprint
     from deltamem_mlx.evals.journal import Journal
     from deltamem_mlx.evals.passages import passages
     from deltamem_mlx.evals.perplexity import CONDITIONS, digest, losses, summary
     from deltamem_mlx.model.patch import config_of
 
-    model, tokenizer = place.load(
-        trust_remote_code=choices.trust_remote_code, pipeline=choices.pipeline
-    )
+    model, tokenizer = loaded
     found = passages(
         source,
         tokenizer,
-        max_length=choices.max_length,
-        limit=choices.limit,
-        seed=choices.seed,
+        max_length=options.max_length,
+        limit=options.limit,
+        seed=options.seed,
         sentences=config_of(model).memory_write_granularity == "sentence_mean",
-        template_kwargs=choices.template_kwargs,
+        template_kwargs=template,
     )
     settings = {
         "task": "perplexity",
         **place.names,
         "fingerprint": fingerprint(model),
-        "data": choices.data,
+        "data": options.data,
         "passages_digest": digest(found),
-        "max_length": choices.max_length,
-        "limit": choices.limit,
-        "batch_size": choices.batch_size,
-        "seed": choices.seed,
-        "chat_template_config": choices.template_kwargs,
+        "max_length": options.max_length,
+        "limit": options.limit,
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "chat_template_config": template,
     }
     journal = Journal(place.out, settings)
     with answering(len(CONDITIONS) * len(found)) as tell:
-        rows = losses(model, found, batch_size=choices.batch_size, journal=journal, tell=tell)
+        rows = losses(model, found, batch_size=options.batch_size, journal=journal, tell=tell)
     tokens = sum(len(passage.spans.token_ids) - 1 for passage in found)
     result = settings | {"passages": len(found), "tokens": tokens}
-    result |= summary(rows, seed=choices.seed)
+    result |= summary(rows, seed=options.seed)
     journal.finish(result)
     return result
 

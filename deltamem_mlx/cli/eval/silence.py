@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,9 +13,7 @@ from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.progress import answering
-from deltamem_mlx.cli.frame.session import ChatTemplateConfig, template_kwargs
 from deltamem_mlx.cli.options import eval as e
-from deltamem_mlx.cli.options import shared as o
 
 if TYPE_CHECKING:
     from deltamem_mlx.evals.benchmarks.reader import Reader
@@ -51,25 +49,22 @@ Seed = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class SilenceOptions:
+    """What `eval silence` was asked for, the models apart."""
+
+    data: Data = None
+    limit: Limit = None
+    histories: Histories_ = 8
+    chat_tokens: ChatTokens = 2000
+    seed: Seed = 0
+
+
 @command(
     "deltamem-mlx eval silence --model MODEL --adapter ADAPTER",
     "deltamem-mlx eval silence --model MODEL --adapter ADAPTER --data questions.txt --out results",
 )
-def silence(
-    model: o.Model = None,
-    adapter: o.Adapter = None,
-    also_model: e.AlsoModel = None,
-    data: Data = None,
-    limit: Limit = None,
-    histories: Histories_ = 8,
-    chat_tokens: ChatTokens = 2000,
-    seed: Seed = 0,
-    out: e.Out = None,
-    chat_template_config: ChatTemplateConfig = None,
-    pipeline: o.Pipeline = False,
-    trust_remote_code: o.TrustRemoteCode = False,
-    json: o.Json = False,
-) -> None:
+def silence(options: SilenceOptions, of: e.Measured) -> None:
     """Whether the memory keeps quiet where it has nothing to say.
 
     Four facts (facts), or a long chat of two people (chat), go through the memory and their context
@@ -79,42 +74,25 @@ def silence(
     the small talk of its little language.
     """
     began = time.perf_counter()
-    choices = _SilenceChoices(
-        own=None if data is None else _own_questions(data),
-        data=None if data is None else str(data),
-        limit=limit,
-        histories=histories,
-        chat_tokens=chat_tokens,
-        seed=seed,
-        template_kwargs=template_kwargs(chat_template_config),
-        pipeline=pipeline,
-        trust_remote_code=trust_remote_code,
-    )
-    out = launched.folder_here(out)
-    chosen = places(model, adapter, also_model, out)
-    result = measured(chosen, out, lambda place: _measure(place, choices))
-    if json:
+    settings = of.template_kwargs  # raises before a model is loaded
+    own = None if options.data is None else _own_questions(options.data)
+    out = launched.folder_here(of.out)
+    chosen = places(of.model, of.adapter, of.also_model, out)
+
+    def measure(place: Place) -> Result:
+        from deltamem_mlx.evals.benchmarks.reader import Reader
+
+        loaded = place.load(trust_remote_code=of.trust_remote_code, pipeline=of.pipeline)
+        return _measure(place, Reader(*loaded, template_kwargs=settings), own, options)
+
+    result = measured(chosen, out, measure)
+    if of.json:
         output.result_json(result)
     else:
         _show(result)
     output.note(f"{time.perf_counter() - began:.0f} s.")
     if out is not None:
         output.note(f"Every figure is in {out}.")
-
-
-@dataclass(frozen=True)
-class _SilenceChoices:
-    """The options that decide the figures, the models apart."""
-
-    own: Sequence[str] | None
-    data: str | None
-    limit: int | None
-    histories: int
-    chat_tokens: int
-    seed: int
-    template_kwargs: Mapping[str, Any]
-    pipeline: bool
-    trust_remote_code: bool
 
 
 def _own_questions(path: Path) -> list[str]:
@@ -127,39 +105,36 @@ def _own_questions(path: Path) -> list[str]:
     return found
 
 
-def _measure(place: Place, choices: _SilenceChoices) -> Result:
+def _measure(
+    place: Place, reader: "Reader", own: Sequence[str] | None, options: SilenceOptions
+) -> Result:
     from deltamem_mlx.adapters.loading import fingerprint
-    from deltamem_mlx.evals.benchmarks.reader import Reader
     from deltamem_mlx.evals.journal import Journal
     from deltamem_mlx.evals.silence.silence import HISTORIES, silence, summary
 
-    model, tokenizer = place.load(
-        trust_remote_code=choices.trust_remote_code, pipeline=choices.pipeline
-    )
-    reader = Reader(model, tokenizer, template_kwargs=choices.template_kwargs)
-    questions, told = _asked(reader, choices)
+    questions, told = _asked(reader, own, options)
     settings = {
         "task": "silence",
         **place.names,
-        "fingerprint": fingerprint(model),
-        "data": choices.data,
+        "fingerprint": fingerprint(reader.model),
+        "data": None if options.data is None else str(options.data),
         "asked": {kind: list(texts) for kind, texts in questions.items()},
-        "histories": choices.histories,
-        "chat_tokens": choices.chat_tokens,
-        "seed": choices.seed,
-        "chat_template_config": choices.template_kwargs,
+        "histories": options.histories,
+        "chat_tokens": options.chat_tokens,
+        "seed": options.seed,
+        "chat_template_config": reader.template_kwargs,
     }
     journal = Journal(place.out, settings)
     count = sum(map(len, questions.values()))
     with answering(count * len(HISTORIES)) as tell:
         rows = silence(reader, questions, told, journal=journal, tell=tell)
-    result = settings | {"questions": count, "scores": summary(rows, seed=choices.seed)}
+    result = settings | {"questions": count, "scores": summary(rows, seed=options.seed)}
     journal.finish(result)
     return result
 
 
 def _asked(
-    reader: "Reader", choices: _SilenceChoices
+    reader: "Reader", own_questions: Sequence[str] | None, options: SilenceOptions
 ) -> tuple[Mapping[str, Sequence[str]], "Histories"]:
     """The questions by kind, and what is told before them."""
     from deltamem_mlx.adapters.loading import base_model_of
@@ -168,16 +143,16 @@ def _asked(
     from deltamem_mlx.evals.silence.questions import QUESTIONS
     from deltamem_mlx.model import patch
 
-    own = None if choices.own is None else {"own": choices.own}
+    own = None if own_questions is None else {"own": own_questions}
     questions: Mapping[str, Sequence[str]]
     if base_model_of(reader.model)["name"] == patch.BUILTIN:
         episodes = builtin_episodes()
         questions = own or {"talk": s.talk_of(episodes)}
-        told = s.histories_of(episodes, reader, choices.histories, tokens=choices.chat_tokens)
+        told = s.histories_of(episodes, reader, options.histories, tokens=options.chat_tokens)
     else:
         questions = own or QUESTIONS
-        told = s.histories(reader, choices.histories, tokens=choices.chat_tokens, seed=choices.seed)
-    return {kind: texts[: choices.limit] for kind, texts in questions.items()}, told
+        told = s.histories(reader, options.histories, tokens=options.chat_tokens, seed=options.seed)
+    return {kind: texts[: options.limit] for kind, texts in questions.items()}, told
 
 
 def _show(result: Result) -> None:

@@ -17,7 +17,7 @@ from deltamem_mlx.cli.frame.yaml_options import as_key, read_yaml
 from deltamem_mlx.problems import shortened
 
 PAIR = ("model", "adapter", "memory")
-KEYS = (*PAIR, "system_prompt", "max_tokens", "temp", "top_p", "top_k", "min_p")
+KEYS = (*PAIR, "system_prompt", "max_tokens", "temp", "top_p", "top_k", "min_p", "markdown")
 
 
 class DefaultValue(NamedTuple):

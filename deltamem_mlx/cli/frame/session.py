@@ -2,16 +2,17 @@
 
 import secrets
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.frame.load import load_draft_model, load_pair
 from deltamem_mlx.cli.frame.parse import json_object
 from deltamem_mlx.cli.options import shared as o
-from deltamem_mlx.problems import first_few
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -97,45 +98,66 @@ def check_kv_options(kv_bits: int | None, max_kv_size: int | None, draft_model: 
         )
 
 
-class Decoding(Protocol):
-    """The options of a command that decides how answers are generated."""
+@dataclass(frozen=True, kw_only=True)
+class HoldingOptions:
+    """What commands that tell a memory something are asked for."""
 
-    @property
-    def max_tokens(self) -> int: ...
-    @property
-    def temp(self) -> float: ...
-    @property
-    def top_p(self) -> float: ...
-    @property
-    def top_k(self) -> int: ...
-    @property
-    def min_p(self) -> float: ...
-    @property
-    def kv_bits(self) -> int | None: ...
-    @property
-    def kv_group_size(self) -> int: ...
-    @property
-    def quantized_kv_start(self) -> int: ...
-    @property
-    def prefill_step_size(self) -> int | None: ...
-    @property
-    def draft_model(self) -> str | None: ...
-    @property
-    def num_draft_tokens(self) -> int: ...
+    model: o.Model = None
+    adapter: o.Adapter = None
+    chat_template_config: ChatTemplateConfig = None
+    memory: Memory = None
+    prefill_step_size: o.PrefillStepSize = None
+    pipeline: o.Pipeline = False
+    trust_remote_code: o.TrustRemoteCode = False
 
 
-class Talking(Protocol):
-    """The options of a command that decides what a session begins with."""
+@dataclass(frozen=True, kw_only=True)
+class AnsweringOptions(HoldingOptions):
+    """What commands that have answers generated are asked for."""
 
-    @property
-    def system_prompt(self) -> str | None: ...
-    @property
-    def chat_template_config(self) -> str | None: ...
-    @property
-    def max_kv_size(self) -> int | None: ...
+    draft_model: o.DraftModel = None
+    num_draft_tokens: o.NumDraftTokens = 3
+    system_prompt: o.SystemPrompt = None
+    max_tokens: o.MaxTokens = 256
+    read_only: ReadOnly = False
+    temp: o.Temp = 0.0
+    top_p: o.TopP = 1.0
+    top_k: o.TopK = 0
+    min_p: o.MinP = 0.0
+    seed: o.Seed = None
+    kv_bits: o.KvBits = None
+    kv_group_size: o.KvGroupSize = 64
+    quantized_kv_start: QuantizedKvStart = 5000
+    max_kv_size: o.MaxKvSize = None
 
 
-def generation_of(options: Decoding) -> "Generation":
+def load_answering(
+    options: AnsweringOptions,
+) -> tuple["nn.Module", "TokenizerWrapper", "nn.Module | None"]:
+    """The model, its tokenizer, and what drafts for it."""
+    model, tokenizer = load_holding(options)
+    trust = options.trust_remote_code
+    draft = load_draft_model(options.draft_model, model, tokenizer, trust_remote_code=trust)
+    return model, tokenizer, draft
+
+
+def load_holding(options: HoldingOptions) -> tuple["nn.Module", "TokenizerWrapper"]:
+    """The model and its tokenizer."""
+    return load_pair(
+        options.model,
+        options.adapter,
+        pipeline=options.pipeline,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def check_answering(options: AnsweringOptions) -> None:
+    """Raises UsageError for what cannot be asked for, or not together."""
+    template_kwargs(options.chat_template_config)
+    check_kv_options(options.kv_bits, options.max_kv_size, options.draft_model)
+
+
+def generation_of(options: AnsweringOptions) -> "Generation":
     """The options as arguments of a session's turns."""
     from mlx_lm.sample_utils import make_sampler
 
@@ -154,7 +176,7 @@ def generation_of(options: Decoding) -> "Generation":
     return generation
 
 
-def session_settings(options: Talking) -> dict[str, Any]:
+def session_settings(options: AnsweringOptions) -> dict[str, Any]:
     """The options as arguments of ``MemorySession``."""
     return {
         "system_prompt": options.system_prompt,
@@ -180,6 +202,7 @@ def open_session(
     settings: dict[str, Any],
 ) -> "MemorySession":
     """A session with the memory of a file, if there is one."""
+    from deltamem_mlx.files.places import shown_memory
     from deltamem_mlx.session.session import MemorySession
 
     new = MemorySession(model, tokenizer, **settings)
@@ -188,7 +211,9 @@ def open_session(
     # Looked for after the session was made: a file that appears later is then another program's.
     if launched.first(memory.exists):
         return MemorySession.restore(memory, model, tokenizer, **settings)
-    output.note(f"No memory file {memory} yet: the memory is empty.{_others(memory)}")
+    name = shown_memory(memory)
+    what = f"memory {name}" if memory.stem == name else f"memory file {name}"
+    output.note(f"No {what} yet: the memory is empty.{_others(memory)}")
     return new
 
 
@@ -203,8 +228,8 @@ def _others(memory: Path) -> str:
     if memory.parent != memories_folder():
         return ""
     memory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    names = MemoryShelf().names()
-    return f" There is: {', '.join(first_few(names, 8))}." if names else ""
+    there = MemoryShelf().like(memory.stem)
+    return f" {there}" if there else ""
 
 
 def without_memory(

@@ -93,6 +93,8 @@ def tell(
     - step_size: tokens a step; None: as the device is fast.
     - after_each: called with each file that was told whole, and its tokens.
     """
+    for source in sources:
+        _note_told_before(session, source)
     told, began, done = FilesTold(), time.perf_counter(), 0
     sizes = [sum(len(str(m.get("content") or "")) for m in s.messages) or 1 for s in sources]
     with interrupts.noted() as pressed, progress.telling(sum(sizes)) as show:
@@ -116,6 +118,17 @@ def tell(
                 tell_unknown_words(session.tokenizer, str(message.get("content") or ""))
     told.seconds = time.perf_counter() - began
     return told
+
+
+def _note_told_before(session: "MemorySession", source: "Source") -> None:
+    """Says what a memory is told again: it is written again as well."""
+    if before := session.told_before(source.messages):
+        count = len(source.messages)
+        which = "it" if before == count else f"{before:,} of its {count:,} messages"
+        output.note(
+            f"{source.name}: this memory was told {which} before, and is told again. To take that "
+            "back: `memories undo`, or /undo in a chat."
+        )
 
 
 def tell_unknown_words(tokenizer: "TokenizerWrapper", text: str) -> None:

@@ -7,12 +7,15 @@ import typer
 
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.options import memories as m
 
-Target = Annotated[
-    Path,
+NameAndTarget = Annotated[
+    list[str],
     typer.Argument(
-        metavar="FILE.safetensors", help="The file to write, or a folder.", show_default=False
+        metavar="[NAME] FILE.safetensors",
+        help="Which memory, by default yours, and the file to write, or a folder.",
+        show_default=False,
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")]
@@ -47,15 +50,18 @@ def copy(name: m.Name, new_name: m.NewName, folder: m.Folder = None) -> None:
 
 
 @command(
+    "deltamem-mlx memories export ~/mine.safetensors",
     "deltamem-mlx memories export anna ~/anna.safetensors",
     "deltamem-mlx memories export KEY anna.safetensors --folder memories",
 )
-def export(
-    name: m.Name, target: Target, folder: m.Folder = None, overwrite: Overwrite = False
-) -> None:
+def export(names: NameAndTarget, folder: m.Folder = None, overwrite: Overwrite = False) -> None:
     """Copy a memory to a file elsewhere."""
     from deltamem_mlx.memory.shelf import MemoryShelf
 
+    if len(names) > 2:
+        raise UsageError(f"Expected a memory and a file; found {len(names)} names.")
+    *named, target = names
+    name = m.or_default(named[0] if named else None, folder)
     written = MemoryShelf(folder).export(name, target, overwrite=overwrite)
     output.result(f"{name} is in {written} as well.")
 

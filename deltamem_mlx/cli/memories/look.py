@@ -28,10 +28,11 @@ def list_all(folder: m.Folder = None, json: o.Json = False) -> None:
 
 
 @command(
+    "deltamem-mlx memories show",
     "deltamem-mlx memories show anna",
     "deltamem-mlx memories show KEY --folder memories",
 )
-def show(name: m.Name, folder: m.Folder = None, json: o.Json = False) -> None:
+def show(name: m.DefaultName = None, folder: m.Folder = None, json: o.Json = False) -> None:
     """Say what is known of one memory.
 
     deltamem-mlx inspect looks into it: layer by layer, or by asking it.
@@ -39,7 +40,7 @@ def show(name: m.Name, folder: m.Folder = None, json: o.Json = False) -> None:
     from deltamem_mlx.memory.shelf import MemoryShelf
     from deltamem_mlx.views.memories import memories_json, memory_card
 
-    found = MemoryShelf(folder).get(name)
+    found = MemoryShelf(folder).get(m.or_default(name, folder))
     if json:
         output.result_json(memories_json(found))
     else:

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from deltamem_mlx.cli.frame.session import ChatTemplateConfig
+from deltamem_mlx.cli.frame.session import ChatTemplateConfig, template_kwargs
 from deltamem_mlx.cli.options import shared as o
 
 AlsoModel = Annotated[
@@ -74,11 +74,30 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="FOLDER",
-        help="Keep every answer in questions.jsonl there, and the table in result.json. What is "
-        "there already is not computed again.",
+        help="Keep every answer, or figure, in questions.jsonl there, and the table in "
+        "result.json. What is there already is not computed again.",
         show_default=False,
     ),
 ]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured, and where that is kept: the options of tasks that ask nothing."""
+
+    model: o.Model = None
+    adapter: o.Adapter = None
+    also_model: AlsoModel = None
+    out: Out = None
+    chat_template_config: ChatTemplateConfig = None
+    pipeline: o.Pipeline = False
+    trust_remote_code: o.TrustRemoteCode = False
+    json: o.Json = False
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """Settings of the chat template; raises UsageError for anything else."""
+        return template_kwargs(self.chat_template_config)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from deltamem_mlx.cli.frame.defaults import defaults
+from deltamem_mlx.cli.frame.errors import UsageError
+
 Folder = Annotated[
     Path | None,
     typer.Option(
@@ -23,6 +26,28 @@ Name = Annotated[
         show_default=False,
     ),
 ]
+DefaultName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="NAME",
+        help="Which memory, by its name or file; a server's by its key, or by the beginning of its "
+        "id. Default: yours, which `config` shows.",
+        show_default=False,
+    ),
+]
 NewName = Annotated[
     str, typer.Argument(metavar="NEW_NAME", help="What it is to be called.", show_default=False)
 ]
+
+
+def or_default(name: str | None, folder: Path | None = None) -> str:
+    """A memory's name or file, or that of the user's default one.
+
+    Raises:
+        UsageError: If none was named, and there is no default, or another folder was asked for.
+    """
+    if name is not None:
+        return name
+    if folder is None and (default := defaults().get("memory")):
+        return default.text
+    raise UsageError("Say which memory: its name or file. `deltamem-mlx memories` lists them.")

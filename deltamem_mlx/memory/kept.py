@@ -1,0 +1,71 @@
+"""The last turns that a memory file keeps, and how much of each still lies in its states.
+
+Neither a model nor text is needed: a file has none of the latter.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .contents import MemoryFile
+
+
+@dataclass(frozen=True)
+class KeptTurn:
+    """One of the last turns of a memory.
+
+    Attributes:
+        saved (str): When it was saved, UTC in ISO format.
+        tokens (int): How many it wrote, over all conversations; less than 0: it emptied the memory.
+        messages (int): How many it told that the memory had not been told before.
+        answers (int): How many of those were answers.
+        left (float): How much of the change that it made to the states they still have: 1 is all
+            of it, 0 none; more where it was told again, less than 0 where the opposite was.
+    """
+
+    saved: str
+    tokens: int
+    messages: int
+    answers: int
+    left: float
+
+
+def kept_turns(memory: MemoryFile) -> list[KeptTurn]:
+    """The last turns of a memory file, the oldest first.
+
+    Raises:
+        ValueError: If what is kept of them is damaged.
+    """
+    found = [memory]
+    for _ in memory.history:
+        found.append(found[-1].before())
+    found.reverse()
+    states = [_flat(one) for one in found]
+    return [
+        KeptTurn(
+            saved=after.created,
+            tokens=sum(after.tokens_written) - sum(before.tokens_written),
+            messages=turn.added,
+            answers=_answers(after) - turn.turns,
+            left=_left(states[n], states[n + 1], states[-1]),
+        )
+        for n, (turn, before, after) in enumerate(
+            zip(memory.history, found, found[1:], strict=False)
+        )
+    ]
+
+
+def _answers(memory: MemoryFile) -> int:
+    return memory.told.turns if memory.told is not None else 0
+
+
+def _flat(memory: MemoryFile) -> np.ndarray:
+    parts = [memory.states[i].ravel() for i in sorted(memory.states)]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def _left(before: np.ndarray, after: np.ndarray, now: np.ndarray) -> float:
+    """The share of the step from ``before`` to ``after`` that the way from there to now has."""
+    step = after - before
+    size = float(step @ step)
+    return float((now - before) @ step) / size if size else 0.0
