@@ -60,6 +60,7 @@ class RememberOptions(HoldingOptions):
     files: Files
     skip: Skip = 0
     max_context: MaxContext = 4096
+    prefill_step_size: o.PrefillStepSize = None
     json: o.Json = False
 
 

@@ -106,7 +106,6 @@ class HoldingOptions:
     adapter: o.Adapter = None
     chat_template_config: ChatTemplateConfig = None
     memory: Memory = None
-    prefill_step_size: o.PrefillStepSize = None
     pipeline: o.Pipeline = False
     trust_remote_code: o.TrustRemoteCode = False
 
@@ -129,6 +128,7 @@ class AnsweringOptions(HoldingOptions):
     kv_group_size: o.KvGroupSize = 64
     quantized_kv_start: QuantizedKvStart = 5000
     max_kv_size: o.MaxKvSize = None
+    prefill_step_size: o.PrefillStepSize = None
 
 
 def load_answering(
