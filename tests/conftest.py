@@ -11,11 +11,14 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from forked import Nursery
 from hub_server import HubServer
 from hypothesis import settings
 
@@ -78,8 +81,16 @@ def hub() -> Iterator[HubServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Where processes come from that need not import everything again."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
 @pytest.fixture
-def run_cli(tmp_path: Path) -> RunCli:
+def run_cli(tmp_path: Path, nursery: Nursery) -> RunCli:
     """Runs `deltamem-mlx` with these arguments in a process of its own.
 
     `env` adds environment variables, `input` is the standard input, `cwd` defaults to tmp_path.
@@ -92,15 +103,21 @@ def run_cli(tmp_path: Path) -> RunCli:
         cwd: Path = tmp_path,
         timeout: float = 300,
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "deltamem_mlx", *map(str, args)],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"} | (env or {}),
-            input=input,
-            cwd=cwd,
-            timeout=timeout,
-            capture_output=True,
-            text=True,
-        )
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"} | (env or {})
+        with ExitStack() as stack:
+            given, *said = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+            given.write(input.encode())
+            given.seek(0)
+            files = given.fileno(), said[0].fileno(), said[1].fileno()
+            words = [*map(str, args)]
+            process = nursery.start(words, env=environment, cwd=cwd, files=files)
+            try:
+                code = process.wait(timeout)
+            except BaseException:
+                process.kill()
+                raise
+            texts = [(stream.seek(0), stream.read().decode())[1] for stream in said]
+            return subprocess.CompletedProcess(words, code, *texts)
 
     return run
 

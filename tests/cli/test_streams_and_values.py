@@ -9,14 +9,16 @@ from typing import Annotated, get_args, get_type_hints
 import pytest
 import typer
 import yaml
-from conftest import ROOT, RunCli
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+import deltamem_mlx as dm
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import _pasteable, command
 from deltamem_mlx.cli.main import CommandGroup
+from deltamem_mlx.cli.main import app as real_app
 from deltamem_mlx.cli.options.shared import Json
 
 TOLD, ASKED = "anna lives in oslo .", "where does anna live ?"
@@ -80,7 +82,7 @@ def test_a_file_of_options_gives_what_one_would_type(text: str, tmp_path: Path) 
 
 
 @settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(text=st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=40))
 def test_a_value_is_the_same_text_from_a_flag_a_file_and_the_environment(
@@ -134,9 +136,10 @@ def test_no_command_takes_a_path_that_goes_another_way() -> None:
 
 @pytest.mark.parametrize("seed", ["-1", str(2**64), "-99999999999999999999"])
 @pytest.mark.parametrize("name", ["generate", "chat", "bench"])
-def test_a_number_that_is_no_seed_is_wrong_use(run_cli: RunCli, name: str, seed: str) -> None:
-    done = run_cli(name, f"--seed={seed}", *(["--prompt", "x"] if name == "generate" else []))
-    assert done.returncode == 2
+def test_a_number_that_is_no_seed_is_wrong_use(name: str, seed: str) -> None:
+    more = ["--prompt", "x"] if name == "generate" else []
+    done = CliRunner().invoke(real_app, [name, f"--seed={seed}", *more])
+    assert done.exit_code == 2
     assert "--seed" in done.stderr
 
 
@@ -157,13 +160,19 @@ def shell(line: str, folder: Path, **env: str) -> subprocess.CompletedProcess[st
     )
 
 
-@pytest.mark.parametrize("end", ["| true", "| head -c 1", ">&-", "2>&-", ">&- 2>&-", "> /dev/full"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        *("| true", ">&- 2>&-"),
+        *(pytest.param(e, marks=pytest.mark.slow) for e in ("| head -c 1", "2>&-", "> /dev/full")),
+    ],
+)
 def test_a_turn_is_kept_though_nobody_reads_the_answer(tmp_path: Path, end: str) -> None:
     done = shell(f"D generate --memory m.safetensors --prompt '{TOLD}' {end}", tmp_path)
     assert (tmp_path / "m.safetensors").is_file(), done.stderr
     assert "Traceback" not in done.stderr
-    asked = shell(f"D generate --memory m.safetensors --prompt '{ASKED}'", tmp_path)
-    assert asked.stdout.strip() == "anna lives in oslo."
+    session = dm.MemorySession.restore(tmp_path / "m.safetensors", *dm.load())
+    assert session.ask(ASKED) == "anna lives in oslo."
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -188,8 +197,8 @@ def test_results_do_not_die_of_a_terminals_encoding(
 
 
 @pytest.mark.parametrize("name", ["generate", "chat", "train", "inspect", "bench", "upload"])
-def test_examples_of_the_help_can_be_pasted(run_cli: RunCli, name: str) -> None:
-    text = run_cli(name, "--help", env={"COLUMNS": "80"}).stdout
+def test_examples_of_the_help_can_be_pasted(name: str) -> None:
+    text = CliRunner().invoke(real_app, [name, "--help"], env={"COLUMNS": "80"}).stdout
     lines = text.splitlines()
     first = next(i for i, line in enumerate(lines) if "Examples:" in line)
     shown = [line.strip(" │") for line in lines[first + 1 :] if line.strip(" │")]

@@ -1,15 +1,20 @@
 """A terminal with a screen, in which `deltamem-mlx` runs."""
 
+import fcntl
 import os
+import pty
+import select
 import signal
-import sys
+import struct
+import termios
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-import pexpect
 import pyte
 from conftest import ROOT
+from forked import Nursery
 
 
 class Terminal:
@@ -19,22 +24,28 @@ class Terminal:
         arguments (Sequence): Of `deltamem-mlx`.
         cwd (Path): Where it runs.
         columns, rows (int): Size of the screen.
+        nursery (Nursery): Where its process comes from.
     """
 
     def __init__(
-        self, arguments: Sequence[str | Path], cwd: Path, columns: int = 90, rows: int = 60
+        self,
+        arguments: Sequence[str | Path],
+        cwd: Path,
+        nursery: Nursery,
+        columns: int = 90,
+        rows: int = 60,
     ):
         self._screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self._screen)
         # No terminal answers here when it is asked where its cursor is.
         env = {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}
-        self._process = pexpect.spawn(
-            sys.executable,
-            ["-m", "deltamem_mlx", *map(str, arguments)],
-            cwd=str(cwd),
-            env=os.environ | env,
-            dimensions=(rows, columns),
+        self._file, its = pty.openpty()
+        self._set_size(columns, rows)
+        words = [str(argument) for argument in arguments]
+        self._process = nursery.start(
+            words, env=os.environ | env, cwd=cwd, files=(its, its, its), terminal=True
         )
+        os.close(its)
 
     @property
     def shown(self) -> str:
@@ -44,7 +55,7 @@ class Terminal:
     def type(self, keys: str) -> None:
         data = keys.encode()
         while data:  # a terminal takes so much at once
-            data = data[os.write(self._process.child_fd, data[:1024]) :]
+            data = data[os.write(self._file, data[:1024]) :]
             self._read(0.01)
 
     def paste(self, text: str) -> None:
@@ -66,31 +77,33 @@ class Terminal:
         return self.shown
 
     def _read(self, seconds: float = 0.5) -> bool:
-        try:
-            self._stream.feed(self._process.read_nonblocking(1 << 16, seconds))
-        except pexpect.TIMEOUT:
+        if not select.select([self._file], [], [], seconds)[0]:
             return False
-        except pexpect.EOF as error:
+        try:
+            self._stream.feed(os.read(self._file, 1 << 16))
+        except OSError as error:  # nobody has the other end
             raise AssertionError(f"it ended:\n{self.shown}") from error
         return True
 
+    def _set_size(self, columns: int, rows: int) -> None:
+        fcntl.ioctl(self._file, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
     def resize(self, columns: int, rows: int = 60) -> None:
-        self._process.setwinsize(rows, columns)
+        self._set_size(columns, rows)
         self._screen.resize(rows, columns)
 
     def interrupt(self) -> None:
         """Ctrl-C, as the terminal makes a signal of it."""
         self._process.kill(signal.SIGINT)
 
-    def end(self) -> int | None:
+    def end(self) -> int:
         """Wait for the command to end; returns its exit code."""
-        while self._process.isalive():
-            try:
-                self._stream.feed(self._process.read_nonblocking(1 << 16, 60))
-            except pexpect.EOF:
-                break
-        self._process.close()
-        return self._process.exitstatus
+        while self._process.running:
+            with suppress(AssertionError):
+                self._read()
+        return self._process.wait()
 
     def close(self) -> None:
-        self._process.close(force=True)
+        self._process.kill()
+        self._process.wait(60)
+        os.close(self._file)
