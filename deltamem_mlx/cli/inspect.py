@@ -14,6 +14,7 @@ from deltamem_mlx.cli.frame.session import ChatTemplateConfig, template_kwargs
 from deltamem_mlx.cli.options import inspect as i
 from deltamem_mlx.cli.options import shared as o
 from deltamem_mlx.cli.options.memories import or_default
+from deltamem_mlx.files.places import shown_memory
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -31,6 +32,7 @@ TEXTS = (".txt", ".md", ".json", ".jsonl")
     "deltamem-mlx inspect monday.safetensors friday.safetensors",
     "deltamem-mlx inspect anna.safetensors --model MODEL --adapter ADAPTER "
     "--probe 'What am I allergic to?' --answer walnuts",
+    "deltamem-mlx inspect me --told notes.txt --plot me.png",
     "deltamem-mlx inspect --trace talk.jsonl --model MODEL --adapter ADAPTER --plot talk.png",
     defaults=True,
 )
@@ -41,6 +43,7 @@ def inspect(
     phrasing: i.Phrasing = None,
     rephrase: i.Rephrase = True,
     answer: i.Answers = None,
+    told: i.Told = None,
     trace: i.Trace = None,
     by: i.ByTurnOrToken = None,
     numbers: i.Numbers = False,
@@ -63,22 +66,25 @@ def inspect(
     With --probe, a memory is asked a question in several phrasings: what it answers, what the
     model would answer without it, and how much more likely the memory makes each answer.
 
+    With --told, the words of a text are read again: which of them the memory holds, and which it
+    has let go of.
+
     With --trace, a text runs through the model: how strongly it is written, how far it moves the
     memory, and how soon what came before is overwritten. It begins with the memory file, if one is
     given, else with an empty memory; the file stays as it is.
 
-    --probe and --trace take --model and --adapter; without both, the built-in demo pair.
+    --probe, --told and --trace take --model and --adapter; without both, the built-in demo pair.
     """
     targets = [_by_name(name) for name in (target, other) if name is not None]
     if not targets and trace is None:
         targets = [_by_name(or_default(None))]
-    _check_use(targets, probe, trace, {"--phrasing": phrasing, "--answer": answer}, by)
+    i.check_use(targets, probe, told, trace, {"--phrasing": phrasing, "--answer": answer}, by)
     _check_plot(plot)
-    if probe is None and trace is None:
+    if probe is None and trace is None and told is None:
         _show_contents(targets, conversation, plot, i.ResultForm(json, numbers))
         return
     if not has_memory(model, adapter):
-        refuse_without_memory({"--probe": probe, "--trace": trace})
+        refuse_without_memory({"--probe": probe, "--told": told, "--trace": trace})
     settings = template_kwargs(chat_template_config)
     memory = _memory(targets[0], conversation) if targets else None
     pair = (model, adapter, trust_remote_code)
@@ -88,6 +94,9 @@ def inspect(
         options |= {"template_kwargs": settings, "max_tokens": max_tokens}
         assert memory is not None
         _show_probe(memory, pair, asked, options, plot, i.ResultForm(json, numbers))
+    elif told is not None:
+        assert memory is not None
+        _show_told(told, memory, pair, settings, plot, i.ResultForm(json, numbers))
     elif trace is not None:
         form = i.ResultForm(json, numbers)
         _show_trace(trace, memory, pair, by is i.By.TOKEN, settings, max_kv_size, plot, form)
@@ -105,26 +114,6 @@ def _by_name(target: str) -> str:
     if not is_name(target) or Path(target).exists() or not shelf.names():
         return target
     return str(shelf.path(target))
-
-
-def _check_use(
-    targets: list[str],
-    probe: str | None,
-    trace: Path | None,
-    probe_flags: dict[str, list[str] | None],
-    by: i.By | None,
-) -> None:
-    if len(targets) > 1 and (probe is not None or trace is not None):
-        raise UsageError(f"--probe and --trace take one memory; {targets[1]!r} is another.")
-    if probe is not None and trace is not None:
-        raise UsageError("--probe and --trace: give one of them.")
-    stray = [flag for flag, values in probe_flags.items() if values and probe is None]
-    if stray:
-        raise UsageError(f"{', '.join(stray)}: only together with --probe.")
-    if by is not None and trace is None:
-        raise UsageError("--by: only together with --trace.")
-    if probe is not None and not probe.strip():
-        raise UsageError("--probe: the question is empty.")
 
 
 def _check_plot(plot: Path | None) -> None:
@@ -189,13 +178,13 @@ def _show_contents(
         figures = getattr(inspection_report, f"{kind}_text")
         _say(words, lambda: figures(found), form)
         if kind == "memory":
-            output.note(
-                f"To ask it: deltamem-mlx inspect {shlex.quote(targets[0])} --probe QUESTION"
-            )
+            name = shlex.quote(shown_memory(Path(targets[0])))
+            output.note(f"To ask it: deltamem-mlx inspect {name} --probe QUESTION")
     if plot is not None:
-        from deltamem_mlx.views import inspection_plots
+        from deltamem_mlx.views import inspection_plots, memory_plot
 
-        _save(getattr(inspection_plots, f"draw_{kind}")(found), plot)
+        place = memory_plot if kind == "memory" else inspection_plots
+        _save(getattr(place, f"draw_{kind}")(found), plot)
 
 
 def _is_adapter(name: str) -> bool:
@@ -239,6 +228,43 @@ def _show_probe(
         from deltamem_mlx.views.inspection_plots import draw_probe
 
         _save(draw_probe(found, memory.name), plot)
+
+
+def _show_told(
+    path: Path,
+    memory: "MemoryContents",
+    pair: tuple[str | None, str | None, bool],
+    settings: dict[str, Any],
+    plot: Path | None,
+    form: i.ResultForm,
+) -> None:
+    from deltamem_mlx.inspection.as_json import held_json
+    from deltamem_mlx.inspection.holding import held_words
+    from deltamem_mlx.text.files import read_messages
+    from deltamem_mlx.views.inspection_report import held_text
+    from deltamem_mlx.views.inspection_words import held_words_text
+
+    messages = read_messages(path)
+    model, adapter, trust_remote_code = pair
+    loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
+    state = _fitting(memory, loaded)
+    with answering(len(messages)) as tell:
+        found = held_words(
+            loaded,
+            tokenizer,
+            state,
+            messages,
+            template_kwargs=settings,
+            progress=lambda *_: tell(1),
+        )
+    if form.json:
+        output.result_json(held_json(found, memory.name, path.name))
+    else:
+        _say(held_words_text(found, memory.name, path.name), lambda: held_text(found), form)
+    if plot is not None:
+        from deltamem_mlx.views.memory_plot import draw_memory
+
+        _save(draw_memory(memory, found), plot)
 
 
 def _show_trace(

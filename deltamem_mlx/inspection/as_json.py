@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .adapter_contents import AdapterContents
+from .holding import HeldWord
 from .memory_contents import Comparison, MemoryContents
 from .probe import Probed, given_answers
 from .trace import Trace
@@ -135,3 +136,9 @@ def _retention(trace: Trace, mark: int) -> Json:
 
 def _rounded(values: np.ndarray) -> list[float]:
     return np.asarray(values, np.float64).round(6).tolist()
+
+
+def held_json(held: Sequence[HeldWord], name: str, text: str) -> Json:
+    """What a memory holds of a text."""
+    words = [vars(word) | {"gain": word.gain} for word in held]
+    return {"kind": "told", "memory": name, "text": text, "words": words}

@@ -66,11 +66,11 @@ class TurnWatch:
         strength = np.mean(layers, axis=0)
         if len(strength) != len(self._tokens):
             return []  # guesses of a draft model were fed and taken back
-        wanted = {word.lower(): word for text in among for word in _words(text)}
+        wanted = {word.lower(): word for text in among for word in plain_words(text)}
         best: dict[str, float] = {}
-        for word, start, end in _spans(self._session.tokenizer, self._tokens):
+        for word, start, end in word_spans(self._session.tokenizer, self._tokens):
             part = strength[max(start, self._skipped) : end]
-            names = (wanted.get(name.lower()) for name in _words(word) if part.size)
+            names = (wanted.get(name.lower()) for name in plain_words(word) if part.size)
             for name in filter(None, names):
                 best[name] = max(best.get(name, 0.0), float(part.max()))
         top = max(best.values(), default=0.0)
@@ -87,7 +87,9 @@ def watched(session: MemorySession) -> Iterator[TurnWatch]:
     watch.end()
 
 
-def _spans(tokenizer: TokenizerWrapper, tokens: Sequence[int]) -> Iterator[tuple[str, int, int]]:
+def word_spans(
+    tokenizer: TokenizerWrapper, tokens: Sequence[int]
+) -> Iterator[tuple[str, int, int]]:
     """(word, first token, behind its last) of all words: tokens up to the next space."""
     pieces = pieces_of(tokenizer, tokens)
     start = 0
@@ -97,6 +99,7 @@ def _spans(tokenizer: TokenizerWrapper, tokens: Sequence[int]) -> Iterator[tuple
             start = i
 
 
-def _words(text: str) -> list[str]:
+def plain_words(text: str) -> list[str]:
+    """The words of a text, without what stands around them."""
     words = (word.strip(".,;:!?\"'()[]{}<>|*_`") for word in text.split())
     return [word for word in words if any(map(str.isalnum, word))]

@@ -112,5 +112,9 @@ def _draw_scan_bars(ax: Axes, rows: list[ScanRow]) -> None:
         for i, (label, seconds) in enumerate(times.items()):
             bar = ax.bar(n + 0.42 * i, seconds.median * 1e3, 0.38, color=FORM_COLORS[row.form],
                          alpha=1 - i / 2, label=label)  # fmt: skip
-            ax.bar_label(bar, fmt="{:.3g}", fontsize=8, padding=2)
+            ax.bar_label(bar, fmt=_three_digits, fontsize=8, padding=2)
     ax.set(xticks=[], xlabel=f"{rows[0].length:,} tokens", ylim=(0, 1.3 * ax.get_ylim()[1]))
+
+
+def _three_digits(value: float) -> str:
+    return f"{float(f'{value:.3g}'):,g}"

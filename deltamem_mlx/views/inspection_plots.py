@@ -1,42 +1,17 @@
-"""Pictures of adapters, memories and probes. Needs matplotlib: the extra ``plot``."""
+"""Pictures of adapters, probes, and of two memories. Needs matplotlib: the extra ``plot``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure, FigureBase
+from matplotlib.figure import Figure
 
 from ..inspection.adapter_contents import AdapterContents
-from ..inspection.memory_contents import Comparison, MemoryContents
+from ..inspection.memory_contents import Comparison
 from ..inspection.probe import WITHOUT, Probed
 from .columns import one_line, signed
 from .figures import BLUE, GREEN, GREY, ORANGE, drawn, figure, stacked, whole_numbers
-
-_HEATMAPS = 5
-_LEAST_BARS = 6
-
-
-@drawn
-def draw_memory(memory: MemoryContents) -> Figure:
-    """Heat-maps of a few layers' states over the norm and effective rank of every layer."""
-    picture = figure(11, 6.4)
-    tokens = f"{memory.tokens_written:,} token{'s' * (memory.tokens_written != 1)} written"
-    picture.suptitle(f"The memory {Path(memory.name).name}: {tokens}", fontsize=13)
-    top, bottom = stacked(picture, [1, 0.9])
-    _heatmaps(top, [memory.states])
-    norms, ranks = bottom.subplots(1, 2)
-    layers = [m.layer for m in memory.layers]
-    _bars(norms, layers, [m.norm for m in memory.layers], BLUE)
-    norms.set(title="How much each layer holds", ylabel="norm of the state (Frobenius)")
-    r = next(iter(memory.states.values())).shape[-1]
-    _bars(ranks, layers, [m.effective_rank for m in memory.layers], GREEN)
-    _level(ranks, r, "all in\nequal use")
-    ranks.set(title="How many directions it uses", ylabel="effective rank of the state")
-    ranks.set_ylim(0, r * 1.12)
-    return picture
+from .layer_plots import bars, heatmaps, level
 
 
 @drawn
@@ -54,7 +29,7 @@ def draw_comparison(comparison: Comparison) -> Figure:
         )
     top, bottom = stacked(picture, [2.4, 1])
     gone = {i: a.states[i] - b.states[i] for i in a.states}
-    _heatmaps(top, [a.states, b.states, gone], ["A", "B", "A − B"])
+    heatmaps(top, [a.states, b.states, gone], ["A", "B", "A − B"])
     norms, cosines = bottom.subplots(1, 2)
     layers = [m.layer for m in a.layers]
     for memory, name, color, marker in zip((a, b), names, (BLUE, ORANGE), "os", strict=True):
@@ -64,12 +39,12 @@ def draw_comparison(comparison: Comparison) -> Figure:
     norms.set_ylim(bottom=0)
     norms.legend()
     whole_numbers(norms)
-    _bars(cosines, layers, [d.cosine for d in comparison.layers], GREEN)
+    bars(cosines, layers, [d.cosine for d in comparison.layers], GREEN)
     cosines.set(title="How alike they are", ylabel="cosine similarity (1: same direction)")
     lowest = min(d.cosine for d in comparison.layers)
     cosines.set_ylim(min(0, lowest) * 1.1, 1.12)
     mean = float(np.mean([d.cosine for d in comparison.layers]))
-    _level(cosines, mean, f"mean {mean:.2f}")
+    level(cosines, mean, f"mean {mean:.2f}")
     return picture
 
 
@@ -148,61 +123,3 @@ def draw_probe(probed: Sequence[Probed], name: str) -> Figure:
     axes.set_xlabel("← less likely with the memory      log-probability added, in nats (1 nat: "
                     "2.7 times)      more likely →")  # fmt: skip
     return picture
-
-
-def _heatmaps(
-    area: FigureBase, memories: Sequence[Mapping[int, np.ndarray]], names: Sequence[str] = ("",)
-) -> None:
-    """A row of states per memory, a column per layer, all in one colour scale.
-
-    The scale ends where one in two hundred entries is beyond it: single large ones would leave the
-    others pale.
-    """
-    layers = sorted(memories[0])
-    places = np.linspace(0, len(layers) - 1, min(_HEATMAPS, len(layers))).round().astype(int)
-    chosen = [layers[i] for i in places]
-    shown = [[_tiles(states[i]) for i in chosen] for states in memories]
-    entries = np.abs(np.concatenate([tile.ravel() for row in shown for tile in row]))
-    limit = float(np.quantile(entries, 0.995)) or 1.0
-    grid = area.subplots(len(memories), len(chosen), squeeze=False)
-    if len(chosen) < len(layers):
-        area.suptitle(f"{len(chosen)} of {len(layers)} layers", fontsize=10, color=GREY)
-    heads, r = memories[0][layers[0]].shape[1:3]
-    for m, row in enumerate(shown):
-        for c, tile in enumerate(row):
-            axes: Axes = grid[m, c]
-            axes.imshow(tile, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-            axes.grid(False)
-            for head in range(1, heads):
-                axes.axvline(head * r - 0.5, color="black", lw=0.8)
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.set_title(f"{names[m]}{', ' * bool(names[m])}layer {chosen[c]}")
-            axes.set_xlabel("key" if heads == 1 else f"key, {heads} state heads")
-            axes.set_ylabel("value" if c == 0 else "")
-    scale = ScalarMappable(Normalize(-limit, limit), "RdBu_r")
-    extend = "both" if entries.max() > limit else "neither"
-    area.colorbar(scale, ax=grid, label="entry of the state", shrink=0.85, pad=0.01, extend=extend)
-
-
-def _tiles(state: np.ndarray) -> np.ndarray:
-    """The states [1, H, r, r] of a layer side by side."""
-    return np.concatenate(list(state[0]), axis=1)
-
-
-def _bars(axes: Axes, layers: Sequence[int], values: Sequence[float], color: str) -> None:
-    axes.bar(layers, values, color=color, width=0.75)
-    lack = max(0, _LEAST_BARS - len(layers)) / 2  # few bars would be as wide as walls
-    axes.set_xlim(min(layers) - 0.5 - lack, max(layers) + 0.5 + lack)
-    axes.set_xlabel("layer")
-    axes.grid(axis="x", visible=False)
-    if len(layers) <= _LEAST_BARS:
-        axes.set_xticks(layers)
-    else:
-        whole_numbers(axes)
-
-
-def _level(axes: Axes, value: float, label: str) -> None:
-    axes.axhline(value, color=GREY, lw=1, ls="--")
-    axes.annotate(label, (1.0, value), (4, 0), xycoords=("axes fraction", "data"), color=GREY,
-                  textcoords="offset points", va="center", fontsize=9)  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..inspection.adapter_contents import AdapterContents
+from ..inspection.holding import HeldWord
 from ..inspection.memory_contents import Comparison, MemoryContents
 from ..inspection.probe import Probed, given_answers
 from ..inspection.trace import Trace
@@ -96,6 +97,23 @@ def memory_text(memory: MemoryContents) -> str:
         }
     )
     return f"{head}\n\n{table(columns, rows)}\n\n{legend}"
+
+
+def held_text(held: Sequence[HeldWord]) -> str:
+    """A line for each word: what the memory adds to it."""
+    rows = [
+        [
+            one_line(word.word, 24),
+            f"{word.log_prob_without:.2f}",
+            f"{word.log_prob:.2f}",
+            signed(word.gain),
+            f"{word.strength:.3f}",
+            one_line(f"{word.before} {word.word}", 60),
+        ]
+        for word in held
+    ]
+    columns = ["<word", "log p without", "with", "added", "β", "<where"]
+    return table(columns, rows)
 
 
 def comparison_text(comparison: Comparison) -> str:

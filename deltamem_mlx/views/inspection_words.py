@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from ..inspection.adapter_contents import AdapterContents
+from ..inspection.holding import HELD, HeldWord
 from ..inspection.memory_contents import Comparison, MemoryContents
 from ..inspection.probe import GivenAnswer, Probed, given_answers
 from ..inspection.trace import Trace
 from .columns import one_line
 
 _LONGEST = 200
+_MOST = 12  # words that are named
 # Below this, in nats, a difference is no news: a tenth more or less likely.
 _NOTHING = 0.1
 # Of the strength of the strongest word: the others are what every word is written with.
@@ -98,6 +100,27 @@ def memory_words(memory: MemoryContents) -> str:
     if past := len(memory.file.history):
         last = "last turn" if past == 1 else f"last {past} turns"
         lines.append(f"Its {last} can be taken back.")
+    return "\n".join(lines)
+
+
+def held_words_text(held: Sequence[HeldWord], name: str, text: str) -> str:
+    """What a memory holds of a text, and what it does not."""
+    name = Path(name).stem
+    if not held:
+        return f"No word of {text} is one that {name} could be asked for."
+    kinds = {
+        "holds": [w for w in held if w.gain >= HELD],
+        "does not hold": [w for w in held if abs(w.gain) < HELD],
+        "was told otherwise": [w for w in held if w.gain <= -HELD],
+    }
+    lines = [f"Of the {len(held)} strongest words of {text}, {name} holds {len(kinds['holds'])}."]
+    said = {"holds": "It holds", "does not hold": "It has let go of, or was never told"}
+    said["was told otherwise"] = "It makes less likely, as where it was told otherwise since"
+    for kind, words in kinds.items():
+        if words:
+            shown = [f"{w.word} ({one_line(f'{w.before} {w.word}', 40)})" for w in words[:_MOST]]
+            more = f", and {len(words) - _MOST} more" if len(words) > _MOST else ""
+            lines.append(f"{said[kind]}: {', '.join(shown)}{more}.")
     return "\n".join(lines)
 
 

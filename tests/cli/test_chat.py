@@ -227,7 +227,7 @@ class _ScriptedUI:
             raise KeyboardInterrupt
         return line
 
-    def piece(self, text: str) -> None:
+    def answer_piece(self, text: str) -> None:
         self.said.append(text)
         self.count += 1
         if self.count == 3:

@@ -3,12 +3,12 @@
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 
-import pexpect
 import pytest
 from conftest import ROOT, RunCli
+from forked import Nursery
+from terminal import Terminal
 from typer.testing import CliRunner, Result
 
 import deltamem_mlx as dm
@@ -139,20 +139,16 @@ def test_a_file_that_is_there_is_replaced_when_asked_only(
     assert there.read_bytes() == shelf.path("anna").read_bytes()
 
 
-def test_remove_asks_in_a_terminal_and_elsewhere_wants_yes(shelf: MemoryShelf) -> None:
+def test_remove_asks_in_a_terminal_and_elsewhere_wants_yes(
+    shelf: MemoryShelf, nursery: Nursery, tmp_path: Path
+) -> None:
     assert "give --yes" in call("remove", "anna", code=2).stderr
     for answer, left in (("n", ["anna"]), ("y", [])):
-        child = pexpect.spawn(
-            sys.executable,
-            ["-m", "deltamem_mlx", "memories", "remove", "anna"],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb"},
-            timeout=60,
-        )
-        child.expect("Delete anna for good?")
-        child.sendline(answer)
-        child.expect(pexpect.EOF)
-        child.close()
-        assert child.exitstatus == (answer == "n")
+        terminal = Terminal(["memories", "remove", "anna"], tmp_path, nursery)
+        terminal.until("Delete anna for good?")
+        terminal.type(f"{answer}\r")
+        assert terminal.end() == (answer == "n")
+        terminal.close()
         assert shelf.names() == left
 
 

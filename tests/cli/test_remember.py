@@ -1,16 +1,14 @@
 """`deltamem-mlx remember`: files into a memory, watched and stopped as one likes."""
 
 import json
-import os
 import re
-import signal
-import sys
 from pathlib import Path
 
 import numpy as np
-import pexpect
 import pytest
-from conftest import ROOT, RunCli
+from conftest import RunCli
+from forked import Nursery
+from terminal import Terminal
 from typer.testing import CliRunner, Result
 
 import deltamem_mlx as dm
@@ -110,25 +108,25 @@ def test_wrong_use_is_named(args: list[str], said: str) -> None:
 
 
 def test_ctrl_c_ends_it_between_two_steps_and_what_was_written_is_saved(
-    tmp_path: Path, memory: Path
+    tmp_path: Path, memory: Path, nursery: Nursery
 ) -> None:
-    paragraphs = [FACTS[i % 3] for i in range(4000)]
+    paragraphs = [FACTS[i % 3] for i in range(1500)]
     (tmp_path / "long.txt").write_text("\n\n".join(paragraphs))
-    command = ["-m", "deltamem_mlx", "remember", "long.txt", "--memory", str(memory)]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120"}
-    child = pexpect.spawn(sys.executable, command, cwd=str(tmp_path), env=env, timeout=120)
-    child.setwinsize(24, 120)
+    terminal = Terminal(["remember", "long.txt", "--memory", memory], tmp_path, nursery, 120)
     # The bar: tokens so far and in all, and the time that is left.
-    child.expect(r"[1-9][\d,]* of about [\d,]+ tokens")
-    child.expect(r"\d:\d\d:\d\d")
-    child.kill(signal.SIGINT)
-    child.expect(r"Stopped in long.txt: ([\d,]+) tokens were written and saved to .*me\.safe")
-    tokens = int(child.match[1].replace(b",", b""))
-    child.expect(r"--skip (\d+)")
-    skip = int(child.match[1])
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 130
+    terminal.until(" of about ")
+    terminal.until("0:0")
+    terminal.interrupt()
+    assert terminal.end() == 130
+    found = re.search(
+        r"Stopped in long.txt: ([\d,]+) tokens were written and saved to .*--skip (\d+)",
+        terminal.shown,
+        re.S,
+    )
+    assert found is not None, terminal.shown
+    assert f"{memory}"[:60] in terminal.shown.replace("\n", "")
+    tokens, skip = (int(number.replace(",", "")) for number in found.groups())
+    terminal.close()
     assert read_memory(memory).tokens_written == [tokens]
     session, written = dm.MemorySession(*dm.load(), max_context=4096), 0
     for step in session.remembering([{"role": "user", "content": p} for p in paragraphs]):

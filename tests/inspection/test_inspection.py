@@ -598,7 +598,7 @@ def test_pictures_can_be_read_and_written(
     pair: Pair, state: dict[int, mx.array], traced: tuple[Script, Trace], tmp_path: Path
 ) -> None:
     pytest.importorskip("matplotlib")
-    from deltamem_mlx.views import figures, inspection_plots
+    from deltamem_mlx.views import figures, inspection_plots, memory_plot
     from deltamem_mlx.views.trace_plot import draw_trace
 
     cache = make_prompt_cache(pair[0])
@@ -607,7 +607,7 @@ def test_pictures_can_be_read_and_written(
     memory = inspect_memory(tmp_path / "m.safetensors")
     odd = text_script(pair[1], "$5 and $6 \u6f22\u5b57 100%_^{x}")
     pictures = {
-        "memory": inspection_plots.draw_memory(memory),
+        "memory": memory_plot.draw_memory(memory),
         "comparison": inspection_plots.draw_comparison(compare(memory, memory)),
         "adapter": inspection_plots.draw_adapter(inspect_adapter(GOLDEN / "tsw_qkvo" / "adapter")),
         "probe": inspection_plots.draw_probe(probe(*pair, state, ["$a$?"], max_tokens=4), "m"),
@@ -675,7 +675,7 @@ def test_two_memories_are_drawn_with_their_difference_and_layers_left_out_are_co
     pair: Pair, state: dict[int, mx.array], tmp_path: Path
 ) -> None:
     pytest.importorskip("matplotlib")
-    from deltamem_mlx.views import inspection_plots
+    from deltamem_mlx.views import inspection_plots, memory_plot
 
     cache = make_prompt_cache(pair[0])
     dm.set_memory_state(cache, state)
@@ -692,7 +692,7 @@ def test_two_memories_are_drawn_with_their_difference_and_layers_left_out_are_co
         states={i: memory.states[layer] for i in range(12)},
         layers=[replace(memory.layers[0], layer=i) for i in range(12)],
     )
-    drawn = inspection_plots.draw_memory(many)
+    drawn = memory_plot.draw_memory(many)
     assert "5 of 12 layers" in [part.get_suptitle() for part in drawn.subfigs]
 
 

@@ -38,6 +38,8 @@ Markdown = Annotated[
     typer.Option("--markdown", help="In a terminal: lay answers out as Markdown, block by block."),
 ]
 
+_WIDEST = 32  # of a memory's name: what is longer is cut at its beginning
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions(AnsweringOptions):
@@ -98,5 +100,6 @@ def _memory_row(session: "MemorySession", path: Path | None) -> str | None:
         return None
     from deltamem_mlx.files.places import shown_memory
 
-    written = session.stats()["tokens_written"]
-    return f"{shown_memory(path)}, {f'{written:,} tokens written' if written else 'new'}"
+    name, written = shown_memory(path), session.stats()["tokens_written"]
+    name = name if len(name) < _WIDEST else f"…{name[-_WIDEST:]}"
+    return f"{name}, {f'{written:,} tokens written' if written else 'new'}"

@@ -6,6 +6,8 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from deltamem_mlx.cli.frame.errors import UsageError
+
 PROBE, TRACE = "Asking a memory", "Tracing a text"
 
 
@@ -73,6 +75,16 @@ Answers = Annotated[
         rich_help_panel=PROBE,
     ),
 ]
+Told = Annotated[
+    Path | None,
+    typer.Option(
+        "--told",
+        metavar="FILE",
+        help="What the memory still holds of this text, or .json/.jsonl of messages: its strongest "
+        "words, read again with the memory and without. Nothing is written.",
+        rich_help_panel=PROBE,
+    ),
+]
 Trace = Annotated[
     Path | None,
     typer.Option(
@@ -103,3 +115,27 @@ Conversation = Annotated[
     int,
     typer.Option("--conversation", min=0, help="Which conversation of a file that holds several."),
 ]
+
+
+def check_use(
+    targets: list[str],
+    probe: str | None,
+    told: Path | None,
+    trace: Path | None,
+    probe_flags: dict[str, list[str] | None],
+    by: By | None,
+) -> None:
+    """Raises UsageError for flags that do not go together."""
+    asked = {"--probe": probe, "--told": told, "--trace": trace}
+    given = [flag for flag, value in asked.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)}: give one of them.")
+    if len(targets) > 1 and given:
+        raise UsageError(f"{given[0]} takes one memory; {targets[1]!r} is another.")
+    stray = [flag for flag, values in probe_flags.items() if values and probe is None]
+    if stray:
+        raise UsageError(f"{', '.join(stray)}: only together with --probe.")
+    if by is not None and trace is None:
+        raise UsageError("--by: only together with --trace.")
+    if probe is not None and not probe.strip():
+        raise UsageError("--probe: the question is empty.")

@@ -1,0 +1,97 @@
+"""The picture of a memory: what it holds of what was told, then its matrices.
+
+Needs matplotlib: the extra ``plot``.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..inspection.holding import HELD, HeldWord
+from ..inspection.memory_contents import MemoryContents
+from ..memory.kept import KeptTurn, kept_turns
+from .columns import one_line, signed
+from .figures import BLUE, GREEN, GREY, ORANGE, abreast, drawn, figure, stacked, whole_numbers
+from .layer_plots import bars, heatmaps, level
+
+_BEST, _GONE = 8, 6  # words
+_TURNS = 24
+
+
+@drawn
+def draw_memory(memory: MemoryContents, held: Sequence[HeldWord] = ()) -> Figure:
+    """What a memory holds best and has let go of; then its states, layer by layer.
+
+    Args:
+        memory (MemoryContents): The memory.
+        held (Sequence[HeldWord]): Words of a text, as ``held_words`` finds them.
+    """
+    turns = kept_turns(memory.file)[-_TURNS:]
+    words = _shown(held)
+    told = max(0.0, 0.32 * len(words) + 1.3, 2.6 * bool(turns))
+    picture = figure(11, 6.4 + told)
+    tokens = f"{memory.tokens_written:,} token{'s' * (memory.tokens_written != 1)} written"
+    picture.suptitle(f"The memory {Path(memory.name).stem}: {tokens}", fontsize=13)
+    *first, top, bottom = stacked(picture, [*([told] if told else []), 3.4, 3.0])
+    for part in first:
+        parts = abreast(part, [1.7, 1]) if words and turns else [part]
+        if words:
+            _draw_words(parts[0].subplots(), words)
+        if turns:
+            _draw_turns(parts[-1].subplots(), turns)
+    heatmaps(top, [memory.states])
+    norms, ranks = bottom.subplots(1, 2)
+    layers = [m.layer for m in memory.layers]
+    bars(norms, layers, [m.norm for m in memory.layers], BLUE)
+    norms.set(title="How much each layer holds", ylabel="norm of the state (Frobenius)")
+    r = next(iter(memory.states.values())).shape[-1]
+    bars(ranks, layers, [m.effective_rank for m in memory.layers], GREEN)
+    level(ranks, r, "all in\nequal use")
+    ranks.set(title="How many directions it uses", ylabel="effective rank of the state")
+    ranks.set_ylim(0, r * 1.12)
+    return picture
+
+
+def _shown(held: Sequence[HeldWord]) -> list[HeldWord]:
+    """The words that are held best, and those that are not, the worst last."""
+    best = [word for word in held if word.gain >= HELD]
+    gone = [word for word in held if word.gain < HELD]
+    return [*best[:_BEST], *gone[-_GONE:]]
+
+
+def _draw_words(axes: Axes, words: Sequence[HeldWord]) -> None:
+    reach = max(1.0, *(abs(word.gain) for word in words))
+    for y, word in enumerate(words):
+        held = word.gain >= HELD
+        axes.barh(y, word.gain, height=0.62, color=BLUE if held else ORANGE,
+                  hatch=None if held else "///", edgecolor="white")  # fmt: skip
+        said = f"{signed(word.gain)}  {one_line(f'{word.before[-30:]} {word.word}', 34)}"
+        axes.annotate(said, (max(word.gain, 0), y), (5, 0), textcoords="offset points",
+                      va="center", fontsize=8.5, color=GREY)  # fmt: skip
+    axes.set_yticks(range(len(words)), [one_line(word.word, 18) for word in words], weight="bold")
+    axes.set_ylim(len(words) - 0.4, -0.6)
+    axes.set_xlim(min(-1.0, *(word.gain * 1.1 for word in words)), reach * 1.75)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.axvline(HELD, color=GREY, lw=0.8, ls=":")
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title("Strongest words: held (plain), let go of or told otherwise (hatched)")
+    axes.set_xlabel("log-probability that the memory adds to the word, in nats")
+
+
+def _draw_turns(axes: Axes, turns: Sequence[KeptTurn]) -> None:
+    shares = [max(0.0, turn.left) for turn in turns]
+    places = range(-len(turns), 0)
+    colors = [BLUE if share >= 0.5 else ORANGE for share in shares]
+    drawn_bars = axes.bar(places, shares, color=colors, width=0.75, edgecolor="white")
+    for bar, share in zip(drawn_bars, shares, strict=True):
+        bar.set_hatch("" if share >= 0.5 else "///")
+    axes.set_xlim(-max(len(turns), 6) - 0.6, -0.4)
+    axes.set_ylim(0, max(1.15, max(shares) * 1.1))
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.grid(axis="x", visible=False)
+    whole_numbers(axes)
+    axes.set_title(f"What is left of the last {len(turns)} turn{'s' * (len(turns) != 1)}")
+    axes.set(xlabel="turn (-1: the last)", ylabel="of the change it made")
