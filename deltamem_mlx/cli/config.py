@@ -9,7 +9,7 @@ from deltamem_mlx.cli.options import shared as o
 def config(json: o.Json = False) -> None:
     """Show your defaults, and where they and your memories lie.
 
-    generate, chat, remember, serve and inspect take them where the command line says nothing: from
+    generate, chat, remember, serve, inspect and memories take them where the command line says nothing: from
     the environment (DELTAMEM_MODEL, DELTAMEM_ADAPTER, DELTAMEM_MEMORY; an empty one counts as no
     default), else from a file with lines such as 'model: user/repo', which you write yourself.
 
@@ -40,3 +40,5 @@ def config(json: o.Json = False) -> None:
     there = "" if file.is_file() else " (not there yet)"
     places = {"file": f"{file}{there}", "memories": str(memories_folder())}
     output.result(fields(shown | places))
+    if "memory" not in found:
+        output.note("To set one: a line such as 'memory: work' in that file.")

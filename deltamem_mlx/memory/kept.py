@@ -15,7 +15,7 @@ class KeptTurn:
     """One of the last turns of a memory.
 
     Attributes:
-        saved (str): When it was saved, UTC in ISO format.
+        saved (str): When it was saved, or a later turn together with it; UTC in ISO format.
         tokens (int): How many it wrote, over all conversations; less than 0: it emptied the memory.
         messages (int): How many it told that the memory had not been told before.
         answers (int): How many of those were answers.
@@ -36,14 +36,17 @@ def kept_turns(memory: MemoryFile) -> list[KeptTurn]:
     Raises:
         ValueError: If what is kept of them is damaged.
     """
-    found = [memory]
+    found, saved = [memory], [memory.created]
     for _ in memory.history:
         found.append(found[-1].before())
+    for older in found[1:]:
+        saved.append(older.created or saved[-1])
     found.reverse()
+    saved.reverse()
     states = [_flat(one) for one in found]
     return [
         KeptTurn(
-            saved=after.created,
+            saved=saved[n + 1],
             tokens=sum(after.tokens_written) - sum(before.tokens_written),
             messages=turn.added,
             answers=_answers(after) - turn.turns,

@@ -127,7 +127,7 @@ def _note_told_before(session: "MemorySession", source: "Source") -> None:
         which = "it" if before == count else f"{before:,} of its {count:,} messages"
         output.note(
             f"{source.name}: this memory was told {which} before, and is told again. To take that "
-            "back: `memories undo`, or /undo in a chat."
+            "back: `memories undo NAME`, or /undo in a chat."
         )
 
 
