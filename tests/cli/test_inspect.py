@@ -278,7 +278,7 @@ def test_a_probe_of_a_session_folder(pair: list[str], memory: Path, tmp_path: Pa
         (["--probe", "Who?"], "Say which memory"),
         (["MEMORY", "--probe", " "], "the question is empty"),
         (["MEMORY", "--probe", "Who?", "--trace", "TALK"], "give one of them"),
-        (["MEMORY", "MEMORY", "--probe", "Who?"], "take one memory"),
+        (["MEMORY", "MEMORY", "--probe", "Who?"], "--probe takes one memory"),
         (["MEMORY", "MEMORY", "MEMORY"], "extra argument"),
         (["MEMORY", "--answer", "x", "--phrasing", "y"], "--phrasing, --answer: only"),
         (["MEMORY", "--by", "token"], "--by: only"),
