@@ -9,9 +9,10 @@ from deltamem_mlx.cli.options import shared as o
 def config(json: o.Json = False) -> None:
     """Show your defaults, and where they and your memories lie.
 
-    generate, chat, remember, serve, inspect and memories take them where the command line says nothing: from
-    the environment (DELTAMEM_MODEL, DELTAMEM_ADAPTER, DELTAMEM_MEMORY; an empty one counts as no
-    default), else from a file with lines such as 'model: user/repo', which you write yourself.
+    generate, chat, remember, serve, inspect and memories take them where the command line says
+    nothing: from the environment (DELTAMEM_MODEL, DELTAMEM_ADAPTER, DELTAMEM_MEMORY; an empty one
+    counts as no default), else from a file with lines such as 'model: user/repo', which you write
+    yourself.
 
     Model, adapter and memory belong together: a command line that names a model or an adapter
     takes none of them from here.
