@@ -66,8 +66,7 @@ def inspect(
     With --probe, a memory is asked a question in several phrasings: what it answers, what the
     model would answer without it, and how much more likely the memory makes each answer.
 
-    With --told, the words of a text are read again: which of them the memory holds, and which it
-    has let go of.
+    With --told, a text is read again: which of its words the memory holds, or has let go of.
 
     With --trace, a text runs through the model: how strongly it is written, how far it moves the
     memory, and how soon what came before is overwritten. It begins with the memory file, if one is
@@ -75,31 +74,28 @@ def inspect(
 
     --probe, --told and --trace take --model and --adapter; without both, the built-in demo pair.
     """
-    targets = [_by_name(name) for name in (target, other) if name is not None]
-    if not targets and trace is None:
-        targets = [_by_name(or_default(None))]
+    names = [name for name in (target, other) if name is not None]
+    targets = [_by_name(name) for name in names or ([] if trace else [or_default(None)])]
     i.check_use(targets, probe, told, trace, {"--phrasing": phrasing, "--answer": answer}, by)
     _check_plot(plot)
+    form = i.ResultForm(json, numbers)
     if probe is None and trace is None and told is None:
-        _show_contents(targets, conversation, plot, i.ResultForm(json, numbers))
+        _show_contents(targets, conversation, plot, form)
         return
     if not has_memory(model, adapter):
         refuse_without_memory({"--probe": probe, "--told": told, "--trace": trace})
     settings = template_kwargs(chat_template_config)
     memory = _memory(targets[0], conversation) if targets else None
     pair = (model, adapter, trust_remote_code)
-    if probe is not None:
-        asked = _phrasings(probe, phrasing or [], rephrase)
+    if trace is not None:
+        _show_trace(trace, memory, pair, by is i.By.TOKEN, settings, max_kv_size, plot, form)
+    elif memory is not None and told is not None:
+        _show_told(told, memory, pair, settings, plot, form)
+    elif memory is not None and probe is not None:
         options: dict[str, Any] = {"answers": answer or [], "system_prompt": system_prompt}
         options |= {"template_kwargs": settings, "max_tokens": max_tokens}
-        assert memory is not None
-        _show_probe(memory, pair, asked, options, plot, i.ResultForm(json, numbers))
-    elif told is not None:
-        assert memory is not None
-        _show_told(told, memory, pair, settings, plot, i.ResultForm(json, numbers))
-    elif trace is not None:
-        form = i.ResultForm(json, numbers)
-        _show_trace(trace, memory, pair, by is i.By.TOKEN, settings, max_kv_size, plot, form)
+        asked = _phrasings(probe, phrasing or [], rephrase)
+        _show_probe(memory, pair, asked, options, plot, form)
 
 
 def _by_name(target: str) -> str:
