@@ -13,6 +13,7 @@ from mlx_lm.utils import MODEL_REMAPPING, sharded_load
 from ..files import expanded, read_json
 from ..hub import MODEL_FILES, REPO_ID, resolve
 
+_INDEX = "model.safetensors.index.json"
 TAKES = ("tokenizer_config", "trust_remote_code")
 
 
@@ -38,6 +39,11 @@ def load_spread(
     if tensor_group is not None:
         config = read_json(resolve(model, allow_patterns=["*.json"]) / "config.json")
         check_heads(model, config, tensor_group.size())
+    elif (folder := expanded(model)).is_dir() and not (folder / _INDEX).is_file():
+        raise ValueError(
+            f"{model} has no {_INDEX}, by which mlx-lm finds the weights of a pipeline's layers. "
+            "Write the model anew with mlx_lm.convert."
+        )
     try:
         loaded = sharded_load(repo, pipeline_group, tensor_group, return_config=True, **options)
     except ValueError as error:

@@ -10,10 +10,8 @@ of a `MemorySession` in one process that is told the same, alone, so no session 
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
 from launching import ranks_of, started
@@ -47,18 +45,14 @@ def pair_of(args: argparse.Namespace, folder: Path) -> tuple[str, str]:
     return str(model), str(folder / "adapter")
 
 
-def main() -> int:
-    args = options()
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        model, adapter = pair = pair_of(args, folder)
-        ends = sorted(dm.load(*pair)[1].eos_token_ids)
-        port = free_port()
-        words = ["serve", "--model", model, "--adapter", adapter, "--port", str(port)]
-        words += ["--memory-dir", str(folder / "kept"), "--wait", "300", "--quiet"]
-        words += ["--pipeline"] if args.pipeline else []
-        launched = started("-m", "deltamem_mlx", *words, size=args.ranks)
-        server: subprocess.Popen = stack.enter_context(launched)
+def loaded(args: argparse.Namespace, pair: tuple[str, str], kept: Path) -> tuple[Load, bool]:
+    """What the clients were answered, and whether the server was still there at last."""
+    ends = sorted(dm.load(*pair)[1].eos_token_ids)
+    port = free_port()
+    words = ["serve", "--model", pair[0], "--adapter", pair[1], "--port", str(port)]
+    words += ["--memory-dir", str(kept), "--wait", "300", "--quiet"]
+    words += ["--pipeline"] if args.pipeline else []
+    with started("-m", "deltamem_mlx", *words, size=args.ranks) as server:
         client = Client(f"http://127.0.0.1:{port}")
         wait_for(client, server)
         sessions = [Session(i, in_order=False) for i in range(args.sessions)]
@@ -66,11 +60,19 @@ def main() -> int:
         load = Load("ranks", client, first, True, sessions, args.clients, args.tokens, ends)
         load.warm_up()
         load.measure(args.seconds)
-        still = server.poll() is None and client.request("GET", "/health").status == 200
-    if load.errors:
-        sys.exit("\n".join(map(str, load.errors[:10])))
-    told, others, gap = replay(load, pair, args.processes)
-    passed = {"no error": not load.errors, "no cross-talk": gap < TIE, "still there": still}
+        there = server.poll() is None and client.request("GET", "/health").status == 200
+    return load, there
+
+
+def main() -> int:
+    args = options()
+    with tempfile.TemporaryDirectory() as folder:
+        pair = pair_of(args, Path(folder))
+        load, there = loaded(args, pair, Path(folder) / "kept")
+        if load.errors:
+            sys.exit("\n".join(map(str, load.errors[:10])))
+        told, others, gap = replay(load, pair, args.processes)
+    passed = {"no error": True, "no cross-talk": gap < TIE, "still there": there}
     replayed = {"turns": told, "tokens_not_the_likeliest": others, "largest_gap": gap}
     result = {"settings": vars(args), **figures(load), "replayed": replayed, "passed": passed}
     print(json.dumps(result, indent=2))
