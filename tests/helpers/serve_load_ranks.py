@@ -60,7 +60,9 @@ def loaded(args: argparse.Namespace, pair: tuple[str, str], kept: Path) -> tuple
         load = Load("ranks", client, first, True, sessions, args.clients, args.tokens, ends)
         load.warm_up()
         load.measure(args.seconds)
-        there = server.poll() is None and client.request("GET", "/health").status == 200
+        if server.poll() is not None:
+            sys.exit(server.communicate()[1])
+        there = client.request("GET", "/health").status == 200
     return load, there
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from deltamem_mlx.ranks import Ranks
 
-_PATIENCE = 5.0  # seconds, to connect
+_PATIENCE = 15.0  # seconds, to connect
 _MOMENT = 1.5
 _MOST_BYTES = 4096  # of a last word
 _DONE = "done"
@@ -54,6 +54,9 @@ class Lifelines:
             if ranks.rank == 0
             else _connected(*address, ranks.rank)
         )
+        # One that came too late was hung up on, and is not to take that for an end.
+        if ranks.rank not in {0, *ranks.share(sorted(self._lines))}:
+            self._lines = {}
         names = ranks.gather(socket.gethostname())
         self._hosts = ["" if name == names[ranks.rank] else name for name in names]
         for rank, line in self._lines.items():
@@ -110,7 +113,7 @@ def _accepted(listener: socket.socket | None, token: bytes, size: int) -> dict[i
         while len(lines) < size - 1 and (left := end - time.monotonic()) > 0:
             listener.settimeout(left)
             line = listener.accept()[0]
-            line.settimeout(1.0)
+            line.settimeout(left)
             said = b""
             with suppress(OSError):
                 said = line.recv(len(token) + 4, socket.MSG_WAITALL)
