@@ -1,7 +1,9 @@
 """What a client is told when its request is refused or fails, in OpenAI's form."""
 
+import logging
 from typing import NoReturn
 
+log = logging.getLogger(__name__)
 _MOST = 300  # characters of another package's message
 _TYPES = {
     401: "authentication_error",
@@ -64,3 +66,12 @@ def refused(status: int, cause: BaseException | None) -> ApiError:
         said = " ".join(str(cause or "").split())[:_MOST]
         return ApiError(400 if cause else status, said or f"HTTP status {status}")
     return ApiError(500, f"The request failed: {type(cause).__name__}.", code="internal_error")
+
+
+def refusal(error: Exception) -> ApiError:
+    """What a client is told of an error in its request's affairs."""
+    if isinstance(error, ApiError):
+        return error
+    log.error("request failed", extra={"error": type(error).__name__})
+    what = f"The request failed: {type(error).__name__}."
+    return ApiError(500, what, code="internal_error")

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, unquote
 from mlx_lm.server import APIHandler
 
 from .errors import ApiError
+from .grammars.compiling import Grammar
 from .http.access import authorize, check_head
 from .http.front import FrontPage
 from .http.management import Actions, Management
@@ -128,12 +129,14 @@ class MemoryHandler(Management, ResponseRoutes, MessageRoutes, FrontPage):
         serving, body = self.serving, parse(self.read_body())
         asked = read_completion(body, self.headers, self.settings, serving.vocabulary, chat=chat)
         serving.provider.check(asked.model)
-        with serving.admitted(), serving.held(asked.memory) as memory:
-            self._answer(asked, memory)
+        with serving.admitted():
+            grammar = serving.generator.grammars.of(asked.shape)
+            with serving.held(asked.memory) as memory:
+                self._answer(asked, memory, grammar)
 
-    def _answer(self, asked: Completion, memory: Memory | None) -> None:
+    def _answer(self, asked: Completion, memory: Memory | None, grammar: Grammar | None) -> None:
         chat = asked.messages is not None
-        request = self.account.request = served_request(asked, memory, self.alive)
+        request = self.account.request = served_request(asked, memory, self.alive, grammar)
         self._tell_mlx_lm(asked, chat=chat)
         try:
             self.handle_completion(request, asked.stop)

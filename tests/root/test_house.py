@@ -29,7 +29,7 @@ FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 SERVE_FLOORS = (
     ("errors", "settings", "metrics", "log", "page"),
     ("requests", "kept"),
-    ("provider",),
+    ("provider", "grammars"),
     ("memories",),
     ("turns",),
     ("batching",),

@@ -118,7 +118,7 @@ def test_what_cannot_be_done_is_refused_by_its_name(
         reply = client.request("POST", CHAT, SAMPLED | {name: value})
         assert reply.status == 400, value
         error = reply.json["error"]
-        assert error["param"] == name[:40] and name[:38] in error["message"]
+        assert error["param"].split(".")[0] == name[:40] and name[:38] in error["message"]
         assert reply.code in ("invalid_value", "unknown_parameter")
         assert len(error["message"]) < 200 and "\n" not in error["message"]
     assert client.request("POST", CHAT, SAMPLED).status == 200

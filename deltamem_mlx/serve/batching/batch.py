@@ -18,7 +18,9 @@ from mlx_lm.generate import BatchGenerator, GenerationBatch, StopSequences, Text
 from mlx_lm.server import GenerationContext
 
 from ...compat import make_logits_processors
-from ..errors import ApiError
+from ..errors import ApiError, refusal
+from ..grammars.compiling import Grammars
+from ..grammars.processor import GrammarProcessor
 from ..metrics import ServerMetrics
 from ..provider import ServedPair
 from ..settings import ServeSettings
@@ -45,12 +47,14 @@ class Running:
         steps (Steps): What it is made of; the one in the batch is ``step``.
         saying (Saying): Its answer, once that is what is in the batch; of one that is tried again,
           as far as it had come.
+        grammar (GrammarProcessor): What that has to be; None: whatever the model says.
     """
 
     job: Job
     steps: Steps
     step: Feed
     saying: Saying | None = None
+    grammar: GrammarProcessor | None = None
 
 
 class RunningBatch:
@@ -63,6 +67,7 @@ class RunningBatch:
         prompts (ServedPrompts): Where prompts of requests without a memory are kept.
         machines (Callable): mlx-lm's stop sequences and text states for these stop words.
         lockstep (Lockstep): The processes that have the model.
+        grammars (Grammars): What answers have to be.
     """
 
     def __init__(
@@ -73,9 +78,11 @@ class RunningBatch:
         prompts: ServedPrompts,
         machines: Machines,
         lockstep: Lockstep,
+        grammars: Grammars,
     ):
         self.pair, self.settings, self.metrics = pair, settings, metrics
         self.prompts, self.machines, self.lockstep = prompts, machines, lockstep
+        self.grammars = grammars
         self.running: dict[int, Running] = {}
         self.samplers = Samplers(pair, lockstep)
         self._again: deque[Running] = deque()  # of a batch that failed: each is tried alone
@@ -171,11 +178,16 @@ class RunningBatch:
             sampler = SaidAgain(sampler, job.take_back())
         if step.end:
             ending = Ending(sampler, stops, args.max_tokens, step.end)
+        processors = make_logits_processors(args)
+        if job.request.grammar is not None:
+            thinks = step.initial_state == "reasoning"
+            running.grammar = self.grammars.follow(job.request.grammar, thinks=thinks)
+            processors.append(running.grammar)  # the last word
         (uid,) = self._sequences.insert_segments(
             [step.segments or [step.tokens]],
             max_tokens=[args.max_tokens + len(step.end)],
             samplers=[ending.sample if ending else sampler],
-            logits_processors=[make_logits_processors(args)],
+            logits_processors=[processors],
             stop_sequences=[ending or stops],
             caches=[step.cache],
             all_tokens=[list(step.before)],
@@ -279,7 +291,7 @@ class RunningBatch:
             self._sequences.remove([uid])
             del self.running[uid]
             self._go_on(
-                running.job, running.steps, _settled(Fed(cache, list(tokens))), running.saying
+                running.job, running.steps, Fed(cache, list(tokens)).settled(), running.saying
             )
         elif step.segment_types:
             self.prompts.keep(cache, tokens, step.segment_types.pop(0), step.points)
@@ -288,6 +300,8 @@ class RunningBatch:
         saying = running.saying
         if saying is None:
             raise RuntimeError("a token of no answer")
+        if running.grammar is not None:
+            running.grammar.check()
         if saying.last is None:
             saying.say(token.token, token.logprobs, token.finish_reason)
         cache, tokens = token.prompt_cache, token.all_tokens
@@ -315,7 +329,7 @@ class RunningBatch:
             ended=ended,
             closed=ending is not None and ending.closed,
         )
-        self._go_on(job, running.steps, _settled(fed), saying)
+        self._go_on(job, running.steps, fed.settled(), saying)
 
     def _cancel(self, running: Running, uid: int) -> None:
         """The client has gone: nothing of the turn is kept, unless it asked for that."""
@@ -331,18 +345,3 @@ class RunningBatch:
             self._answered(running, saying, cache, tokens)
         else:
             job.settled.set()
-
-
-def refusal(error: Exception) -> ApiError:
-    """What a client is told of an error in its request's affairs."""
-    if isinstance(error, ApiError):
-        return error
-    log.error("request failed", extra={"error": type(error).__name__})
-    what = f"The request failed: {type(error).__name__}."
-    return ApiError(500, what, code="internal_error")
-
-
-def _settled(fed: Fed) -> Fed:
-    """Compute what is pending, so that nothing keeps the batch alive."""
-    mx.eval([c.state for c in fed.cache])
-    return fed

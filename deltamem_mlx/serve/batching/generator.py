@@ -18,7 +18,8 @@ from mlx_lm.server import (
 )
 
 from ...model.patch import spread_of_memory
-from ..errors import ApiError, ClientGone
+from ..errors import ApiError, ClientGone, refusal
+from ..grammars.compiling import Grammars
 from ..memories.memories import Memories
 from ..memories.memory import HeldMemory
 from ..metrics import ServerMetrics
@@ -28,7 +29,7 @@ from ..turns.job import Done, Job, PromptProgress, ServedRequest, Steps
 from ..turns.lengths import check_length, check_texts
 from ..turns.prompts import Prompt, ServedPrompts
 from ..turns.turn import MemoryTurn
-from .batch import RunningBatch, refusal
+from .batch import RunningBatch
 from .lockstep import Lockstep
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class MemoryGenerator(ResponseGenerator):
         metrics: ServerMetrics,
     ):
         self.pair, self.memories, self.settings, self.metrics = pair, memories, settings, metrics
+        self.grammars = Grammars(pair.tokenizer, pair.vocabulary)
         self._held: Job | None = None  # waits until it can run alone
         self._alone, self._lets_in = False, False
         self._admitted = 0.0  # when requests were let in
@@ -169,7 +171,13 @@ class MemoryGenerator(ResponseGenerator):
     def _generate(self) -> None:
         prompts = ServedPrompts(self.pair, self._answers, self.model_provider.model_key)
         batch = RunningBatch(
-            self.pair, self.settings, self.metrics, prompts, self._machines, self.lockstep
+            self.pair,
+            self.settings,
+            self.metrics,
+            prompts,
+            self._machines,
+            self.lockstep,
+            self.grammars,
         )
         try:
             if not self.lockstep.alone:

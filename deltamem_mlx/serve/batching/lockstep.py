@@ -31,7 +31,7 @@ class ToldRequest:
         number (int): Of the job.
         held (HeldMemory): The memory that it is for, without its context; None: it is for none.
         talk (int): Number of that context, which each process has a part of; None: there is none.
-        fields (dict): Of mlx-lm's request.
+        fields (dict): Of mlx-lm's request, and what its answer has to be.
     """
 
     number: int
@@ -177,5 +177,5 @@ class Lockstep:
 
 
 def _fields_of(request: ServedRequest) -> Iterator[tuple[str, object]]:
-    for name in ("request_type", "prompt", "messages", "tools", "role_mapping"):
+    for name in ("request_type", "prompt", "messages", "tools", "role_mapping", "grammar"):
         yield name, getattr(request, name)

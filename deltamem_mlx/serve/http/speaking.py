@@ -8,6 +8,7 @@ from mlx_lm.server import APIHandler, ResponseGenerator
 
 from ..batching.generator import MemoryGenerator
 from ..errors import refused
+from ..grammars.compiling import Grammar
 from ..memories.memory import Memory
 from ..requests.completions import Completion
 from ..turns.job import ServedRequest
@@ -55,7 +56,12 @@ class AnswerListener(Protocol):
 
 
 def served_request(
-    asked: Completion, memory: Memory | None, alive: Callable[[], bool], *, store: bool = True
+    asked: Completion,
+    memory: Memory | None,
+    alive: Callable[[], bool],
+    grammar: Grammar | None = None,
+    *,
+    store: bool = True,
 ) -> ServedRequest:
     """What is asked, as the generation thread takes it."""
     chat = asked.messages is not None
@@ -70,6 +76,7 @@ def served_request(
         alive=alive,
         stream=asked.stream,
         store=store,
+        grammar=grammar,
     )
 
 

@@ -7,6 +7,7 @@ from ..requests.bodies import SNIPPETS, memory_options
 from ..requests.completions import Completion, template_kwargs_of
 from ..requests.fields import Fields
 from ..requests.sampling import Parameters, read_parameters, read_stop
+from ..requests.shapes import ToolChoice, shape_of
 from ..settings import ServeSettings
 from .blocks import read_messages, read_text
 
@@ -49,6 +50,7 @@ def read_message(
     system = read_text("system", body.get("system", ""))
     if system:
         messages = [{"role": "system", "content": system}, *messages]
+    tools = _tools(fields)
     return Completion(
         model=fields.text("model", "default_model"),
         parameters=_parameters(fields, settings, vocabulary, count=count),
@@ -57,8 +59,9 @@ def read_message(
         include_usage=True,
         memory=memory_options(body, headers, settings),
         messages=messages,
-        tools=_tools(fields),
+        tools=tools,
         template_kwargs=_template_kwargs(fields),
+        shape=shape_of(None, "tool_choice", _choice(fields), tools),
     )
 
 
@@ -94,10 +97,26 @@ def _tools(fields: Fields) -> list[object] | None:
         if isinstance(tool.get("description"), str):
             function["description"] = tool["description"]
         found.append({"type": "function", "function": function})
-    choice = fields.mapping("tool_choice").get("type", "auto")
-    if choice not in ("auto", "none"):
-        refuse("tool_choice.type", '"auto" or "none": this server does nothing else')
-    return None if choice == "none" else found or None
+    none = fields.mapping("tool_choice").get("type") == "none"
+    return None if none else found or None
+
+
+def _choice(fields: Fields) -> ToolChoice | None:
+    """What ``tool_choice`` forces; None: nothing."""
+    given = Fields(fields.mapping("tool_choice"))
+    one = given.flag("disable_parallel_tool_use")
+    match given.values.get("type", "auto"):
+        case "any":
+            return ToolChoice(one=one)
+        case "tool":
+            return ToolChoice(given.text("name", ""), one=True)
+        case "auto" | "none" if not one:
+            return None
+        case "auto" | "none":
+            refuse(
+                "tool_choice.disable_parallel_tool_use", 'false, but for the types "any", "tool"'
+            )
+    refuse("tool_choice.type", '"auto", "none", "any" or "tool"')
 
 
 def _template_kwargs(fields: Fields) -> dict[str, object] | None:

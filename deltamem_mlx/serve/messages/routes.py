@@ -8,6 +8,7 @@ from ..http.wire import Wire
 from ..requests.bodies import parse
 from ..requests.completions import Completion
 from ..turns.history import parts_of
+from ..turns.job import ServedRequest
 from ..turns.lengths import check_texts
 from .events import error_body
 from .listening import MessageListener
@@ -31,15 +32,20 @@ class MessageRoutes(Wire):
 
     def _create_message(self) -> None:
         serving, asked = self.serving, self._read_message(count=False)
-        with serving.admitted(), serving.held(asked.memory) as memory:
-            request = self.account.request = served_request(asked, memory, self.alive)
-            listener = MessageListener(self, asked, request)
-            try:
-                speak(serving.generator, request, asked, listener)
-            except ApiError as error:
-                if not self.sent:
-                    raise
-                listener.fail(error)
+        with serving.admitted():
+            grammar = serving.generator.grammars.of(asked.shape)
+            with serving.held(asked.memory) as memory:
+                self._speak(served_request(asked, memory, self.alive, grammar), asked)
+
+    def _speak(self, request: ServedRequest, asked: Completion) -> None:
+        self.account.request = request
+        listener = MessageListener(self, asked, request)
+        try:
+            speak(self.serving.generator, request, asked, listener)
+        except ApiError as error:
+            if not self.sent:
+                raise
+            listener.fail(error)
 
     def _count_tokens(self) -> None:
         asked, pair = self._read_message(count=True), self.serving.generator.pair

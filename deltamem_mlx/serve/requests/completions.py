@@ -13,6 +13,7 @@ from ..settings import ServeSettings
 from .bodies import SNIPPETS, MemoryOptions, memory_options
 from .fields import Fields
 from .sampling import Parameters, check_known, read_parameters, read_stop
+from .shapes import Shape, read_choice, read_format, shape_of
 
 _MOST_TOOLS = 256
 # Settings of the chat template that are the server's own affair.
@@ -22,7 +23,10 @@ _NOT_THEIRS = {
     "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "tools", "truncation",
 }  # fmt: skip
 _SHARED = {"model", "stream", "stream_options", "memory", *SNIPPETS}
-_CHAT = _SHARED | {"messages", "tools", "chat_template_kwargs", "role_mapping"}
+_CHAT = _SHARED | {
+    "messages", "tools", "tool_choice", "parallel_tool_calls", "response_format",
+    "chat_template_kwargs", "role_mapping",
+}  # fmt: skip
 _TEXT = _SHARED | {"prompt"}
 
 
@@ -42,6 +46,7 @@ class Completion:
         tools (list): That the model may call; None: none.
         role_mapping (dict[str, str]): For tokenizers without a chat template.
         template_kwargs (dict): Settings of the chat template.
+        shape (Shape): What the answer has to be; None: whatever the model says.
     """
 
     model: str
@@ -55,6 +60,7 @@ class Completion:
     tools: list[object] | None = None
     role_mapping: dict[str, object] | None = None
     template_kwargs: dict[str, object] | None = None
+    shape: Shape | None = None
 
 
 def read_completion(
@@ -85,6 +91,7 @@ def read_completion(
     memory = memory_options(body, headers, settings)
     if memory is not None and not chat:
         raise ApiError(400, "A memory takes messages: use /v1/chat/completions.", param="memory")
+    tools = _tools(fields)
     return Completion(
         model=fields.text("model", "default_model"),
         parameters=parameters,
@@ -94,9 +101,10 @@ def read_completion(
         memory=memory,
         messages=_messages(fields) if chat else None,
         prompt="" if chat else _prompt(fields),
-        tools=_tools(fields),
+        tools=tools,
         role_mapping=_role_mapping(fields),
         template_kwargs=template_kwargs_of(fields),
+        shape=_shape(fields, tools),
     )
 
 
@@ -160,6 +168,12 @@ def _tools(fields: Fields) -> list[object] | None:
     if not all(isinstance(tool, dict) for tool in tools):
         refuse("tools", "objects")
     return None if fields.values.get("tool_choice") == "none" else tools or None
+
+
+def _shape(fields: Fields, tools: list[object] | None) -> Shape | None:
+    given = fields.values.get("response_format", {"type": "text"})
+    schema = read_format(given, "response_format")
+    return shape_of(schema, "response_format", read_choice(fields), tools)
 
 
 def _role_mapping(fields: Fields) -> dict[str, object] | None:

@@ -136,10 +136,7 @@ _ONE_WAY: dict[str, tuple[object, ...]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "n": (1,),
-    "parallel_tool_calls": (True,),
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
-    "tool_choice": ("auto", "none"),
 }
 # What changes nothing in an answer.
 _IGNORED = {

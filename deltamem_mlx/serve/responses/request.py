@@ -10,14 +10,16 @@ from ..requests.bodies import SNIPPETS, check_key, keys_in, memory_options
 from ..requests.completions import Completion, template_kwargs_of
 from ..requests.fields import Fields
 from ..requests.sampling import Parameters, check_known, read_parameters
+from ..requests.shapes import Shape, read_choice, read_format, shape_of
 from ..settings import ServeSettings
 
 _MOST_TOOLS = 256
 _MOST_NOTES, _LONGEST_NAME, _LONGEST_NOTE = 16, 64, 512  # of metadata: OpenAI's
 _KNOWN = {
     "model", "input", "instructions", "previous_response_id", "conversation", "store", "stream",
-    "stream_options", "max_output_tokens", "tools", "text", "reasoning", "include", "background",
-    "truncation", "max_tool_calls", "memory", "chat_template_kwargs", *SNIPPETS,
+    "stream_options", "max_output_tokens", "tools", "tool_choice", "parallel_tool_calls", "text",
+    "reasoning", "include", "background", "truncation", "max_tool_calls", "memory",
+    "chat_template_kwargs", *SNIPPETS,
 }  # fmt: skip
 _LEFT_OUT = {"max_tokens", "max_completion_tokens", "stop", "logprobs", "top_logprobs"}
 _INCLUDED = ("reasoning.encrypted_content",)  # for other servers' models
@@ -88,6 +90,7 @@ def read_response(
     lead: list[dict[str, object]] = []
     if instructions:
         lead = [{"role": "system", "content": instructions}]
+    tools = _tools(fields)
     asked = Completion(
         model=fields.text("model", "default_model"),
         parameters=_parameters(fields, settings, vocabulary),
@@ -96,8 +99,9 @@ def read_response(
         include_usage=True,
         memory=memory,
         messages=[*lead, *as_messages(items)],
-        tools=_tools(fields),
+        tools=tools,
         template_kwargs=_template_kwargs(fields),
+        shape=_shape(fields, tools),
     )
     if not items:
         refuse("input", "text, or a list with at least one item")
@@ -116,9 +120,6 @@ def _check(fields: Fields) -> None:
         refuse("background", "false: this server answers at once")
     if fields.text("truncation", "auto") not in ("auto", "disabled"):
         refuse("truncation", '"auto" or "disabled"')
-    shape = fields.mapping("text").get("format")
-    if shape is not None and shape != _TEXT:
-        refuse("text.format", '{"type": "text"}: this server does nothing else')
     include = fields.values.get("include", [])
     if not isinstance(include, list) or any(name not in _INCLUDED for name in include):
         refuse("include", "nothing: this server has none of it")
@@ -186,6 +187,16 @@ def _tools(fields: Fields) -> list[object] | None:
     return None if fields.values.get("tool_choice") == "none" else found or None
 
 
+def _shape(fields: Fields, tools: list[object] | None) -> Shape | None:
+    schema = read_format(_format(fields), "text.format")
+    return shape_of(schema, "text.format", read_choice(fields), tools)
+
+
+def _format(fields: Fields) -> object:
+    given = fields.mapping("text").get("format")
+    return _TEXT if given is None else given
+
+
 def _template_kwargs(fields: Fields) -> dict[str, object] | None:
     kwargs, effort = template_kwargs_of(fields) or {}, fields.mapping("reasoning").get("effort")
     if effort is None:
@@ -202,11 +213,11 @@ def _echo(fields: Fields, parameters: Parameters) -> dict[str, object]:
         "instructions": _text_or_none(fields, "instructions"),
         "max_output_tokens": fields.values.get("max_output_tokens"),
         "metadata": read_metadata(fields),
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": fields.flag("parallel_tool_calls", True),
         "reasoning": {"effort": reasoning.get("effort"), "summary": None},
         "temperature": parameters.temperature,
-        "text": {"format": _TEXT},
-        "tool_choice": fields.text("tool_choice", "auto"),
+        "text": {"format": _format(fields)},
+        "tool_choice": fields.values.get("tool_choice", "auto"),
         "tools": fields.values.get("tools", []),
         "top_p": parameters.top_p,
         "truncation": fields.text("truncation", "disabled"),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from ..errors import ApiError
+from ..grammars.compiling import Grammar
 from ..http.management import Actions
 from ..http.speaking import served_request, speak
 from ..kept.items import Item, as_messages
@@ -45,15 +46,19 @@ class ResponseRoutes(ConversationRoutes):
         serving.provider.check(given.asked.model)
         self.check_conversation(given.conversation)
         places = Places(serving.memories, serving.responses)
-        with serving.admitted(), places.held(given) as memory:
-            self._respond(given, memory)
+        with serving.admitted():
+            grammar = serving.generator.grammars.of(given.asked.shape)
+            with places.held(given) as memory:
+                self._respond(given, memory, grammar)
 
-    def _respond(self, given: ResponseRequest, memory: Memory | None) -> None:
+    def _respond(
+        self, given: ResponseRequest, memory: Memory | None, grammar: Grammar | None
+    ) -> None:
         found = self.serving.conversations.find(given.conversation or "")
         pending = found.pending if found is not None else ()
         if pending:
             given = given.after(as_messages(pending))
-        request = served_request(given.asked, memory, self.alive, store=given.store)
+        request = served_request(given.asked, memory, self.alive, grammar, store=given.store)
         self.account.request = request
         keep = partial(self._keep_response, given, pending)
         listener = ResponseListener(self, given, request, keep)

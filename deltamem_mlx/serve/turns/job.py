@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlx_lm.server import CompletionRequest, GenerationArguments, GenerationContext, Response
 
 from ...text.messages import Message
+from ..grammars.compiling import Grammar
 from ..memories.memory import Memory
 from ..memories.outcome import TurnOutcome
 from ..requests.bodies import MemoryOptions
@@ -74,6 +75,11 @@ class Fed:
     ended: bool = False
     closed: bool = False
 
+    def settled(self) -> "Fed":
+        """The same, with all that was pending computed, so that nothing keeps the batch alive."""
+        mx.eval([c.state for c in self.cache])
+        return self
+
 
 Steps = Generator[Feed, Fed, TurnOutcome | None]
 
@@ -102,6 +108,7 @@ class ServedRequest(CompletionRequest):
         alive (Callable): Whether the client is still there.
         stream (bool): It wants the answer piece by piece; else all at once, when it is complete.
         store (bool): What the turn comes to is kept.
+        grammar (Grammar): What the answer has to be; None: whatever the model says.
         job (Job): Set when the request is accepted.
     """
 
@@ -110,6 +117,7 @@ class ServedRequest(CompletionRequest):
     alive: Callable[[], bool] = lambda: True
     stream: bool = True
     store: bool = True
+    grammar: Grammar | None = None
     job: "Job | None" = None
 
     def release(self) -> None:
