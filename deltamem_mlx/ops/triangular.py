@@ -166,6 +166,7 @@ def _blocks(spec: ScanSpec) -> Callable[..., Pair]:
     solve, r = _solver(spec), spec.rank
     nothing_written = mx.array([True] * r + [False])
     unit = mx.eye(r + 1, r)
+    mx.eval(unit)  # any thread may be the first
 
     def blocks(state: mx.array, projected: mx.array, writes: mx.array | None = None) -> Pair:
         B, T, _ = projected.shape

@@ -106,6 +106,8 @@ class Load:
 
     Attributes:
         ours (bool): It has sessions.
+        apis (tuple[str, ...]): What clients speak, in turn: ``chat``, ``responses``, ``messages``.
+        encode (Callable): The tokens of a text: the last two do not say what they gave.
         tokens (int): Length of an answer; ``ends`` are the tokens that would end it sooner.
         windows (list): From when to when it was measured.
         used (list): CPU seconds and completion tokens of each of these, last answers included.
@@ -120,8 +122,12 @@ class Load:
     clients: int
     tokens: int
     ends: list[int]
+    apis: tuple[str, ...] = ("chat",)
+    encode: Callable[[str], list[int]] = lambda _: []
     errors: list[str] = field(default_factory=list)
     again: int = 0
+    asked: int = 0
+    mutex: threading.Lock = field(default_factory=threading.Lock)
     windows: list[tuple[float, float]] = field(default_factory=list)
     used: list[tuple[float, int]] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
@@ -169,16 +175,11 @@ class Load:
                 session.answered(text, reply)
 
     def _send(self, session: Session, text: str, *, first: bool) -> dict | None:
-        body = {"max_tokens": self.tokens, "logprobs": True, "temperature": 0.0}
-        body["logit_bias"] = {str(token): -1e4 for token in self.ends}
-        body["messages"] = [{"role": "user", "content": text}]
-        if self.ours:
-            body["memory"] = {"session": f"session {session.index}", "reset": first}
-        else:
-            body["messages"] = [*session.history, *body["messages"]]
+        api = self.apis[self._next() % len(self.apis)]
+        path, body = self._request(api, session, text, first=first)
         while True:
             try:
-                reply = self.client.request("POST", CHAT, body, timeout=600)
+                reply = self.client.request("POST", path, body, timeout=600)
             except OSError as error:
                 if not self.ours and isinstance(error, ConnectionError):
                     self.again += 1  # its queue of connections holds 5: many at once are reset
@@ -191,7 +192,55 @@ class Load:
             if reply.status != 200:
                 self.errors.append(f"{reply.status} {reply.body[:200]!r}")
                 return None
-            return reply.json
+            return self._as_chat(api, reply.json)
+
+    def _next(self) -> int:
+        with self.mutex:
+            self.asked += 1
+            return self.asked
+
+    def _request(
+        self, api: str, session: Session, text: str, *, first: bool
+    ) -> tuple[str, dict[str, object]]:
+        """Where a message is sent, and as what."""
+        said = {"role": "user", "content": text}
+        body: dict[str, object] = {"temperature": 0.0}
+        body["logit_bias"] = {str(token): -1e4 for token in self.ends}
+        if self.ours:
+            body["memory"] = {"session": f"{self.name} {session.index}", "reset": first}
+        if api == "chat":
+            messages = [said] if self.ours else [*session.history, said]
+            more = {"messages": messages, "max_tokens": self.tokens, "logprobs": True}
+            return CHAT, body | more
+        if api == "responses":
+            return "/v1/responses", body | {"input": [said], "max_output_tokens": self.tokens}
+        return "/v1/messages", body | {"messages": [said], "max_tokens": self.tokens}
+
+    def _as_chat(self, api: str, reply: dict) -> dict:
+        """An answer in the form of the chat route."""
+        if api == "chat":
+            return reply
+        parts = reply["output"][0]["content"] if api == "responses" else reply["content"]
+        text, usage = "".join(part["text"] for part in parts), reply["usage"]
+        tokens = self.encode(text)
+        if len(tokens) != usage["output_tokens"]:
+            self.errors.append(f"{api}: {usage['output_tokens']} tokens came as {text!r}")
+        cached = usage.get("input_tokens_details", {}).get("cached_tokens", 0)
+        before = usage.get("cache_read_input_tokens", 0)  # which Anthropic's do not count twice
+        return {
+            "choices": [
+                {
+                    "message": {"content": text},
+                    "logprobs": {"content": [{"id": token} for token in tokens]},
+                }
+            ],
+            "usage": {
+                "prompt_tokens": usage["input_tokens"] + before,
+                "completion_tokens": usage["output_tokens"],
+                "prompt_tokens_details": {"cached_tokens": cached + before},
+                "memory": usage["memory"],
+            },
+        }
 
     @property
     def turns(self) -> list[Turn]:

@@ -2,13 +2,16 @@
 
     python tests/helpers/serve_load.py --clients 50 --sessions 20 --seconds 120
     python tests/helpers/serve_load.py --model MODEL --adapter ADAPTER
+    python tests/helpers/serve_load.py --seconds 60 --mixed-seconds 60 --bar 0.9
 
 Clients share sessions: whoever has no request running takes the next message of its session. A
 session is a script of messages that begins anew when all were answered. Our server gets each
 message alone, several of a session at once, and says by `usage.memory.turns` in which order it took
 them. mlx-lm's has no sessions: it gets the whole history each time, so that a message waits for the
 answer before it, and its prompt cache has room for all sessions. Messages and lengths of answers
-are the same for both, decoding is greedy, and each has the machine to itself in turn.
+are the same for both, decoding is greedy, and each has the machine to itself in turn. With
+`--mixed-seconds` clients then speak to ours through the chat route, Responses and Messages in turn,
+in other sessions.
 
 Checked: no error; every token is the greedy choice of a `MemorySession` that is told the same,
 alone (so no session hears of another); the server's memory does not grow: the least that it has in
@@ -66,13 +69,17 @@ def options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=32, help="length of an answer")
     parser.add_argument("--bar", type=float, default=0.85, help="of mlx-lm's tokens a second")
     parser.add_argument("--processes", type=int, default=2, help="for the replay; all load MODEL")
+    parser.add_argument(
+        "--mixed-seconds", type=float, default=0, help="of load through all APIs, after that"
+    )
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
 
 def main() -> int:
     args = options()
-    ends = sorted(dm.load(args.model, args.adapter)[1].eos_token_ids)
+    tokenizer = dm.load(args.model, args.adapter)[1]
+    ends = sorted(tokenizer.eos_token_ids)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         room = ["--prompt-cache-size", 3 * args.sessions]
@@ -92,6 +99,18 @@ def main() -> int:
             asked = (sessions, args.clients, args.tokens, ends)
             loads.append(Load(name, client, server.pid, ours, *asked))
         ours, theirs = loads
+        mixed = Load(
+            "mixed",
+            ours.client,
+            ours.pid,
+            True,
+            [Session(i, in_order=False) for i in range(args.sessions)],
+            args.clients,
+            args.tokens,
+            ends,
+            apis=("chat", "responses", "messages"),
+            encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
+        )
         rss = {"at start": ours.rss()}
         for load in loads:
             load.warm_up()
@@ -99,16 +118,22 @@ def main() -> int:
         for i in range(args.slices):
             for load in loads if i % 2 == 0 else reversed(loads):
                 load.measure(args.seconds / args.slices)
+        if args.mixed_seconds:
+            mixed.measure(args.mixed_seconds)
+            loads.append(mixed)
     if errors := [f"{load.name}: {error}" for load in loads for error in load.errors]:
         sys.exit("\n".join(errors[:10]))
     rss["least in the first third"], rss["least in the last"] = floors(ours.sizes)
     rss["at most"] = max(ours.sizes)
     began = time.perf_counter()
-    told, others, gap = replay(ours, (args.model, args.adapter), args.processes)
+    told, others, gap = 0, 0, 0.0
+    for load in (load for load in loads if load.ours):
+        found_in = replay(load, (args.model, args.adapter), args.processes)
+        told, others, gap = told + found_in[0], others + found_in[1], max(gap, found_in[2])
     found = {load.name: figures(load) for load in loads}
     ratio = ours.tokens_a_second() / theirs.tokens_a_second()
     passed = {
-        "no error": not (ours.errors or theirs.errors),
+        "no error": not any(load.errors for load in loads),
         "answers are those of serial runs": gap < TIE,
         "memory flat": rss["least in the last"] < GROWTH * rss["least in the first third"],
         f"ratio >= {args.bar}": ratio >= args.bar,

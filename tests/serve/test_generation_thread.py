@@ -1,16 +1,21 @@
 """The thread that owns the model: what is wrong with one request is that request's alone."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import mlx.core as mx
 import pytest
 from mlx_lm.generate import BatchGenerator
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.server import GenerationArguments
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from serving import CHAT, ENDLESS, QUESTION, Client, Pair, stream
+from serving import CHAT, ENDLESS, QUESTION, Client, Pair, builtin_pair, stream
 
+from deltamem_mlx.ops.step import compiled_step
+from deltamem_mlx.ops.triangular import compiled_short
 from deltamem_mlx.serve.batching import batch, samplers
+from deltamem_mlx.serve.provider import ServedPair
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
@@ -123,3 +128,19 @@ def test_a_seed_gives_what_mlx_lm_gives_with_it(client: Client, pair: Pair) -> N
         body = {"prompt": prompt, "seed": seed, "temperature": 2.0, "max_tokens": 8}
         reply = client.request("POST", "/v1/completions", body).json
         assert reply["choices"][0]["text"].strip() == expected.strip()
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 40, 128, 200])
+def test_a_model_that_one_thread_has_loaded_another_can_be_the_first_to_use(tokens: int) -> None:
+    """What is still to be computed can be so in the thread that made it only."""
+    compiled_short.cache_clear()
+    compiled_step.cache_clear()
+    served = ServedPair.of(*builtin_pair(), {})
+
+    def use() -> None:
+        cache = make_prompt_cache(served.model)
+        mx.eval(served.model(mx.zeros((1, tokens), mx.uint32), cache=cache))
+        mx.eval([c.state for c in cache])
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(use).result()
