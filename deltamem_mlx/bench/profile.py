@@ -12,7 +12,7 @@ import mlx.nn as nn
 
 from ..model.attention import DeltaMemAttention
 from ..model.patch import memory_layers
-from ..ops import MOST_TOKENS, activate, delta_scan, short_for, step_for
+from ..ops import activate, delta_scan, is_short, short_for, step_for
 from .generation import PLAIN, cache_at, vocabulary, writes
 from .models import Pair
 from .primitives import cached_arrays, primitives_of
@@ -135,7 +135,7 @@ def _remember(batch_size: int, tokens: int, layer: DeltaMemAttention) -> list[mx
     if tokens == 1:
         return list(step_for(spec)(state, projected))
     short = short_for(spec)
-    if short is None or tokens > MOST_TOKENS:
+    if short is None or not is_short(spec, batch_size, tokens):
         return list(delta_scan(state, *activate(projected, spec)))
     return list(short(state, projected, None))
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import mlx.core as mx
 import numpy as np
 
-from ..ops import MOST_TOKENS, ScanSpec, Short, Step, activate, delta_scan
+from ..ops import ScanSpec, Short, Step, activate, delta_scan, is_short
 from .cache import MemoryCache
 from .ingest import Ingest
 from .trail import Trail
@@ -118,7 +118,7 @@ def _undisturbed(rows: mx.array, memory: MemoryCache, served: Served) -> mx.arra
     """
     B, n = memory.batch_size, rows.shape[1]
     T = n // B
-    if T > 1 and (served.short is None or T > MOST_TOKENS):
+    if T > 1 and (served.short is None or not is_short(served.spec, B, T)):
         return None
     if memory.watched:
         _observe(memory, rows.reshape(B, T, -1), served.spec, None)
@@ -176,7 +176,7 @@ def _few(
         reads, new = served.step(state, projected.reshape(1, B, -1))
         new = new if writing is None else mx.where(writing[..., None, None], new, state)
         return reads.reshape(B, 1, -1), new
-    if served.short is None or T > MOST_TOKENS:
+    if served.short is None or not is_short(served.spec, B, T):
         return None
     return served.short(state, projected, writing)
 

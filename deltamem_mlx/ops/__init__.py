@@ -13,11 +13,10 @@ from .metal import metal_scan, metal_short, metal_step, why_not_metal
 from .recurrent import recurrent_scan
 from .spec import Gates, ScanSpec, Tokens, activate
 from .step import Step, compiled_step
-from .triangular import MOST_TOKENS, Short, compiled_short
+from .triangular import Short, compiled_short, is_short
 
 __all__ = [
     "FORMS",
-    "MOST_TOKENS",
     "Gates",
     "ScanSpec",
     "Short",
@@ -25,6 +24,7 @@ __all__ = [
     "Tokens",
     "activate",
     "delta_scan",
+    "is_short",
     "short_for",
     "step_for",
 ]
@@ -104,7 +104,7 @@ def step_for(spec: ScanSpec, dtype: mx.Dtype = mx.float32) -> Step:
 
 
 def short_for(spec: ScanSpec, dtype: mx.Dtype = mx.float32) -> Short | None:
-    """Calls of up to ``MOST_TOKENS`` tokens a conversation in few operations, without checks.
+    """Calls that ``is_short`` says are short, in few operations and without checks.
 
     Args:
         spec (ScanSpec): The settings.

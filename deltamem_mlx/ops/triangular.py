@@ -1,6 +1,6 @@
 """The triangular form: what few tokens write follows from one triangular system a state row.
 
-README.md beside this file derives it. A call of 2 to 128 tokens is what chats and verified drafts
+README.md beside this file derives it. A call of 2 to 512 tokens is what chats and verified drafts
 are made of, and there not the arithmetic costs but every operation that is started: here they are
 few, and as many whatever the tokens.
 """
@@ -18,9 +18,15 @@ from .squash import fusable_tanh
 Pair = tuple[mx.array, mx.array]
 Short = Callable[[mx.array, mx.array, mx.array | None], Pair]
 
-MOST_TOKENS = 128  # beyond, the chunk form is faster
+ALWAYS, MOST_TOKENS, MOST_READS = 128, 512, 1 << 13  # what is short, see ``is_short``
 BLOCK = 16  # tokens, at most, of each of several blocks
 LONGEST, FLOATS = 32, 1 << 15  # tokens and decays of a single block, up to which there is but one
+
+
+def is_short(spec: ScanSpec, batch_size: int, tokens: int) -> bool:
+    """Whether a call of so many tokens a conversation is faster so than in the chunk form."""
+    reads = batch_size * tokens * spec.read_width
+    return tokens <= ALWAYS or (tokens <= MOST_TOKENS and reads <= MOST_READS)
 
 
 @functools.cache
