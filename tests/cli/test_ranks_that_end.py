@@ -53,7 +53,7 @@ def test_all_end_with_a_sentence_that_names_who_ended(
     memory = next(Path(w) for w in words if Path(w).suffix == ".safetensors")
     before = read_memory(memory)
     with apart(DYING, victim, *when, *words, *flags, size=size) as ranks:
-        assert ranks[victim].wait(timeout=120) == -9
+        assert ranks[victim].wait(timeout=300) == -9  # loaded, and on its way
         began = time.monotonic()
         said = [rank.communicate(timeout=10)[1] for rank in ranks]
         assert time.monotonic() - began < 10
