@@ -84,8 +84,8 @@ def serve(
     answered from it and written into it, and may send its new message alone. Others leave nothing
     behind. docs/server.md describes the requests.
 
-    Prints its address when it is ready; Ctrl-C ends it. Without --model and --adapter, the built-in
-    demo pair answers.
+    Prints its address when it is ready: a browser shows a chat with the memories there. Ctrl-C ends
+    it. Without --model and --adapter, the built-in demo pair answers.
     """
     given = {**locals(), "session_headers": session_header, "task_headers": task_header}
     if not has_memory(model, adapter):

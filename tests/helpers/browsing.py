@@ -114,9 +114,12 @@ class PageUser:
 
         expect(self.page.locator("#undo")).to_be_enabled(timeout=20_000)
 
-    def figure(self, name: str) -> str:
-        """A figure of the memory, by what stands before it."""
-        return self.text(f"#figures dt:text-is('{name}') + dd")
+    def see_figure(self, name: str, text: str) -> None:
+        """Wait for a figure of the memory, by what stands before it."""
+        from playwright.sync_api import expect
+
+        place = self.page.locator(f"#figures dt:text-is('{name}') + dd")
+        expect(place).to_have_text(text, timeout=20_000)
 
     def states(self) -> list[list[int]]:
         """What is drawn of the states: the pixels of each picture."""

@@ -33,7 +33,8 @@ def test_told_dropped_and_asked_it_answers_from_the_memory(user: PageUser, url: 
     user.see(".note", "The context is dropped.")
     assert user.count(".turn.unseen-by-model") == 1
     assert ANSWER in user.say(QUESTION)
-    assert user.figure("Turns") == "2" and user.figure("Context") == "16 tokens"
+    user.see_figure("Turns", "2")
+    user.see_figure("Context", "16 tokens")
     assert user.count("#earlier li") == 2
     user.see("#earlier li:last-child", FACT)
     user.see("#names [aria-current] .quiet", "2 turns, 29 tokens")
@@ -84,7 +85,8 @@ def test_a_fork_goes_its_own_way(user: PageUser, url: str) -> None:
     user.page.click("#names button:has-text('trunk')")
     user.see("#title", "trunk")
     user.settled()
-    assert user.count(".turn") == 1 and user.figure("Turns") == "1"
+    assert user.count(".turn") == 1
+    user.see_figure("Turns", "1")
 
 
 def test_what_is_exported_can_be_imported_and_deleted(
@@ -110,7 +112,7 @@ def test_what_is_exported_can_be_imported_and_deleted(
     user.page.click("#dialog-yes")
     user.see("#dialog-title", "Replace kept?")
     user.page.click("#dialog-no")
-    assert user.figure("Turns") == "2"
+    user.see_figure("Turns", "2")
     user.page.click("#delete")
     user.see("#dialog-title", "Delete kept?")
     user.page.keyboard.press("Enter")  # the way out has the focus
@@ -143,7 +145,7 @@ def test_a_second_tab_sees_what_the_first_one_says(
     other.see(".note", "It was told 1 turn, 13 tokens before. Texts are not kept.")
     assert ANSWER in other.say(QUESTION)
     user.see(".note", "It was changed elsewhere: 2 turns, 29 tokens now.")
-    assert user.figure("Turns") == "2"
+    user.see_figure("Turns", "2")
     other.page.click("#delete")
     other.page.click("#dialog-yes")
     user.see(".note:last-child", "The server does not have it any more.")
@@ -193,7 +195,7 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_was_said(user: PageUser, u
     user.page.press("#message", "Escape")
     user.see(".turn .why", "Stopped; so far it is kept.")
     user.settled()
-    assert user.figure("Turns") == "1"
+    user.see_figure("Turns", "1")
     user.page.unroute("**/v1/chat/completions")
     assert ANSWER in user.say(QUESTION)
 
@@ -208,7 +210,8 @@ def test_leaving_the_page_within_an_answer_loses_no_message(user: PageUser, url:
     user.page.evaluate("dispatchEvent(new Event('focus'))")
     user.see(".turn[data-is=kept] .why", "but the memory has this turn.")
     user.settled()
-    assert user.figure("Turns") == "1" and user.count(".note") == 0
+    user.see_figure("Turns", "1")
+    assert user.count(".note") == 0
 
 
 def test_another_memory_can_be_opened_within_an_answer(user: PageUser, url: str) -> None:
@@ -223,7 +226,8 @@ def test_another_memory_can_be_opened_within_an_answer(user: PageUser, url: str)
     user.page.click("#names button:has-text('behind')")
     user.see(".turn[data-is=kept] .why", "Stopped; so far it is kept.")
     user.settled()
-    assert user.count(".turn") == 1 and user.figure("Turns") == "1"
+    assert user.count(".turn") == 1
+    user.see_figure("Turns", "1")
 
 
 def test_what_is_refused_can_be_sent_again_or_mended(user: PageUser, url: str) -> None:

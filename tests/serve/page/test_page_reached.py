@@ -38,7 +38,7 @@ def test_a_server_that_dies_and_comes_back_costs_no_message(user: PageUser, tmp_
         user.see(".turn[data-is=kept] .answer >> nth=1", ANSWER)
         assert user.page.input_value("#message") == "a draft"
         user.settled()
-        assert user.figure("Turns") == "2"
+        user.see_figure("Turns", "2")
         user.see("#names [aria-current] .what", "survivor")
 
 

@@ -12,21 +12,22 @@ export class Inside {
   #drawn = new Map(); // layer → { canvas, values }
   #limit = 1;
   #fade = 0;
-  #shown = undefined;
+  #shown; // the state that is
 
   constructor() {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#draw());
   }
 
   /**
-   * @param state as `/v1/memories/{key}/state` has it; null: there is no memory
+   * @param state as `/v1/memories/{key}/state` has it; null: there is no memory; undefined: that
+   *   is not known yet
    * @param saidOf the words of a turn by its number, as far as this tab knows them
    */
   show(state, saidOf) {
     if (state === this.#shown) return;
     this.#shown = state;
-    const holds = state !== null && state.tokens_written > 0;
-    $("empty").hidden = holds;
+    const holds = state?.tokens_written > 0;
+    $("empty").hidden = holds || state === undefined;
     $("holds").hidden = !holds;
     if (!holds) {
       this.#drawn.clear();

@@ -11,6 +11,8 @@ import { Transcript } from "./transcript.js";
 const RETRY = 1500; // milliseconds between looks for a server that is gone
 const MOST_NAME = 512;
 const MOST_ROWS = 8;
+const GONE = "The server does not answer. The page waits for it; nothing you wrote is lost.";
+const NAMELESS = "The files of the server have no names. This one opens under the name it was begun by.";
 const WIDE = { memories: "(min-width: 46rem)", inside: "(min-width: 70rem)" };
 const $ = (id) => document.getElementById(id);
 
@@ -86,7 +88,7 @@ class Page {
   async #waitForServer() {
     if (this.#gone) return;
     this.#gone = true;
-    $("connection").textContent = "The server does not answer. The page waits for it; nothing you wrote is lost.";
+    $("connection").textContent = GONE;
     this.#show();
     do await new Promise((resolve) => setTimeout(resolve, RETRY));
     while (!(await this.#api.isWell()));
@@ -103,7 +105,8 @@ class Page {
 
   async #list() {
     const memories = await this.#api.memories();
-    listMemories(memories, this.#talk?.name, (name, id) => this.#guarded(() => this.#openListed(name, id)));
+    const open = (name, id) => this.#guarded(() => this.#openListed(name, id));
+    listMemories(memories, this.#talk?.name, open);
     return memories;
   }
 
@@ -111,11 +114,13 @@ class Page {
     if (name !== null) return this.#open(name);
     const found = await ask({
       title: "What is it called?",
-      text: "In the files of the server there are no names. This one opens under the name that it was begun by.",
+      text: NAMELESS,
       label: "Its name",
       yes: "Open",
-      check: async (given) =>
-        (await this.#api.memory(given).catch(() => null))?.id === id ? "" : "This one has another name.",
+      check: async (given) => {
+        const memory = await this.#api.memory(given);
+        return memory?.id === id ? "" : "This one has another name.";
+      },
     });
     if (found !== null) await this.#open(found);
   }
@@ -211,7 +216,7 @@ class Page {
     if (!file) return;
     const name = await ask({
       title: "Import a memory",
-      text: `From ${file.name}. If there is a memory of that name, it is asked for again before it is replaced.`,
+      text: `From ${file.name}.`,
       label: "Name of the memory",
       value: file.name.replace(/\.safetensors$/, ""),
       yes: "Import",
@@ -274,7 +279,7 @@ class Page {
 
   #show() {
     const talk = this.#talk;
-    const { state = null, entries = [] } = talk ?? {};
+    const { state, entries } = talk ?? { state: null, entries: [] };
     document.title = talk ? `${talk.name} · deltamem` : "deltamem";
     $("title").textContent = talk?.name ?? "No memory is open";
     $("welcome").hidden = entries.length > 0;

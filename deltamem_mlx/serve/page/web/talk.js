@@ -4,19 +4,22 @@ import { Gone, Refusal } from "./api.js";
 import { said } from "./kept.js";
 import { sized } from "./memories.js";
 
+const LEFT = "The page was left before the answer was complete.";
+const LOST = "The server does not have it any more. A message begins it anew.";
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /**
  * One memory as this tab has it open.
  *
  * `entries` are the transcript's, `stats` numbers about it (null: there is none yet), `state` the
- * same with its states, `dropped` whether the next message is to begin a new context.
+ * same with its states (undefined: not known yet), `dropped` whether the next message is to begin a new context.
  */
 export class Talk {
   #api;
   #changed;
   #heard;
   #abort = null;
+  #looking = Promise.resolve();
 
   /** @param on `changed()` after every change; `heard(entry)` with each piece of an answer */
   constructor(api, name, on) {
@@ -24,9 +27,9 @@ export class Talk {
     this.name = name;
     this.#changed = on.changed;
     this.#heard = on.heard;
-    Object.assign(this, said.of(name), { state: null });
+    Object.assign(this, said.of(name), { state: undefined });
     for (const entry of this.entries) {
-      if (entry.is === "running") fail(entry, "gone", new Error("The page was left before the answer was complete."));
+      if (entry.is === "running") fail(entry, "gone", new Error(LEFT));
     }
   }
 
@@ -41,9 +44,10 @@ export class Talk {
 
   /** Say something. Errors become the entry's; `Gone` is thrown as well. */
   async say(text) {
+    this.#abort = new AbortController();
+    await this.#looking.catch(() => {});
     const entry = { said: text, answer: "", thought: "", is: "running" };
     this.entries.push(entry);
-    this.#abort = new AbortController();
     this.#changed();
     const before = this.stats;
     try {
@@ -155,7 +159,8 @@ export class Talk {
 
   /** A copy of this, as another tab's memory would be: its words, none of its context. */
   forked(to) {
-    const entries = [...this.entries, { note: `Forked from ${this.name}, without its context.`, cut: true }];
+    const note = `Forked from ${this.name}, without its context.`;
+    const entries = [...this.entries, { note, cut: true }];
     said.keep(to, { entries, stats: null, dropped: false });
   }
 
@@ -164,7 +169,12 @@ export class Talk {
    *
    * @param ours what changed was done here
    */
-  async look({ ours = false } = {}) {
+  look({ ours = false } = {}) {
+    if (!this.running) this.#looking = this.#look(ours);
+    return this.#looking;
+  }
+
+  async #look(ours) {
     const before = this.stats;
     this.state = await this.#api.state(this.name);
     this.stats = this.state && { ...this.state, layers: undefined, history: undefined };
@@ -182,10 +192,11 @@ export class Talk {
     if (before === null) {
       const unknown = stats?.turns && !entries.some((entry) => entry.is === "kept");
       if (unknown) {
-        entries.push({ note: `It was told ${sized(stats.turns, stats.tokens_written)} before. Texts are not kept.` });
+        const told = sized(stats.turns, stats.tokens_written);
+        entries.push({ note: `It was told ${told} before. Texts are not kept.` });
       }
     } else if (stats === null) {
-      if (before.turns) entries.push({ note: "The server does not have it any more. A message begins it anew.", cut: true });
+      if (before.turns) entries.push({ note: LOST, cut: true });
     } else if (stats.turns !== before.turns || stats.tokens_written !== before.tokens_written) {
       entries.push({ note: `It was changed elsewhere: ${sized(stats.turns, stats.tokens_written)} now.` });
     }

@@ -17,6 +17,7 @@ export class Transcript {
   #actions;
   #elements = new Map();
   #filled = new WeakMap();
+  #frame = 0;
   #follows = true; // the end is in sight, and is to stay there
 
   /** @param actions what buttons of a failed turn do: `retry(entry)` and `edit(entry)` */
@@ -51,12 +52,16 @@ export class Transcript {
     if (this.#follows) this.toEnd();
   }
 
-  /** More of an answer that is being said. */
+  /** More of an answer that is being said; shown once a frame, however fast it comes. */
   hear(entry) {
-    const element = this.#elements.get(entry);
-    part(element, "answer").textContent = entry.answer;
-    thoughtOf(element, entry);
-    if (this.#follows) this.toEnd();
+    this.#frame ||= requestAnimationFrame(() => {
+      this.#frame = 0;
+      const element = this.#elements.get(entry);
+      if (entry.is !== "running" || !element) return;
+      part(element, "answer").textContent = entry.answer;
+      thoughtOf(element, entry);
+      if (this.#follows) this.toEnd();
+    });
   }
 
   toEnd() {
