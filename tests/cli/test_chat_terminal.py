@@ -109,7 +109,7 @@ def test_what_was_typed_is_there_the_next_time(chat: Open) -> None:
     first.type("q\r")
     assert first.end() == 0
     assert chat_history_file().stat().st_mode & 0o777 == 0o600
-    second = chat()
+    second = chat("--markdown")
     second.type("\x1b[A\x1b[A")
     second.until("› anna lives in oslo .")
     second.type("\r")
