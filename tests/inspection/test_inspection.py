@@ -614,10 +614,10 @@ def test_pictures_can_be_read_and_written(
         "trace": draw_trace(traced[1], "talk"),
         "text": draw_trace(trace(pair[0], odd, state=state, every_token=True), "$", by_token=True),
     }
-    for name, picture in pictures.items():
+    for picture in pictures.values():
         check_labels(picture)
-        figures.save(picture, tmp_path / f"{name}.png")
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
+    figures.save(pictures["text"], tmp_path / "text.png")  # the command's tests write the others
+    assert (tmp_path / "text.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name, bands", [("builtin", 1), ("smollm2-135m-instruct", 0)])
