@@ -36,7 +36,7 @@ def test_its_python_runs_as_it_stands(tmp_path: Path) -> None:
     assert (tmp_path / "anna.safetensors").stat().st_size < 10_000
 
 
-@pytest.mark.parametrize("page, commands", [("README.md", 2), ("docs/daily.md", 7)])
+@pytest.mark.parametrize("page, commands", [("README.md", 2), ("docs/daily.md", 9)])
 def test_its_commands_say_what_it_shows(
     page: str, commands: int, run_cli: RunCli, tmp_path: Path
 ) -> None:
