@@ -106,7 +106,7 @@ class MemoryHandler(Management, ResponseRoutes, MessageRoutes, FrontPage):
             case ["v1", "models", *name]:
                 self.account.route = "/v1/models"
                 return {"GET": partial(self._models, "/".join(name))}
-            case [""] | ["page", *_]:
+            case [""] | ["openapi.json"] | ["page", *_]:
                 return self.front_actions(parts)
             case ["health"]:
                 self.account.route = "/health"

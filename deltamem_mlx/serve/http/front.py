@@ -4,14 +4,17 @@ from functools import partial
 
 from ..page.files import HEADERS, INDEX, page_files
 from .management import Actions
+from .openapi import description
 from .wire import Wire
 
 ROUTES = {
     "/v1/chat/completions": {"POST": "OpenAI's chats, with and without a memory"},
+    "/chat/completions": {"POST": "the same, as mlx-lm's server has it too"},
     "/v1/completions": {"POST": "OpenAI's completions of a text"},
     "/v1/responses": {"POST": "OpenAI's responses: answers from which one can go on"},
     "/v1/responses/{id}": {"GET": "a response", "DELETE": "forget it"},
     "/v1/responses/{id}/input_items": {"GET": "what it answers"},
+    "/v1/responses/{id}/cancel": {"POST": "refused: none is in the background"},
     "/v1/conversations": {"POST": "begin a conversation of OpenAI's"},
     "/v1/conversations/{id}": {"GET": "show it", "POST": "its metadata", "DELETE": "forget it"},
     "/v1/conversations/{id}/items": {"GET": "what was said in it", "POST": "say more"},
@@ -19,6 +22,7 @@ ROUTES = {
     "/v1/messages": {"POST": "Anthropic's messages, with and without a memory"},
     "/v1/messages/count_tokens": {"POST": "how many tokens a message has"},
     "/v1/models": {"GET": "the model"},
+    "/v1/models/{name}": {"GET": "the same, if that is its name"},
     "/v1/memories": {"GET": "all memories", "DELETE": "forget all"},
     "/v1/memories/{key}": {"GET": "numbers about one", "PUT": "from a file", "DELETE": "forget it"},
     "/v1/memories/{key}/state": {"GET": "its states, and how like they are to earlier ones"},
@@ -29,6 +33,8 @@ ROUTES = {
     "/v1/memories/{key}/export": {"GET": "its file"},
     "/health": {"GET": "whether the model answers"},
     "/metrics": {"GET": "counters and gauges for Prometheus"},
+    "/openapi.json": {"GET": "these routes as OpenAPI describes them"},
+    "/": {"GET": "the page for a browser, these routes for a program"},
 }
 
 
@@ -41,10 +47,17 @@ class FrontPage(Wire):
             self.account.route = "/"
             page = self._accepts("text/html")
             return {"GET": partial(self._show_page, INDEX) if page else self._show_routes}
+        if parts == ["openapi.json"]:
+            self.account.route = "/openapi.json"
+            return {"GET": self._describe}
         if parts[0] == "page" and parts[1:] in [[name] for name in page_files()]:
             self.account.route = "/page"
             return {"GET": partial(self._show_page, parts[1])}
         return {}
+
+    def _describe(self) -> None:
+        parts = {f"/page/{name}": {"GET": "a part of the page"} for name in page_files()}
+        self.send_json(description(ROUTES | parts))
 
     def is_page(self, parts: list[str]) -> bool:
         """Whether the address is the page's, which is the same for all and needs no key."""
