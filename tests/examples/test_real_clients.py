@@ -11,11 +11,11 @@ from serving import Client, server
 
 pytestmark = pytest.mark.real_model
 FACT, QUESTION, ANSWER = (
-    "My brother Oscar is a pilot.",
+    "Oscar works as a pilot.",
     "What does Oscar do for a living?",
     "pilot",
 )
-DROP = {"memory": {"context": "drop"}}
+DROP = {"memory": {"context": "drop", "read_only": True}}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,8 @@ def respond(url: str, key: str, text: str, drop: bool) -> str:
         extra_headers={"X-Delta-Mem-Session": key},
         extra_body=DROP if drop else {},
     ) as events:
-        return events.get_final_response().output_text
+        ended = ("response.completed", "response.incomplete")
+        return next(event.response.output_text for event in events if event.type in ended)
 
 
 def message(url: str, key: str, text: str, drop: bool) -> str:
