@@ -116,6 +116,7 @@ def _keys() -> KeyBindings:
             buffer.validate_and_handle()
 
     @keys.add("escape", "enter")
+    @keys.add("escape", "c-j")  # as it comes when it was typed before the prompt was there
     def _new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
