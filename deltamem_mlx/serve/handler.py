@@ -15,6 +15,7 @@ from .grammars.compiling import Grammar
 from .http.access import authorize, check_head
 from .http.front import FrontPage
 from .http.management import Actions, Management
+from .http.scores import scores
 from .http.speaking import read_by_mlx_lm, served_request
 from .http.usage import memory_usage
 from .memories.memory import Memory
@@ -32,15 +33,19 @@ P = ParamSpec("P")
 def _with_memory(
     answer: Callable[Concatenate[APIHandler, P], dict[str, object]],
 ) -> Callable[Concatenate["MemoryHandler", P], dict[str, object]]:
-    """mlx-lm's answer; what the turn made of the memory stands beside what else was used."""
+    """mlx-lm's answer, with what the turn made of the memory, and how likely its tokens were."""
 
     def method(self: "MemoryHandler", *args: P.args, **kwargs: P.kwargs) -> dict[str, object]:
         response = answer(self, *args, **kwargs)
-        usage, memory = response.get("usage"), memory_usage(self.account.job)
+        job = self.account.job
+        usage, memory = response.get("usage"), memory_usage(job)
         if isinstance(usage, dict) and memory is not None:
             usage["memory"] = memory
         choices = response.get("choices")
         for choice in choices if isinstance(choices, list) else []:
+            if job is not None and (job.args.logprobs or job.args.top_logprobs > 0):
+                shown, job.shown = job.shown, []
+                choice["logprobs"] = scores(shown, self.serving.generator.pair.tokenizer)
             message = choice.get("message", {"content": ""})
             if message["content"] is None and not message.get("tool_calls"):
                 message["content"] = ""  # null is for a message that only calls tools

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openai import OpenAI
 from serving import CHAT, HELLO, Client, builtin_pair, stream, user
 
 from deltamem_mlx.serve.errors import ApiError
@@ -182,10 +183,19 @@ def test_a_servers_own_defaults_are_checked_at_start(name: str, value: float) ->
         Server(*builtin_pair(), "builtin", bad)
 
 
-def test_pieces_of_an_answer_come_without_logprobs_and_that_is_said(client: Client) -> None:
-    for asked in ({"logprobs": True}, {"top_logprobs": 2}, {"logprobs": True, "top_logprobs": 2}):
-        reply = client.request("POST", CHAT, HELLO | {"stream": True} | asked)
-        assert reply.status == 400 and reply.json["error"]["param"] == "logprobs"
+def test_logprobs_of_a_stream_are_those_of_the_whole_answer(client: Client) -> None:
+    openai = OpenAI(base_url=f"http://{client.host}:{client.port}/v1", api_key="any")
+    asked = {"model": "default_model", "messages": [user("where does anna live ?")]}
+    asked |= {"logprobs": True, "top_logprobs": 3, "max_tokens": 24, "temperature": 0}
+    whole = openai.chat.completions.create(**asked).choices[0].logprobs
+    with openai.chat.completions.stream(**asked) as stream:
+        pieces = stream.get_final_completion().choices[0].logprobs
+    assert len(whole.content) == len(pieces.content) > 2
+    for one, other in zip(whole.content, pieces.content, strict=True):
+        assert (one.token, one.bytes) == (other.token, other.bytes)
+        assert bytes(one.bytes).decode() == one.token and len(one.top_logprobs) == 3
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+        assert one.logprob == pytest.approx(max(top.logprob for top in one.top_logprobs))
 
 
 def test_tools_that_may_not_be_called_are_not_shown_to_the_model(client: Client) -> None:

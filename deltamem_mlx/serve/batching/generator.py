@@ -98,12 +98,15 @@ class MemoryGenerator(ResponseGenerator):
             item = self._receive(job)
             if isinstance(item, Done):
                 self._keep(job)
-                yield from (*job.said, item.last)
+                for response in (*job.said, item.last):
+                    job.shown.append(response)
+                    yield response
                 return
             if isinstance(item, PromptProgress):
                 if progress is not None:
                     progress(*item)
             elif isinstance(item, Response):
+                job.shown.append(item)
                 yield item
 
     def _receive(self, job: Job) -> GenerationContext | PromptProgress | Response | Done:

@@ -86,8 +86,6 @@ def read_completion(
     fields = Fields(body)
     check_known(fields, _CHAT if chat else _TEXT)
     parameters, stream = read_parameters(fields, settings, vocabulary), fields.flag("stream")
-    if stream and (parameters.logprobs or parameters.top_logprobs > 0):
-        refuse("logprobs", "nothing beside stream: pieces of an answer come without them")
     memory = memory_options(body, headers, settings)
     if memory is not None and not chat:
         raise ApiError(400, "A memory takes messages: use /v1/chat/completions.", param="memory")

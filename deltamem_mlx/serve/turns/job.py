@@ -138,6 +138,7 @@ class Job:
         reply (list[int]): The tokens generated.
         said (list[Response]): The answer so far, where it is not streamed: a thread that wakes for
           every token costs as much as a small model's step.
+        shown (list[Response]): Handed out; how likely they were has not been said yet.
         began, first (float): When it came, and when its first token did.
         noticed (bool): Whether all processes of a model know that the client has gone. None: there
           is one process.
@@ -155,6 +156,7 @@ class Job:
     ctx: GenerationContext | None = None
     reply: list[int] = field(default_factory=list)
     said: list[Response] = field(default_factory=list)
+    shown: list[Response] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
     first: float | None = None
     noticed: bool | None = None
