@@ -28,12 +28,19 @@ def compiled_step(spec: ScanSpec) -> Step:
         [1, B, packed_width] of any float dtype, biases added: the reads, float32 [1, B, M], and
         the states that follow.
     """
-    squash, prepare, update = _parts(spec)
+    squash, prepare, advance = parts_of_step(spec)
+
+    def update(state: mx.array, probes: mx.array, carried: mx.array) -> Pair:
+        read, new = advance(state, probes, carried)
+        return read.reshape(1, -1, spec.read_width), new
+
+    squash, prepare, update = (mx.compile(part) for part in (squash, prepare, update))
     return lambda state, projected: update(state, *prepare(*squash(projected)))
 
 
-def _parts(spec: ScanSpec) -> tuple[Callable[..., Pair], ...]:
-    """Three functions, cut where a fused kernel has to hand on two results."""
+def parts_of_step(spec: ScanSpec) -> tuple[Callable[..., Pair], ...]:
+    """Three functions, cut where a fused kernel has to hand on two results: of projected tokens;
+    of what it returns; and of states and that, to the reads, [..., r, 1], and the states."""
     J = spec.entries
     is_qk = mx.array([True, True] + [False] * (J - 3) + [True])
     is_v = mx.array([False, False, True] + [False] * (J - 3))
@@ -54,11 +61,11 @@ def _parts(spec: ScanSpec) -> tuple[Callable[..., Pair], ...]:
         probes = x * probe
         return probes, x - probes * probe
 
-    def update(state: mx.array, probes: mx.array, carried: mx.array) -> Pair:
+    def advance(state: mx.array, probes: mx.array, carried: mx.array) -> Pair:
         columns = split(mx.addmm(carried, state, probes), J, axis=-1)
         read, minus_predicted, v, *gates, k = columns
         keep, erase, write = coefficients(gates, spec)
         new = keep * state + (write * v + erase * minus_predicted) * k.swapaxes(-1, -2)
-        return read.reshape(1, -1, spec.read_width), new
+        return read, new
 
-    return mx.compile(squash), mx.compile(prepare), mx.compile(update)
+    return squash, prepare, advance

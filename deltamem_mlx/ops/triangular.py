@@ -14,11 +14,13 @@ import mlx.core as mx
 from .seams import split, with_gradient
 from .spec import NORM_FLOOR, ScanSpec, coefficients
 from .squash import fusable_tanh
+from .step import parts_of_step
 
 Pair = tuple[mx.array, mx.array]
 Short = Callable[[mx.array, mx.array, mx.array | None], Pair]
 
 ALWAYS, MOST_TOKENS, MOST_READS = 128, 512, 1 << 13  # what is short, see ``is_short``
+STEPS = 4  # tokens, up to which one after the other is faster
 BLOCK = 16  # tokens, at most, of each of several blocks
 LONGEST, FLOATS = 32, 1 << 15  # tokens and decays of a single block, up to which there is but one
 
@@ -33,9 +35,9 @@ def is_short(spec: ScanSpec, batch_size: int, tokens: int) -> bool:
 def compiled_short(spec: ScanSpec) -> Short:
     """Return the function that does what ``activate`` and ``delta_scan`` do for a short call.
 
-    Few tokens are one block, more are many blocks at once and what is left over.
-    Where MLX cannot compile (on a CPU without a C++ compiler) it runs the same operations one by
-    one.
+    A handful of tokens are steps, few are one block, more are many blocks at once and what is left
+    over. Where MLX cannot compile (on a CPU without a C++ compiler) it runs the same operations
+    one by one.
 
     Args:
         spec (ScanSpec): The settings.
@@ -45,10 +47,15 @@ def compiled_short(spec: ScanSpec) -> Short:
         float dtype, biases added, and bool [B, T] that is false for tokens that only read (None:
         all write): the reads, float32 [B, T, r·H], and the states that follow.
     """
-    one, many = (_for_writes(mx.compile(f(spec)), mx.compile(f(spec))) for f in (_block, _blocks))
+    steps, one, many = (
+        _for_writes(mx.compile(form(spec)), mx.compile(form(spec)))
+        for form in (_steps, _block, _blocks)
+    )
 
     def short(state: mx.array, projected: mx.array, writes: mx.array | None) -> Pair:
         B, T, _ = projected.shape
+        if T <= STEPS:
+            return steps(state, projected, writes)
         if T <= BLOCK or (T <= LONGEST and B * spec.read_width * T**2 <= FLOATS):
             return one(state, projected, writes)
         left = T % _block_of(T)
@@ -76,6 +83,28 @@ def _for_writes(all_write: Callable[..., Pair], some_write: Callable[..., Pair])
         return some_write(state, projected, writes)
 
     return run
+
+
+def _steps(spec: ScanSpec) -> Callable[..., Pair]:
+    """Reads and the state after a handful of tokens, one after the other."""
+    squash, prepare, advance = parts_of_step(spec)
+
+    def steps(state: mx.array, projected: mx.array, writes: mx.array | None = None) -> Pair:
+        B, T, _ = projected.shape
+        of_tokens = B, T, spec.heads, spec.rank, spec.entries
+        tokens = [
+            split(x.reshape(of_tokens), T, axis=1) for x in prepare(*squash(projected))
+        ]  # [B, 1, H, r, J] each
+        now, reads = state[:, None], []
+        for t, (probes, carried) in enumerate(zip(*tokens, strict=True)):
+            read, new = advance(now, probes, carried)
+            if writes is not None:
+                new = mx.where(writes[:, t].reshape(B, 1, 1, 1, 1), new, now)
+            reads.append(read)
+            now = new
+        return mx.concatenate(reads, axis=1).reshape(B, T, spec.read_width), now.squeeze(1)
+
+    return steps
 
 
 class _Solved(NamedTuple):
