@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Route
 
 pytestmark = pytest.mark.browser
+pytest_plugins = ["page_fixtures"]
 BEN = "ben is a doctor ."
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext
 
 pytestmark = pytest.mark.browser
+pytest_plugins = ["page_fixtures"]
 
 
 def test_a_server_that_dies_and_comes_back_costs_no_message(user: PageUser, tmp_path: Path) -> None:

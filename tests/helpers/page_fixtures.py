@@ -1,4 +1,4 @@
-"""A browser, and a server whose page it opens."""
+"""A browser, and a server whose page it opens: `pytest_plugins = ["page_fixtures"]`."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
