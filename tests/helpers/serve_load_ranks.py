@@ -40,7 +40,9 @@ def options() -> argparse.Namespace:
 def pair_of(args: argparse.Namespace, folder: Path) -> tuple[str, str]:
     if args.model is not None:
         return args.model, args.adapter
-    model = tiny_model_folder(folder / "model", "qwen3_moe", num_hidden_layers=4)
+    # A window that holds a round: beyond it a server drops the context, and the replay does not.
+    config = {"num_hidden_layers": 4, "max_position_embeddings": 4096}
+    model = tiny_model_folder(folder / "model", "qwen3_moe", **config)
     dm.save_adapter(strong_pair(model)[0], folder / "adapter")
     return str(model), str(folder / "adapter")
 
