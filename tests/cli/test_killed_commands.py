@@ -59,7 +59,7 @@ def remember(folder: Path) -> subprocess.Popen[str]:
 def test_killed_at_ten_moments_a_memory_is_whole_and_never_goes_back(
     tmp_path: Path, command: Callable[[Path], subprocess.Popen[str]]
 ) -> None:
-    """With those of `train` (20) and of `serve` (12) these are sixty kills."""
+    """`train` and `serve` have tests of their own, of twenty kills and of twelve."""
     moments, file = random.Random(command.__name__), tmp_path / "me.safetensors"
     (tmp_path / "facts.txt").write_text("anna lives in oslo .\n" * 40)
     assert command(tmp_path).wait(120) == 0
