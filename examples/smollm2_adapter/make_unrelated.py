@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1200, help="training conversations")
     parser.add_argument("--held-out", type=int, default=48, help="conversations for valid.jsonl")
     parser.add_argument("--asked", type=int, default=1, help="messages at the end to be answered")
+    parser.add_argument("--joined", type=int, default=1, help="histories in a row, at most")
     parser.add_argument("--questions", type=int, default=300, help="different ones, about")
     parser.add_argument("--never", type=float, default=0.25, help="share: facts nobody told")
     parser.add_argument("--passages", type=float, default=0.2, help="share: a text to go on with")
@@ -178,7 +179,8 @@ def main() -> None:
                     facts, question = make.rng.choice(unsaid)
                     history, turns[place] = told.told(facts), (question, answers[question])
                 else:
-                    history = told.draw()
+                    histories = 1 if args.joined == 1 else make.rng.randint(1, args.joined)
+                    history = list(chain(*(told.draw() for _ in range(histories))))
                 end = [messages_of([turn]) for turn in turns]
                 if args.never <= drawn < args.never + args.passages:
                     end[place] = passage(make.rng.choice(library.texts), make.rng)

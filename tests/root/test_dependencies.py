@@ -9,7 +9,8 @@ from pathlib import Path
 from conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NAMED_OTHERWISE = {"yaml": "pyyaml"}
+NAMED_OTHERWISE = {"yaml": "pyyaml", "markdown_it": "markdown-it-py"}
+IMPORTED = ("torch", "plot", "eval", "structured")  # extras of the package itself
 
 
 def declared(lists: list[list[str]]) -> set[str]:
@@ -39,7 +40,7 @@ def distribution(module: str) -> str:
 
 def test_every_import_of_the_package_is_declared() -> None:
     extras = PROJECT["optional-dependencies"]
-    needed = declared([PROJECT["dependencies"], *(extras[e] for e in ("torch", "plot", "eval"))])
+    needed = declared([PROJECT["dependencies"], *(extras[extra] for extra in IMPORTED)])
     found = imported(sorted((ROOT / "deltamem_mlx").rglob("*.py")))
     missing = {m: files for m, files in found.items() if distribution(m) not in needed}
     assert not missing, f"imported, but not in pyproject.toml: {missing}"
