@@ -1,6 +1,7 @@
 """Answers of a form: JSON, JSON of a schema, and calls of tools that have to be made."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -328,6 +329,19 @@ def test_a_model_whose_tokens_or_calls_are_of_another_kind_says_so(tmp_path: Pat
     with Server(*other, "other", ServeSettings(port=0)) as serving:
         reply = Client(serving.url).chat("hi", tools=TOOLS, tool_choice="required")
         assert reply.status == 400 and "another form" in reply.json["error"]["message"]
+
+
+def test_without_the_library_it_is_named_with_what_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)  # an import of it fails
+    with Server(*builtin_pair(), "builtin", ServeSettings(port=0)) as serving:
+        client = Client(serving.url)
+        for asked in ({"response_format": {"type": "json_object"}}, {"response_format": asks({})}):
+            reply = client.chat("hi", **asked)
+            assert reply.status == 400
+            assert "pip install 'deltamem-mlx[structured]'" in reply.json["error"]["message"]
+        assert client.chat("hi").status == 200
 
 
 def test_with_a_draft_model_answers_fit_their_schema_too(pair: Pair) -> None:
