@@ -230,7 +230,7 @@ def half(model: nn.Module) -> nn.Module:
     return draft
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 5])
+@pytest.mark.parametrize("k", [1, 3, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 5))])
 @pytest.mark.parametrize("draft", [half, lambda _: base_model("models/qwen3-tiny")])
 @pytest.mark.parametrize("most", [1, 2, 7, 24])
 def test_drafted_tokens_and_memory_are_those_of_plain_decoding(

@@ -386,7 +386,7 @@ def check_program(
 
 
 PROGRAMS = settings(
-    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15
 )
 
 
@@ -585,7 +585,7 @@ def stop_after(n: int) -> Callable[[mx.array], mx.array]:
 
 
 @pytest.mark.parametrize("layers", [1, 2, 99], ids=["one layer", "two layers", "the whole"])
-@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("k", [3, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 5))])
 @pytest.mark.parametrize("sampler", [greedy_sampler, stop_after(3)], ids=["to the end", "stops"])
 def test_a_drafted_conversation_is_the_plain_one(
     model: nn.Module, tokenizer: TokenizerWrapper, layers: int, k: int, sampler: Callable
