@@ -25,6 +25,7 @@ from serving import (
     server,
     user,
 )
+from taking_back import TakesBack
 
 import deltamem_mlx as dm
 from deltamem_mlx.memory.file import MemoryFile, read_memory
@@ -65,7 +66,7 @@ def timeless(memory: MemoryFile, told: bool = True) -> dict:
     return {"states": states, "written": memory.tokens_written, "past": past, "told": said}
 
 
-class ChatClient:
+class ChatClient(TakesBack):
     """Sends all of a chat with each message, as chat clients do.
 
     - window: the newest so many messages only, as NextChat does.
@@ -99,16 +100,6 @@ class ChatClient:
     def ask(self, text: str) -> str:
         self.said.append(user(text))
         return self.send()
-
-    def regenerate(self) -> str:
-        del self.said[-1:]
-        return self.send()
-
-    def edit(self, i: int, text: str) -> str:
-        """Of the user's messages the ``i``th; what came after it is gone."""
-        places = [n for n, message in enumerate(self.said) if message["role"] == "user"]
-        del self.said[places[i] :]
-        return self.ask(text)
 
 
 def straight(client: Client, key: str, said: list[dict], **kind: object) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from serving import ANSWER, CHAT, FACT, QUESTION, Client, Pair, Reply, assistant, user
+from taking_back import TakesBack
 
 from deltamem_mlx.memory.file import MemoryFile, read_memory
 from deltamem_mlx.serve.server import Server
@@ -55,7 +56,7 @@ def client(pair: Pair) -> Iterator[Client]:
         yield Client(serving.url)
 
 
-class OpenWebUI:
+class OpenWebUI(TakesBack):
     """One of its chats: all of the history each time, streamed; all its tasks after the first
     answer, and that for a title after the others.
 
@@ -110,15 +111,6 @@ class OpenWebUI:
     def ask(self, text: str, *, retrieved: bool = False) -> str:
         self.said.append(user(text))
         return self.send(retrieved=retrieved)
-
-    def regenerate(self) -> str:
-        del self.said[-1:]
-        return self.send()
-
-    def edit(self, i: int, text: str) -> str:
-        places = [n for n, message in enumerate(self.said) if message["role"] == "user"]
-        del self.said[places[i] :]
-        return self.ask(text)
 
 
 def exported(client: Client, key: str, folder: Path) -> MemoryFile:
