@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # what a checker and an editor see
     from .memory.actions import rewindable as rewindable
     from .memory.actions import set_memory_state as set_memory_state
     from .memory.actions import write_spans as write_spans
-    from .memory.file import load_memory as load_memory
-    from .memory.file import save_memory as save_memory
+    from .memory.saving import load_memory as load_memory
+    from .memory.saving import save_memory as save_memory
     from .memory.undo import undo_memory_file as undo_memory_file
     from .model.patch import attach as attach
     from .model.patch import detach as detach
@@ -48,7 +48,7 @@ _HOMES = {
         "set_memory_state",
         "write_spans",
     ),
-    "memory.file": ("load_memory", "save_memory"),
+    "memory.saving": ("load_memory", "save_memory"),
     "memory.undo": ("undo_memory_file",),
     "ops": ("delta_scan",),
     "model.patch": ("attach", "detach"),

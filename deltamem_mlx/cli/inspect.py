@@ -318,7 +318,7 @@ def _fitting(memory: "MemoryContents", model: "nn.Module") -> dict[int, "mx.arra
     from mlx_lm.models.cache import make_prompt_cache
 
     from deltamem_mlx.memory.actions import memory_state
-    from deltamem_mlx.memory.file import restore_memory
+    from deltamem_mlx.memory.saving import restore_memory
 
     cache = make_prompt_cache(model)
     restore_memory(memory.name, memory.file, cache, model)

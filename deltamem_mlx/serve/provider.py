@@ -12,7 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..adapters.loading import fingerprint
 from ..memory.actions import memories, spread_in
-from ..memory.file import described
+from ..memory.saving import described
 from ..model.dry_run import unchanged
 from ..model.patch import config_of, pack
 from ..text.turns import end_of_turn, spans_with, turn_of

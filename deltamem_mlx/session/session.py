@@ -13,7 +13,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..adapters.loading import base_model_of, fingerprint
 from ..files import Witness, expanded
-from ..memory.file import memory_of, read_memory, restore_memory, write_memory
+from ..memory.file import read_memory, write_memory
+from ..memory.saving import memory_of, restore_memory
 from ..model.arguments import expect
 from ..model.patch import spread_of_memory
 from ..problems import as_whole

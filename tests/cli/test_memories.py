@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,24 @@ def test_they_are_shown_copied_renamed_and_taken_out_and_in(
     assert shelf.names() == ["anna", "ben", "x", "y"]
     call("remove", "x", "y", "--yes")
     assert shelf.names() == ["anna", "ben"]
+
+
+def test_files_are_listed_and_moved_without_mlx(shelf: MemoryShelf) -> None:
+    code = (
+        "import sys\n"
+        "from deltamem_mlx.cli.main import app\n"
+        "for line in ('list', 'show anna', 'copy anna ben', 'rename ben b', 'remove b --yes'):\n"
+        "    app(['memories', *line.split()], standalone_mode=False)\n"
+        "print(sorted({'mlx', 'mlx_lm', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines()[-2:] == ["b is gone.", "[]"], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def world() -> "Ranks":
 
 def refuse_several() -> None:
     """Raises UsageError under mlx.launch: the command is for one process."""
-    if not world().alone:
+    if rank() is not None and not world().alone:
         raise UsageError("This command is for one process: start it without mlx.launch.")
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ...memory.file import load_memory, save_memory
+from ...memory.saving import load_memory, save_memory
 from ...problems import raise_problems, shortened
 from ..journal import MEMORIES, Journal, Row
 from ..mean import Totals, mean_without, totals

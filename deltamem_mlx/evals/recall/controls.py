@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ...memory.actions import memory_state
-from ...memory.file import load_memory, save_memory
+from ...memory.saving import load_memory, save_memory
 from ...text.messages import Message
 from ..mean import Totals, mean_without, totals
 from ..retrieval import retrieved

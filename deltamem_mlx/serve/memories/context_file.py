@@ -19,7 +19,7 @@ from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_promp
 
 from ...files import checked_file
 from ...memory.contents import MemoryFile
-from ...memory.file import put_memory
+from ...memory.saving import put_memory
 from ...problems import FLAG, MAPPING, Field, list_of, misfits, whole_number
 from ...session.cache_check import holds, kind
 from ...session.context import Mark, kv_caches

@@ -11,7 +11,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ...memory.actions import memories, memory_state
 from ...memory.contents import MemoryFile
-from ...memory.file import put_memory
+from ...memory.saving import put_memory
 from ...model.ingest import Ingest, span_ids
 from ...session.conversation import Conversation
 from ...session.past import Before, Past, Said
