@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..problems import Problem, first_few, kind_of
+from ..problems import Problem, first_few, kind_of, shortened
 from .messages import Message, message_problems
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -17,14 +17,14 @@ EXPECTED = (
 class ConversationRow(NamedTuple):
     """One row: its messages, the tools it offers, and where it was found.
 
-    With ``unrelated`` what is learned of it has nothing to do with what came before: it is to be
-    answered as without a memory.
+    ``unrelated`` are the places of the replies that have nothing to do with what came before: they
+    are to be as without a memory.
     """
 
     messages: list[Message]
     tools: list[object] | None = None
     where: str = "a conversation"
-    unrelated: bool = False
+    unrelated: frozenset[int] = frozenset()
 
 
 def conversation_of(
@@ -37,11 +37,29 @@ def conversation_of(
     tools = row.get("tools") or None
     if not isinstance(tools, list | None):
         wrong = [*wrong, Problem("tools", TypeError, f"{kind_of(tools)} (expected a list)")]
-    unrelated = row.get("unrelated")
-    if not isinstance(unrelated, bool | None):
-        what = f"{kind_of(unrelated)} (expected true or false)"
-        wrong = [*wrong, Problem("unrelated", TypeError, what)]
-    return None if wrong else ConversationRow(messages, tools, where, bool(unrelated)), wrong
+    unrelated, more = _unrelated(row.get("unrelated"), messages)
+    wrong = [*wrong, *more]
+    return None if wrong else ConversationRow(messages, tools, where, unrelated), wrong
+
+
+def _unrelated(value: object, messages: list[Message]) -> tuple[frozenset[int], list[Problem]]:
+    """Which replies are marked as unrelated to their history: true is all of them."""
+    replies = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
+    if value is None or isinstance(value, bool):
+        return frozenset(replies if value else ()), []
+    if not isinstance(value, list):
+        what = f"{kind_of(value)} (expected true, false or a list of numbers of replies)"
+        return frozenset(), [Problem("unrelated", TypeError, what)]
+    wrong = [
+        Problem(
+            f"unrelated[{i}]",
+            ValueError,
+            f"{shortened(place)} (expected the number, from 0, of a message that is a reply)",
+        )
+        for i, place in enumerate(value)
+        if type(place) is not int or place not in replies
+    ]
+    return frozenset() if wrong else frozenset(value), wrong
 
 
 def _messages_of(row: Mapping[str, object]) -> tuple[list[Message], list[Problem]]:

@@ -31,9 +31,10 @@ class EpisodeBatch:
         write_tokens (np.ndarray): [B, W] int32; W is 0 if no episode has a write part.
         write_lengths (np.ndarray): [B] int32, 0 for an episode without a write part.
         message_ids, sentence_ids (np.ndarray): [B, W] int32, of the write tokens; -1 on padding.
-        teachers (tuple[ReadPart | None, ...]): What the teacher of each episode reads, if it has
-          one.
-        unrelated (np.ndarray): [B] bool, whether the teacher is learned in place of the text.
+        teachers (tuple[ReadPart | None, ...]): Of each episode what the teacher reads who has the
+          history in its context, if there is one.
+        plains (tuple[ReadPart | None, ...]): Of each what the plain model reads whose predictions
+          are learned in place of the text, if any are.
     """
 
     read_tokens: np.ndarray
@@ -44,7 +45,7 @@ class EpisodeBatch:
     message_ids: np.ndarray
     sentence_ids: np.ndarray
     teachers: tuple[ReadPart | None, ...]
-    unrelated: np.ndarray
+    plains: tuple[ReadPart | None, ...]
 
     @property
     def read_mask(self) -> np.ndarray:
@@ -55,6 +56,15 @@ class EpisodeBatch:
     def write_mask(self) -> np.ndarray:
         """[B, W] bool: True on tokens, False on padding."""
         return np.arange(self.write_tokens.shape[1]) < self.write_lengths[:, None]
+
+    @cached_property
+    def unrelated(self) -> np.ndarray:
+        """[B, R] bool: labels whose text is not learned."""
+        marked = np.zeros(self.read_labels.shape, bool)
+        for row, plain in zip(marked, self.plains, strict=True):
+            if plain is not None:
+                row[: len(plain.labels)] = plain.labels != UNSUPERVISED
+        return marked
 
     @cached_property
     def supervised(self) -> int:
@@ -90,7 +100,7 @@ def pad_batch(views: Sequence[View], *, pad_id: int = 0, multiple: int = 1) -> E
         message_ids=pad([write.message_ids for write in writes], NO_SPAN),
         sentence_ids=pad([write.sentence_ids for write in writes], NO_SPAN),
         teachers=tuple(view.teacher for view in views),
-        unrelated=np.array([view.unrelated for view in views]),
+        plains=tuple(view.plain for view in views),
     )
 
 

@@ -94,8 +94,10 @@ def _digest(episodes: Sequence[Episode]) -> str:
         for view in (episodes[index].both, episodes[index].state_only):
             for array in (view.read.tokens, view.read.labels, view.write.tokens):
                 digest.update(array.tobytes())
-            if view.unrelated:
+            if view.plain is not None:
                 digest.update(b"unrelated")
+                if not view.unrelated:
+                    digest.update(view.plain.labels.tobytes())
     return digest.hexdigest()
 
 

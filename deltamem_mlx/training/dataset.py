@@ -158,7 +158,7 @@ class DatasetReport:
         write_tokens, read_tokens, supervised_tokens (int): Totals, after cutting.
         longest_write, longest_read (int): Tokens of the longest parts, before cutting.
         truncated_writes, truncated_reads (int): Parts that were cut.
-        unrelated (int): Episodes that are to be answered as without a memory.
+        unrelated (int): Episodes in which a reply is to be as without a memory.
         empty_replies (int): Replies to learn that have no text.
     """
 
@@ -174,7 +174,7 @@ class DatasetReport:
         self.longest_read = max((len(r.tokens) + r.dropped for r in reads), default=0)
         self.truncated_writes = sum(write.dropped > 0 for write in writes)
         self.truncated_reads = sum(read.dropped > 0 for read in reads)
-        self.unrelated = sum(view.unrelated for view in views)
+        self.unrelated = sum(view.plain is not None for view in views)
         self.empty_replies = 0
 
     def notes(self) -> list[str]:

@@ -4,7 +4,7 @@ An episode has one target, an assistant message. Its write part fills the state 
 context; its read part is what the model sees when it has to produce the target (arXiv 2605.12357).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -111,15 +111,23 @@ class View:
     Attributes:
         write (WritePart): What is written.
         read (ReadPart): What is read and learned.
-        teacher (ReadPart, optional): What the plain model reads whose predictions at its labels are
-          learned; they are the labels of ``read``.
-        unrelated (bool): The teacher's predictions are learned in place of the text.
+        teacher (ReadPart, optional): What the plain model reads that has the history in its
+          context; its predictions at its labels are learned. They are the labels of ``read``, less
+          those of ``plain``.
+        plain (ReadPart, optional): ``read`` with the labels of those replies alone that have
+          nothing to do with what was written: there the plain model's predictions are learned in
+          place of the text.
     """
 
     write: WritePart
     read: ReadPart
     teacher: ReadPart | None = None
-    unrelated: bool = False
+    plain: ReadPart | None = None
+
+    @property
+    def unrelated(self) -> bool:
+        """Whether no reply has anything to do with what was written."""
+        return self.plain is not None and np.array_equal(self.plain.labels, self.read.labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,9 +156,7 @@ class Episode:
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; expected {', '.join(MODES)}.")
         if mode == "no_memory":  # a teacher with the history would teach to make it up
-            if self.both.unrelated:
-                return replace(self.both, write=NO_WRITE)
-            return View(NO_WRITE, self.both.read)
+            return replace(self.both, write=NO_WRITE, teacher=None)
         return self.state_only if mode == "state_only" else self.both
 
 
@@ -186,6 +192,17 @@ def labelled_sequence(
     Raises ValueError as `running_spans` and `supervised_turns`.
     """
     turns = supervised_turns(messages, assistant_loss_mode)
+    return _labelled(tokenizer, messages, turns, max_length, template_kwargs)
+
+
+def _labelled(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    turns: Sequence[int],
+    max_length: int,
+    template_kwargs: Mapping[str, Any] | None,
+) -> ReadPart:
+    """As `labelled_sequence`, with the messages that are supervised."""
     spans = last_spans(running_spans(tokenizer, messages, template_kwargs=template_kwargs))
     tokens = np.array(spans.token_ids, np.int32)
     ids = [sum(message["role"] != "system" for message in messages[:turn]) for turn in turns]
@@ -203,7 +220,7 @@ def build_episodes(
     settings: EpisodeSettings,
     *,
     template_kwargs: Mapping[str, Any] | None = None,
-    unrelated: bool = False,
+    unrelated: Collection[int] = (),
 ) -> list[Episode]:
     """The episodes of a conversation, one for each target, in order.
 
@@ -216,8 +233,8 @@ def build_episodes(
             follows the last target is not used.
         settings (EpisodeSettings): What to cut and keep.
         template_kwargs (Mapping, optional): For the chat template.
-        unrelated (bool): The targets have nothing to do with what was written: their teacher reads
-            what is visible and no more.
+        unrelated (Collection[int]): Replies that have nothing to do with what was written: of them
+            the plain model's predictions are learned, which reads what is visible and no more.
 
     Raises:
         ValueError: As `running_spans` and `supervised_turns`, or if a teacher would see other
@@ -238,15 +255,14 @@ def build_episodes(
         template_kwargs,
     )
 
-    parts = _ReadParts(tokenizer, messages, settings, template_kwargs)
+    parts = _ReadParts(tokenizer, messages, settings, template_kwargs, frozenset(unrelated))
 
     def view(turn: int, end: int) -> View:
-        read = parts.of([*messages[:opening], *messages[end : turn + 1]], settings.max_length)
-        if unrelated:
-            return View(writes[end], read, read, unrelated=True)
+        shown = [*range(opening), *range(end, turn + 1)]
+        read, plain = parts.read(shown), parts.plain(shown)
         if not settings.taught or end == opening:  # without a history there is nothing to teach
-            return View(writes[end], read)
-        return View(writes[end], read, parts.taught(turn, read))
+            return View(writes[end], read, None, plain)
+        return View(writes[end], read, parts.taught(turn, read, plain), plain)
 
     episodes = []
     for turn, (end, last) in ends.items():
@@ -258,33 +274,56 @@ def build_episodes(
 
 
 class _ReadParts(NamedTuple):
-    """Makes the read parts of a conversation."""
+    """Makes the read parts of a conversation; messages are named by their places in it."""
 
     tokenizer: Tokenizer
     messages: Sequence[Message]
     settings: EpisodeSettings
     template_kwargs: Mapping[str, Any] | None
+    unrelated: frozenset[int]
 
-    def of(self, shown: Sequence[Message], most: int) -> ReadPart:
-        """Some messages, their last ``most`` tokens; learned are the replies of the loss mode."""
-        visible = self.settings.assistant_loss_mode == "visible_assistant_turns"
-        return labelled_sequence(
-            self.tokenizer,
-            shown,
-            max_length=most,
-            assistant_loss_mode="all_assistant_turns" if visible else "final_assistant_only",
-            template_kwargs=self.template_kwargs,
-        )
+    def read(self, shown: Sequence[int]) -> ReadPart:
+        """Some messages with the replies of the loss mode as labels."""
+        return self._of(shown, self._learned(shown), self.settings.max_length)
 
-    def taught(self, turn: int, read: ReadPart) -> ReadPart:
-        """The whole conversation up to a target, with the labels of its read part."""
+    def plain(self, shown: Sequence[int]) -> ReadPart | None:
+        """The same with the labels of unrelated replies alone, if there are any."""
+        silent = [i for i in self._learned(shown) if i in self.unrelated]
+        return self._of(shown, silent, self.settings.max_length) if silent else None
+
+    def taught(self, turn: int, read: ReadPart, plain: ReadPart | None) -> ReadPart | None:
+        """The whole conversation up to a target, with the labels that a read part has of its own.
+
+        Args:
+            turn (int): The target.
+            read, plain (ReadPart): Those of a view.
+        """
+        labels = read.labels
+        if plain is not None:
+            labels = np.where(plain.labels == UNSUPERVISED, labels, UNSUPERVISED)
+            if not (labels != UNSUPERVISED).any():
+                return None
         most = self.settings.max_write_length + self.settings.max_length
-        return _as_labelled(self.of(self.messages[: turn + 1], most), read)
+        shown = range(turn + 1)
+        own = [i for i in self._learned(shown) if i not in self.unrelated]
+        return _as_labelled(self._of(shown, own, most), labels)
+
+    def _learned(self, shown: Sequence[int]) -> list[int]:
+        """Replies to be learned: the visible ones, or the last."""
+        replies = [i for i in shown if self.messages[i]["role"] == "assistant"]
+        visible = self.settings.assistant_loss_mode == "visible_assistant_turns"
+        return replies if visible else replies[-1:]
+
+    def _of(self, shown: Sequence[int], learned: Sequence[int], most: int) -> ReadPart:
+        """Some messages, their last ``most`` tokens."""
+        messages = [self.messages[i] for i in shown]
+        turns = [place for place, i in enumerate(shown) if i in learned]
+        return _labelled(self.tokenizer, messages, turns, most, self.template_kwargs)
 
 
-def _as_labelled(told: ReadPart, read: ReadPart) -> ReadPart:
+def _as_labelled(told: ReadPart, labels: np.ndarray) -> ReadPart:
     """What a teacher reads, with the last of its labels: as many as a read part has."""
-    wanted = read.labels[1:][read.labels[1:] != UNSUPERVISED]
+    wanted = labels[1:][labels[1:] != UNSUPERVISED]
     places = np.flatnonzero(told.labels != UNSUPERVISED)[-wanted.size or told.labels.size :]
     if not np.array_equal(told.tokens[places], wanted):
         raise ValueError(

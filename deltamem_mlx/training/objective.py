@@ -87,10 +87,16 @@ class Objective:
         self.granularity = config_of(model).memory_write_granularity
 
     def counted(self, batch: EpisodeBatch) -> int:
-        """What the loss of a batch is divided by: labelled tokens, or episodes that have any."""
+        """What the loss of a batch is divided by: labelled tokens, or episodes that have any.
+
+        An episode with replies of both kinds, related to its history and not, is two.
+        """
         if not self.count_alike:
             return batch.supervised
-        return int((batch.read_labels[:, 1:] != UNSUPERVISED).any(axis=1).sum())
+        labelled = batch.read_labels[:, 1:] != UNSUPERVISED
+        silent = batch.unrelated[:, 1:]
+        kinds = (labelled & ~silent).any(axis=1), (labelled & silent).any(axis=1)
+        return int(np.sum(kinds))
 
     def inputs(self, batch: EpisodeBatch, multiple: int = 8) -> Inputs:
         """The arrays that `terms` works on.
@@ -102,17 +108,19 @@ class Objective:
         row, column = np.nonzero(batch.read_labels[:, 1:] != UNSUPERVISED)
         # One at least, or there would be no logits to take a gradient of.
         padding = (0, -max(row.size, 1) % multiple + (row.size == 0))
+        silent = batch.unrelated[row, column + 1]
         each = np.ones(row.size, np.float32)
         if self.count_alike:
-            each /= np.bincount(row)[row]
-        learned = np.where(batch.unrelated[row], 0, each).astype(np.float32)
+            kind = 2 * row + silent
+            each /= np.bincount(kind)[kind]
+        learned = np.where(silent, 0, each).astype(np.float32)
         arrays = {
             "read_tokens": batch.read_tokens,
             "read_mask": batch.read_mask,
             "rows": np.pad(row * batch.read_tokens.shape[1] + column, padding).astype(np.int32),
             "targets": np.pad(batch.read_labels[row, column + 1], padding),
             "weights": np.pad(learned, padding),
-            **self._lessons(batch, row, each, multiple),
+            **self._lessons(batch, row, silent, each, multiple),
         }
         if batch.write_lengths.any():
             arrays |= {"write_tokens": batch.write_tokens, "write_mask": batch.write_mask}
@@ -120,29 +128,39 @@ class Objective:
         return {name: mx.array(array) for name, array in arrays.items()}
 
     def _lessons(
-        self, batch: EpisodeBatch, row: np.ndarray, each: np.ndarray, multiple: int
+        self,
+        batch: EpisodeBatch,
+        row: np.ndarray,
+        silent: np.ndarray,
+        each: np.ndarray,
+        multiple: int,
     ) -> dict[str, np.ndarray]:
         """What the teachers of a batch say, and at which of its labels; nothing without any.
 
         Args:
             batch (EpisodeBatch): Padded episodes.
             row (np.ndarray): int [N], whose each label is.
+            silent (np.ndarray): bool [N], whether the plain model teaches it.
             each (np.ndarray): float32 [N], what it counts.
             multiple (int): As in `inputs`.
         """
-        lessons = [self.teacher.lesson(part) for part in batch.teachers if part is not None]
-        taught = np.flatnonzero(np.array([part is not None for part in batch.teachers])[row])
-        if not taught.size:
+        places, weights, lessons = [], [], []
+        for kind, parts in enumerate((batch.teachers, batch.plains)):
+            for episode, part in enumerate(parts):
+                at = np.flatnonzero((row == episode) & (silent == bool(kind)))
+                if part is not None and at.size:
+                    places.append(at)
+                    weights.append(np.outer(each[at], np.arange(2) == kind))
+                    lessons.append(self.teacher.lesson(part))
+        if not places:
             return {}
-        more = -taught.size % multiple
-        kinds = np.stack([~batch.unrelated[row], batch.unrelated[row]], axis=1)
-        said = [lesson for lesson in lessons if lesson.tokens.size]
         arrays = {
-            "taught": taught.astype(np.int32),
-            "taught_weights": (kinds * each[:, None])[taught].astype(np.float32),
-            "taught_tokens": np.concatenate([lesson.tokens for lesson in said]),
-            "taught_log_probs": np.concatenate([lesson.log_probs for lesson in said]),
+            "taught": np.concatenate(places).astype(np.int32),
+            "taught_weights": np.concatenate(weights).astype(np.float32),
+            "taught_tokens": np.concatenate([lesson.tokens for lesson in lessons]),
+            "taught_log_probs": np.concatenate([lesson.log_probs for lesson in lessons]),
         }
+        more = -arrays["taught"].size % multiple
         return {
             name: np.pad(array, [(0, more)] + [(0, 0)] * (array.ndim - 1))
             for name, array in arrays.items()

@@ -3,10 +3,11 @@
     python examples/smollm2_adapter/make_unrelated.py MODEL build/smollm2/unrelated --count 1200
 
 A row is {"messages": [...], "unrelated": true}: `deltamem-mlx train` learns to answer its last
-messages, --asked of them, as the model does without a memory. Before them stands what a memory is
-told: facts, a chat of two people, running text, code, lists, ordinary talk. Everything follows from
-the seed. What is asked in ``valid.jsonl`` is not asked in ``train.jsonl``, and neither has what
-`eval silence` asks or its chats say.
+messages, --asked of them, as the model does without a memory. In a share --beside of the rows half
+of those are questions for facts that were told, and a row says which of its replies are unrelated.
+Before them stands what a memory is told: facts, a chat of two people, running text, code, lists,
+ordinary talk. Everything follows from the seed. What is asked in ``valid.jsonl`` is not asked in
+``train.jsonl``, and neither has what `eval silence` asks or its chats say.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from deltamem_mlx.evals.silence.questions import QUESTIONS
 BATCH = 24
 REPLY = 20  # tokens of what the model says: more only costs time
 HELD_OUT = 0.2  # of what is asked
+UPDATES = 0.3  # share of the rows asked for facts in which one changes
 TEXT = 1200  # characters of running text at most
 
 
@@ -84,8 +86,9 @@ class Histories:
             self.ordinary: 0.1,
         }
 
-    def draw(self) -> list[Message]:
-        return self.rng.choices([*self.kinds], [*self.kinds.values()])[0]()
+    def draw(self, *, facts: bool = True) -> list[Message]:
+        kinds = {k: share for k, share in self.kinds.items() if facts or k != self.facts}
+        return self.rng.choices([*kinds], [*kinds.values()])[0]()
 
     def facts(self) -> list[Message]:
         said = [self.make.tell(fact) for fact in self.make.facts(self.rng.randint(1, 4))]
@@ -145,9 +148,12 @@ def main() -> None:
     parser.add_argument("--joined", type=int, default=1, help="histories in a row, at most")
     parser.add_argument("--questions", type=int, default=300, help="different ones, about")
     parser.add_argument("--never", type=float, default=0.25, help="share: facts nobody told")
+    parser.add_argument("--beside", type=float, default=0.0, help="share: facts asked for, too")
     parser.add_argument("--passages", type=float, default=0.2, help="share: a text to go on with")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.beside and args.asked % 2:
+        parser.error(f"--asked is {args.asked}: with --beside half of them have to be facts")
 
     model, tokenizer = load(args.model)
     mx.random.seed(args.seed)
@@ -169,23 +175,54 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for (name, count, questions), make, unsaid in zip(parts, makes, stranger, strict=True):
         talk = [(text, answers[text]) for text in questions]
+        never = [(facts, (text, answers[text])) for facts, text in unsaid]
         told = Histories(make, library, talk)
         with (args.out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             for _ in range(count):
-                drawn = make.rng.random()
-                turns = make.rng.sample(talk, args.asked)
-                place = make.rng.randrange(args.asked)
-                if drawn < args.never:
-                    facts, question = make.rng.choice(unsaid)
-                    history, turns[place] = told.told(facts), (question, answers[question])
+                if make.rng.random() < args.beside:
+                    row = beside(told, make.rng.sample(talk, args.asked // 2), args.joined)
                 else:
-                    histories = 1 if args.joined == 1 else make.rng.randint(1, args.joined)
-                    history = list(chain(*(told.draw() for _ in range(histories))))
-                end = [messages_of([turn]) for turn in turns]
-                if args.never <= drawn < args.never + args.passages:
-                    end[place] = passage(make.rng.choice(library.texts), make.rng)
-                row = {"messages": [*history, *chain(*end)], "unrelated": True}
+                    row = unrelated(told, talk, never, args)
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def beside(told: Histories, talk: Sequence[Turn], joined: int) -> dict[str, object]:
+    """A row with facts somewhere in its history; they and ``talk`` are asked for in any order."""
+    rng, count = told.rng, len(talk)
+    conversation = told.make.conversation((count, count + 3), count, UPDATES, 0.0, 0)
+    parts = [conversation[: -2 * count]]
+    for _ in range(rng.randint(0, joined - 1)):
+        parts.insert(rng.randint(0, len(parts)), told.draw(facts=False))
+    history = list(chain(*parts))
+    asked = [
+        conversation[i : i + 2] for i in range(len(conversation) - 2 * count, len(conversation), 2)
+    ]
+    end = [(messages_of([turn]), True) for turn in talk] + [(turn, False) for turn in asked]
+    rng.shuffle(end)
+    silent = [len(history) + 2 * i + 1 for i, (_, is_talk) in enumerate(end) if is_talk]
+    return {"messages": [*history, *chain(*(turn for turn, _ in end))], "unrelated": silent}
+
+
+def unrelated(
+    told: Histories,
+    talk: Sequence[Turn],
+    unsaid: Sequence[tuple[list[str], Turn]],
+    args: argparse.Namespace,
+) -> dict[str, object]:
+    """A row in which nothing that is asked has to do with its history."""
+    rng, drawn = told.rng, told.rng.random()
+    turns = rng.sample(talk, args.asked)
+    place = rng.randrange(args.asked)
+    if drawn < args.never:
+        facts, turns[place] = rng.choice(unsaid)
+        history = told.told(facts)
+    else:
+        histories = 1 if args.joined == 1 else rng.randint(1, args.joined)
+        history = list(chain(*(told.draw() for _ in range(histories))))
+    end = [messages_of([turn]) for turn in turns]
+    if args.never <= drawn < args.never + args.passages:
+        end[place] = passage(rng.choice(told.library.texts), rng)
+    return {"messages": [*history, *chain(*end)], "unrelated": True}
 
 
 def said(model: nn.Module, tokenizer: TokenizerWrapper, asked: Sequence[str]) -> list[str]:

@@ -83,6 +83,25 @@ def test_unrelated_rows_are_told_something_of_every_kind_first(example):
     assert {q for _, q in made.never_told(make, 20)}
 
 
+def test_facts_are_asked_for_beside_what_is_unrelated(example):
+    import make_unrelated as made
+
+    make = example.Generator(5, noted=0.3)
+    talk = [(f"What is {i}?", f"{i}.") for i in range(30)]
+    histories = made.Histories(make, made.Library(random.Random(0), count=5), talk)
+    for _ in range(50):
+        row = made.beside(histories, make.rng.sample(talk, 2), joined=3)
+        *told, last = row["messages"][:-8], row["messages"][-8:]
+        assert [m["role"] for m in last] == ["user", "assistant"] * 4
+        place = len(row["messages"]) - 8
+        silent = [
+            (last[i - 1 - place]["content"], last[i - place]["content"]) for i in row["unrelated"]
+        ]
+        assert len(silent) == 2
+        assert set(silent) <= set(talk)
+        assert len(told[0]) >= 1
+
+
 def test_any_word_of_a_vocabulary_may_be_told_but_none_of_the_evaluation(example):
     asked = [value for r in ASKED for value in r.values]
     pieces = ["Ġ" + word for word in ("kayak", "Berlin", "ab", "x1", "NASA", *asked)] + ["kayak"]

@@ -40,7 +40,7 @@ def conversation(number: int) -> ConversationRow:
     turns = [("user", f"I am {'x' * (3 * number)}."), ("assistant", "Ok." * (number % 3 + 1))]
     turns += [("user", "Who?"), ("assistant", "You are " + "x" * number)]
     messages = [{"role": role, "content": text} for role, text in turns]
-    return ConversationRow(messages, unrelated=number == 2)
+    return ConversationRow(messages, unrelated=frozenset({1, 3} if number == 2 else ()))
 
 
 def attached(seed: int = 1) -> nn.Module:

@@ -461,10 +461,10 @@ def test_rows_of_every_form(tmp_path: Path, row: dict, suffix: str) -> None:
 
 
 def test_a_row_says_whether_it_depends_on_its_history(tmp_path: Path) -> None:
-    said = [{}, {"unrelated": None}, {"unrelated": False}, {"unrelated": True}]
+    said = [{}, *({"unrelated": value} for value in (None, False, [], True, [1]))]
     path = write_rows(tmp_path / "train.jsonl", *[ROW | more for more in said])
     rows = load_conversations(path, valid_fraction=0).train
-    assert [row.unrelated for row in rows] == [False, False, False, True]
+    assert [sorted(row.unrelated) for row in rows] == [[], [], [], [], [1], [1]]
 
 
 def test_folder_with_all_parts(tmp_path: Path) -> None:
@@ -513,8 +513,13 @@ BAD_ROWS = {
     "no messages, no prompt (its fields: question, answer)": {"question": "a", "answer": "b"},
     "a list (expected an object)": ["a"],
     "tools: text (expected a list)": {**ROW, "tools": "add"},
-    "unrelated: a number (expected true or false)": {**ROW, "unrelated": 1},
-    "unrelated: text (expected true or false)": {**ROW, "unrelated": "yes"},
+    "unrelated: a number (expected true, false or a list of": {**ROW, "unrelated": 1},
+    "unrelated: text (expected true, false or a list of": {**ROW, "unrelated": "yes"},
+    "unrelated[1]: 0 (expected the number, from 0, of a": {**ROW, "unrelated": [1, 0]},
+    "unrelated[0]: 2 (expected the number, from 0, of a": {**ROW, "unrelated": [2]},
+    "unrelated[0]: -1 (expected the number, from 0, of a": {**ROW, "unrelated": [-1]},
+    "unrelated[0]: True (expected the number, from 0, of a": {**ROW, "unrelated": [True]},
+    "unrelated[0]: '1' (expected the number, from 0, of a": {**ROW, "unrelated": ["1"]},
 }
 
 

@@ -57,7 +57,7 @@ def golden_batch(arrays: dict[str, np.ndarray], mode: str) -> EpisodeBatch:
         write_tokens=tokens,
         write_lengths=lengths,
         teachers=(None,) * len(reads),
-        unrelated=np.zeros(len(reads), bool),
+        plains=(None,) * len(reads),
         **ids,
     )
 

@@ -49,7 +49,7 @@ def row(number: int, unrelated: bool) -> ConversationRow:
     said += ["Add 1 and 1.", "2, of course."] if unrelated else [f"What does {name} like?", food]
     roles = ("user", "assistant") * 2
     messages = [{"role": r, "content": text} for r, text in zip(roles, said, strict=True)]
-    return ConversationRow(messages, unrelated=unrelated)
+    return ConversationRow(messages, unrelated=frozenset({1, 3} if unrelated else ()))
 
 
 def dataset(
@@ -148,7 +148,8 @@ def test_a_lesson_is_computed_once(mixed: EpisodeDataset, monkeypatch: pytest.Mo
 
 
 def test_a_teacher_does_not_depend_on_the_adapter(mixed: EpisodeDataset) -> None:
-    part = mixed[0].both.teacher
+    part = mixed[0].both.plain
+    assert part is not None
     weak, strong = (Objective(model(s)).teacher.lesson(part) for s in (False, True))
     assert np.array_equal(weak.tokens, strong.tokens)
     assert np.array_equal(weak.log_probs, strong.log_probs)
@@ -159,14 +160,14 @@ def test_a_teacher_does_not_depend_on_the_adapter(mixed: EpisodeDataset) -> None
 
 def test_without_distilling_only_unrelated_rows_have_a_teacher(tokenizer: TokenizerWrapper) -> None:
     first, second = (e.both for e in dataset(tokenizer, False, True, taught=False))
-    assert (first.teacher, first.unrelated) == (None, False)
-    assert (second.teacher, second.unrelated) == (second.read, True)
+    assert (first.teacher, first.plain, first.unrelated) == (None, None, False)
+    assert (second.teacher, second.unrelated) == (None, True)
 
 
 def test_nothing_is_taught_of_a_history_that_was_not_written(mixed: EpisodeDataset) -> None:
     assert mixed[1].view("no_memory").teacher is None
     silent = mixed[0].view("no_memory")
-    assert silent.teacher is silent.read
+    assert silent.plain is not None
     assert silent.unrelated
     assert not len(silent.write.tokens)
 
@@ -181,9 +182,63 @@ def test_a_teacher_sees_the_labels_of_all_visible_replies(tokenizer: TokenizerWr
     assert len(view.teacher.tokens) > len(view.read.tokens)
 
 
+BOTH = {"assistant_loss_mode": "visible_assistant_turns", "episode_recent_messages": 3}
+
+
+def asked_twice(*unrelated: int) -> ConversationRow:
+    """Told a fact; then small talk and a question for the fact, or the other way round."""
+    told, talk = row(0, False).messages, row(1, True).messages[2:]
+    return ConversationRow([*told[:2], *talk, *told[2:]], unrelated=frozenset(unrelated))
+
+
+def said(part: ReadPart | None) -> list[int]:
+    assert part is not None
+    return part.labels[part.labels != UNSUPERVISED].tolist()
+
+
+def test_a_reply_can_be_unrelated_beside_one_that_is_not(tokenizer: TokenizerWrapper) -> None:
+    all_of_it, one = (
+        EpisodeDataset([asked_twice(*marked)], tokenizer, EpisodeSettings(taught=True, **BOTH))[0]
+        for marked in ([], [3])
+    )
+    view = one.both
+    assert not view.unrelated
+    assert said(view.plain) + said(view.teacher) == said(view.read) == said(all_of_it.both.read)
+    assert min(len(said(view.plain)), len(said(view.teacher))) > 0
+    assert np.array_equal(view.plain.tokens, view.read.tokens)
+    assert one.state_only.plain is None  # only the question for the fact is visible there
+    silent = one.view("no_memory")
+    assert (silent.teacher, silent.plain) == (None, view.plain)
+
+
+def test_replies_of_both_kinds_count_alike(tokenizer: TokenizerWrapper) -> None:
+    rows = [asked_twice(3), asked_twice(5), asked_twice(3, 5), asked_twice()]
+    episodes = EpisodeDataset(rows, tokenizer, EpisodeSettings(taught=True, **BOTH))
+    assert [e.both.unrelated for e in episodes] == [False, False, True, False]
+    alike, batch = Objective(model(), count_alike=True), batch_of(episodes)
+    terms = alike.terms(alike.inputs(batch))
+    assert (alike.counted(batch), terms.labelled.item()) == (6, pytest.approx(3, rel=1e-5))
+    assert terms.taught.tolist() == pytest.approx([3, 3], rel=1e-5)
+    tokens = Objective(model()).terms(Objective(model()).inputs(batch))
+    assert tokens.labelled.item() + tokens.taught[1].item() == batch.supervised
+    assert tokens.labelled.item() == tokens.taught[0].item()
+
+
+def test_a_reply_beside_another_is_taught_as_in_a_row_of_its_own(
+    tokenizer: TokenizerWrapper,
+) -> None:
+    """The divergence of the first of two replies does not know of the second."""
+    found, settings = model(), EpisodeSettings(taught=False, **BOTH)
+    both = EpisodeDataset([asked_twice(3)], tokenizer, settings)
+    first = ConversationRow(asked_twice().messages[:4], unrelated=frozenset({3}))
+    alone = EpisodeDataset([first], tokenizer, replace(settings, episode_recent_messages=1))
+    assert kl(found, both)[1] == pytest.approx(kl(found, alone)[1], rel=1e-4)
+
+
 def test_another_conversations_memory_leaves_the_teacher(mixed: EpisodeDataset) -> None:
     foreign = ForeignMemories(mixed)
-    assert foreign[0].both.teacher is mixed[0].both.teacher
+    assert foreign[1].both.teacher is mixed[1].both.teacher is not None
+    assert foreign[0].both.plain is mixed[0].both.plain is not None
     assert foreign[0].both.write is not mixed[0].both.write
 
 
@@ -316,7 +371,6 @@ def test_weights_are_numbers_that_are_not_negative(name: str, value: float) -> N
 def test_a_template_that_renders_a_reply_otherwise_behind_its_history_is_refused() -> None:
     from deltamem_mlx.training.episodes import _as_labelled
 
-    read = ReadPart(np.array([1, 2, 3], np.int32), np.array([-100, -100, 3], np.int32))
     told = ReadPart(np.array([1, 2, 4], np.int32), np.array([-100, -100, 4], np.int32))
     with pytest.raises(ValueError, match="Leave --distill out"):
-        _as_labelled(told, read)
+        _as_labelled(told, np.array([-100, -100, 3], np.int32))

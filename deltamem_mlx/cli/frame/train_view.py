@@ -64,7 +64,7 @@ def _rows(options: TrainOptions, setup: Setup, trainer: "Trainer") -> Iterator[t
     if report.unrelated:
         yield (
             "unrelated",
-            f"{report.unrelated:,} episodes: the plain model is learned, no text",
+            f"{report.unrelated:,} episodes with replies of which the plain model is learned",
         )
     yield (
         "tokens",
