@@ -15,8 +15,9 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from ..model.parameters import scalar
 from ..training.batching import EpisodeBatch, pad_batch
-from ..training.episodes import UNSUPERVISED, ReadPart, View, WritePart
+from ..training.episodes import View, WritePart
 from ..training.objective import Objective
+from ..training.read_parts import UNSUPERVISED, ReadPart
 from ..training.settings import TrainSettings
 from ..training.update import Updater
 from .generation import vocabulary, with_peak

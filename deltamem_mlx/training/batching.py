@@ -12,7 +12,8 @@ from itertools import count
 import numpy as np
 
 from ..text.spans import NO_SPAN
-from .episodes import UNSUPERVISED, Episode, ReadPart, View
+from .episodes import Episode, View
+from .read_parts import UNSUPERVISED, ReadPart
 
 _ORDER, _SHOWN, _GROUPS = 0, 1, 2
 

@@ -9,16 +9,9 @@ from typing import Any, overload
 from ..problems import raise_problems
 from ..text.rendering import Tokenizer
 from ..text.rows import ConversationRow
-from .episodes import (
-    NO_WRITE,
-    UNSUPERVISED,
-    Episode,
-    EpisodeSettings,
-    View,
-    WritePart,
-    build_episodes,
-    supervised_turns,
-)
+from .episode_settings import EpisodeSettings
+from .episodes import NO_WRITE, Episode, View, WritePart, build_episodes
+from .read_parts import UNSUPERVISED, supervised_turns
 
 
 class EpisodeDataset(Sequence[Episode]):

@@ -12,9 +12,9 @@ import numpy as np
 from ..model.ingest import Ingest, span_ids
 from ..model.patch import config_of
 from .batching import EpisodeBatch
-from .episodes import UNSUPERVISED
 from .head import find_heads, labelled_logits
 from .passes import Passes
+from .read_parts import UNSUPERVISED
 from .teacher import Teacher, divergence
 
 Inputs = dict[str, mx.array]

@@ -12,9 +12,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .episodes import UNSUPERVISED, ReadPart
 from .head import labelled_logits
 from .passes import Passes
+from .read_parts import UNSUPERVISED, ReadPart
 
 # Tokens whose probability is kept of each prediction; all others are taken together.
 TOP = 64

@@ -17,7 +17,7 @@ import deltamem_mlx as dm
 from deltamem_mlx.text.rows import ConversationRow
 from deltamem_mlx.training.batching import EpisodeBatch, batches
 from deltamem_mlx.training.dataset import EpisodeDataset
-from deltamem_mlx.training.episodes import EpisodeSettings
+from deltamem_mlx.training.episode_settings import EpisodeSettings
 from deltamem_mlx.training.objective import Objective
 from deltamem_mlx.training.settings import TrainSettings
 from deltamem_mlx.training.trainer import Outcome, Trainer

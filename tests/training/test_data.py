@@ -31,12 +31,9 @@ from deltamem_mlx.training.batching import (
     window_size,
 )
 from deltamem_mlx.training.dataset import EpisodeDataset, ForeignMemories
-from deltamem_mlx.training.episodes import (
-    EpisodeSettings,
-    build_episodes,
-    labelled_sequence,
-    supervised_turns,
-)
+from deltamem_mlx.training.episode_settings import EpisodeSettings
+from deltamem_mlx.training.episodes import build_episodes
+from deltamem_mlx.training.read_parts import labelled_sequence, supervised_turns
 
 REFERENCE = {
     name: case

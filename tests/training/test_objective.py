@@ -17,17 +17,11 @@ from tiny import TOKENIZER, tiny_model
 import deltamem_mlx as dm
 from deltamem_mlx.model.patch import config_of, memory_layers
 from deltamem_mlx.training.batching import EpisodeBatch, pad_batch
-from deltamem_mlx.training.episodes import (
-    NO_WRITE,
-    Episode,
-    EpisodeSettings,
-    ReadPart,
-    View,
-    WritePart,
-    build_episodes,
-)
+from deltamem_mlx.training.episode_settings import EpisodeSettings
+from deltamem_mlx.training.episodes import NO_WRITE, Episode, View, WritePart, build_episodes
 from deltamem_mlx.training.grad_checkpoint import checkpointed
 from deltamem_mlx.training.objective import Objective, Sparsity, Terms
+from deltamem_mlx.training.read_parts import ReadPart
 
 Gradients = dict[str, np.ndarray]
 LIMITS = TOLERANCE["train"]

@@ -17,9 +17,10 @@ from deltamem_mlx.text.rows import ConversationRow
 from deltamem_mlx.training import teacher as t
 from deltamem_mlx.training.batching import EpisodeBatch, evaluation_batches
 from deltamem_mlx.training.dataset import EpisodeDataset, ForeignMemories
-from deltamem_mlx.training.episodes import UNSUPERVISED, EpisodeSettings, ReadPart
+from deltamem_mlx.training.episode_settings import EpisodeSettings
 from deltamem_mlx.training.grad_checkpoint import checkpointed
 from deltamem_mlx.training.objective import Objective
+from deltamem_mlx.training.read_parts import UNSUPERVISED, ReadPart
 from deltamem_mlx.training.report import read_metrics
 from deltamem_mlx.training.settings import TrainSettings
 from deltamem_mlx.training.trainer import Outcome, Trainer
@@ -369,7 +370,7 @@ def test_weights_are_numbers_that_are_not_negative(name: str, value: float) -> N
 
 
 def test_a_template_that_renders_a_reply_otherwise_behind_its_history_is_refused() -> None:
-    from deltamem_mlx.training.episodes import _as_labelled
+    from deltamem_mlx.training.read_parts import _as_labelled
 
     told = ReadPart(np.array([1, 2, 4], np.int32), np.array([-100, -100, 4], np.int32))
     with pytest.raises(ValueError, match="Leave --distill out"):

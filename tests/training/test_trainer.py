@@ -24,7 +24,7 @@ from deltamem_mlx.text.rows import ConversationRow
 from deltamem_mlx.training import trainer as trainer_module
 from deltamem_mlx.training.checkpoint import STATE_FILE
 from deltamem_mlx.training.dataset import EpisodeDataset
-from deltamem_mlx.training.episodes import EpisodeSettings
+from deltamem_mlx.training.episode_settings import EpisodeSettings
 from deltamem_mlx.training.guard import Diverged
 from deltamem_mlx.training.report import Info, Listener, read_metrics
 from deltamem_mlx.training.settings import TrainSettings

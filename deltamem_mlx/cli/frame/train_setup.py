@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deltamem_mlx.config import DeltaMemConfig
     from deltamem_mlx.text.datasets import Splits
     from deltamem_mlx.training.dataset import DatasetReport, EpisodeDataset
-    from deltamem_mlx.training.episodes import EpisodeSettings
+    from deltamem_mlx.training.episode_settings import EpisodeSettings
 
 DEFAULT_ITERS = TrainSettings.iters
 
@@ -173,7 +173,7 @@ def train_settings(options: TrainOptions, iters: int) -> TrainSettings:
 
 
 def episode_settings(options: TrainOptions, granularity: str) -> "EpisodeSettings":
-    from deltamem_mlx.training.episodes import EpisodeSettings
+    from deltamem_mlx.training.episode_settings import EpisodeSettings
 
     try:
         return EpisodeSettings(
