@@ -298,13 +298,12 @@ def adapter_of(model: nn.Module, folder: Path = Path()) -> AdapterFiles:
 
 def base_model_of(model: nn.Module) -> dict[str, object]:
     """Name, type and shape of the model that the adapter is attached to."""
-    layers = memory_layers(model)
-    first = next(iter(layers.values()))
+    attached = attachment(model)
     return {
-        "name": attachment(model).base_model,
+        "name": attached.base_model,
         "model_type": getattr(model, "model_type", None),
-        "num_layers": spread_of_memory(model).layers,
-        "hidden_size": first.memory_projections.dims,
+        "num_layers": attached.mark.spread.layers,
+        "hidden_size": attached.dims,
     }
 
 

@@ -7,9 +7,9 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..memory.actions import memories, observe
-from ..model.gauge import watched_layers
-from ..model.patch import config_of
+from ..memory.actions import observe
+from ..model.gauge import mean_strengths, watched_layers
+from ..model.patch import config_of, spread_of_memory
 from ..session.session import MemorySession
 from ..text.pieces import pieces_of
 
@@ -28,8 +28,10 @@ class TurnWatch:
     """
 
     def __init__(self, session: MemorySession):
-        layers = watched_layers([*memories(session.cache)])
+        self._spread = spread_of_memory(session.model)
+        layers = watched_layers(self._spread.all_memories)
         self._gates: dict[int, list[mx.array]] = {layer: [] for layer in layers}
+        self._strength = np.zeros(0, np.float32)
         self._session, self._before = session, session.context_tokens
         self._written_before = session.stats()["tokens_written"]
         self._by_token = config_of(session.model).memory_write_granularity == "token"
@@ -43,12 +45,13 @@ class TurnWatch:
             self._gates[layer].append(gates["write"].mean(axis=(0, 2, 3)))
 
     def end(self) -> None:
-        """The turn is over."""
+        """The turn is over; of a model in a pipeline all processes call it."""
         self.written = self._session.stats()["tokens_written"] - self._written_before
         tokens, kept = self._session.context_tokens, len(self._before)
         self._tokens = tokens[kept:] if tokens[:kept] == self._before else tokens
         # What the context had lost is fed again first, unwritten.
         self._skipped = max(0, len(self._tokens) - self.written)
+        self._strength = mean_strengths(self._gates, self._spread)
 
     def strongest(self, most: int = 3, among: Sequence[str] = ()) -> list[tuple[str, float]]:
         """The words written most strongly, with the mean write gate of their strongest token.
@@ -62,8 +65,7 @@ class TurnWatch:
         """
         if not self._by_token or not self.written:
             return []
-        layers = [np.array(mx.concatenate(parts)) for parts in self._gates.values()]
-        strength = np.mean(layers, axis=0)
+        strength = self._strength
         if len(strength) != len(self._tokens):
             return []  # guesses of a draft model were fed and taken back
         wanted = {word.lower(): word for text in among for word in plain_words(text)}

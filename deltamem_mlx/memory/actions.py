@@ -26,6 +26,8 @@ PromptCache = list[Any]  # mlx-lm's: a cache of any kind for each layer
 def memories(cache: PromptCache) -> dict[int, MemoryCache]:
     """Layer index → the memory in a prompt cache.
 
+    Of a pipeline's process whose layers have none it is a stand-in, for another one's first.
+
     Raises:
         ValueError: If there is none.
     """

@@ -252,14 +252,7 @@ class DeltaMemAttention(nn.Module):
 
     def new_memory(self) -> MemoryCache:
         """An empty memory for this layer."""
-        config = self._memory_config
-        return MemoryCache(
-            self._memory_layer,
-            config.num_state_heads,
-            config.rank,
-            config.memory_write_granularity,
-            self._memory_mark,
-        )
+        return MemoryCache.of_adapter(self._memory_layer, self._memory_mark)
 
     def pack(self) -> None:
         """Evaluate and pack the weights now, so that several threads may call the layer."""

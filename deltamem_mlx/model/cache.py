@@ -66,6 +66,13 @@ class MemoryCache(BaseCache):
         self.gauges: list[WriteGauge | None] | None = None
         self.trail: Trail | None = None
 
+    @classmethod
+    def of_adapter(cls, layer: int, mark: AdapterMark) -> "MemoryCache":
+        """An empty memory of a model's adapter."""
+        config = mark.config
+        granularity = config.memory_write_granularity
+        return cls(layer, config.num_state_heads, config.rank, granularity, mark)
+
     def __repr__(self) -> str:
         many = f"{self.batch_size} conversations, " if self.batch_size > 1 else ""
         written = f"{sum(self.written):,} tokens written"

@@ -56,7 +56,7 @@ class AdapterMark:
         tensors: Callable[[], Tensors],
         spread: Spread | None = None,
     ):
-        self._config, self._tensors = config, tensors
+        self.config, self._tensors = config, tensors
         self.spread = spread or Spread()
         self._sources: list[mx.array] = []
         self._fingerprint = ""
@@ -81,7 +81,7 @@ class AdapterMark:
                     )
                 everyone = self.spread.ranks.gather(values)
                 values = {name: x for part in everyone for name, x in part.items()}
-            self._sources, self._fingerprint = sources, fingerprint_of(self._config, values)
+            self._sources, self._fingerprint = sources, fingerprint_of(self.config, values)
         return self._fingerprint
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:

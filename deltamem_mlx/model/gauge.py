@@ -1,9 +1,11 @@
 """How strongly the tokens of one conversation are written, watched while a batch serves it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 import numpy as np
+
+from .spread import Spread
 
 # Watching a layer takes a few operations a token: of many layers some will do.
 _MOST_LAYERS = 4
@@ -30,10 +32,24 @@ class WriteGauge:
         if len(parts) % _MOST_PENDING == 0:
             mx.async_eval(parts[-_MOST_PENDING:])
 
-    def strengths(self) -> np.ndarray:
-        """float32 [T], the mean over the layers that were watched; between 0 and 1."""
-        layers = [np.array(mx.concatenate(parts)) for parts in self._seen.values()]
-        return np.mean(layers, axis=0) if layers else np.zeros(0, np.float32)
+    def strengths(self, spread: Spread) -> np.ndarray:
+        """float32 [T], the mean over the layers that were watched; between 0 and 1.
+
+        Of a model in a pipeline all processes call it.
+        """
+        return mean_strengths(self._seen, spread)
+
+
+def mean_strengths(seen: Mapping[int, Sequence[mx.array]], spread: Spread) -> np.ndarray:
+    """float32 [T], the mean over the layers of all processes that were seen.
+
+    Args:
+        seen (Mapping): Layer index → mean write gates of the tokens of each call, [T'].
+        spread (Spread): In a pipeline all processes call this.
+    """
+    here = {layer: np.array(mx.concatenate([*parts])) for layer, parts in seen.items() if parts}
+    layers = [*spread.by_layer(here).values()]
+    return np.mean(layers, axis=0) if layers else np.zeros(0, np.float32)
 
 
 def watched_layers(layers: Sequence[int]) -> list[int]:

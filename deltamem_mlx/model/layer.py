@@ -9,7 +9,6 @@ import numpy as np
 from ..ops import ScanSpec, Short, Step, activate, delta_scan, is_short
 from .cache import MemoryCache
 from .ingest import Ingest
-from .trail import Trail
 
 
 class Served(NamedTuple):
@@ -60,25 +59,47 @@ def read_and_write(
         ValueError: If the memory holds another number of conversations, or of another adapter.
     """
     if isinstance(memory, MemoryCache) and memory.trail is not None:
-        return _in_steps(rows, batch_size, memory, memory.trail, served)
+        return _in_steps(rows, batch_size, memory, served)
     return _at_once(rows, batch_size, memory, served)
 
 
-def _in_steps(
-    rows: mx.array, batch_size: int, memory: MemoryCache, trail: Trail, served: Served
-) -> mx.array:
-    """The same in pieces, so that the memory's trail has a state from before each last token."""
-    tokens = rows.reshape(batch_size, -1, rows.shape[-1])
-    T = tokens.shape[1]
-    if T == 1 or memory.real(T) is not None:
-        return _at_once(rows, batch_size, memory, served)
-    together = T - trail.most
+def count(memory: MemoryCache, batch_size: int, tokens: int) -> None:
+    """Count the tokens [B, T] of a call as ``read_and_write`` does; the state stays as it is.
+
+    Raises:
+        ValueError: If the memory holds another number of conversations.
+    """
+    memory.fit_batch(batch_size)
+    for a, b in _pieces(memory, tokens):
+        state, T = memory.matrix, b - a
+        if state is None:
+            shape = batch_size, memory.heads, memory.rank, memory.rank
+            state = mx.array(np.zeros(shape, np.float32))  # nobody would ever compute it
+        if memory.ingest is None:
+            memory.advance(state, T, _written(memory, memory.real(T), T))
+        else:
+            _advance(memory, state, T, _take(memory, memory.ingest, T))
+
+
+def _pieces(memory: MemoryCache, T: int) -> list[tuple[int, int]]:
+    """Where a call is cut, so that the memory's trail has a state from before each last token."""
+    if memory.trail is None or T == 1 or memory.real(T) is not None:
+        return [(0, T)]
+    together = T - memory.trail.most
     if memory.ingest is not None:  # its tokens are written as one
         together = memory.ingest.longest
-    cuts = sorted({0, *range(min(max(together, 0), T), T + 1)})
+    return [*pairwise(sorted({0, *range(min(max(together, 0), T), T + 1)}))]
+
+
+def _in_steps(rows: mx.array, batch_size: int, memory: MemoryCache, served: Served) -> mx.array:
+    """The same in pieces."""
+    tokens = rows.reshape(batch_size, -1, rows.shape[-1])
+    pieces = _pieces(memory, tokens.shape[1])
+    if len(pieces) == 1:
+        return _at_once(rows, batch_size, memory, served)
     reads = [
         _at_once(tokens[:, a:b].reshape(1, -1, rows.shape[-1]), batch_size, memory, served)
-        for a, b in pairwise(cuts)
+        for a, b in pieces
     ]
     width = served.spec.read_width
     parts = [part.reshape(batch_size, -1, width) for part in reads]
@@ -183,35 +204,63 @@ def _few(
 
 def _ingest(projected: mx.array, memory: MemoryCache, served: Served, ingest: Ingest) -> mx.array:
     """Reads from before the ingest, sums per span, the writes once a conversation's ids end."""
-    B, T, _ = projected.shape
-    state, padding = memory.states, memory.real(T)
+    state, T = memory.states, projected.shape[1]
+    now = _take(memory, ingest, T)
+    if now.inside.any():
+        ingest.add(projected, now.ids)
+    _observe(memory, projected, served.spec, now.real)
+    reads = _look(state, projected, served, now.real)
+
+    if now.finished.any() and ingest.spans:
+        means, writes = ingest.means(now.finished)
+        state = delta_scan(state, *activate(means, served.spec), mask=writes)[1]
+    after = now.real & ~now.inside
+    if after.any():
+        token_reads, state = _walk(state, projected, memory, served, after)
+        reads = mx.where(mx.array(after)[..., None], token_reads, reads)
+    _advance(memory, state, T, now)
+    return reads
+
+
+class Taken(NamedTuple):
+    """What a call is to an ingest.
+
+    Attributes:
+        real (np.ndarray): Bool [B, T], false at padding.
+        ids (np.ndarray): [B, T], the span of each token; -1: of none.
+        inside (np.ndarray): Bool [B, T], tokens of the ingest; real ones after it stand alone.
+        finished (np.ndarray): Bool [B], conversations whose spans are to be written now.
+        before (Ingest): As it was before, where there is a way back.
+    """
+
+    real: np.ndarray
+    ids: np.ndarray
+    inside: np.ndarray
+    finished: np.ndarray
+    before: Ingest | None
+
+
+def _take(memory: MemoryCache, ingest: Ingest, T: int) -> Taken:
+    """Let an ingest consume the next ``T`` positions."""
+    padding = memory.real(T)
     before = ingest.copy() if memory.trail is not None else None
     if ingest.aligned:
         longest = max(len(row) for row in ingest.rows)
         ingest.begin(memory.real(max(T, longest)))
-    real = np.ones((B, T), bool) if padding is None else padding
+    real = np.ones((memory.batch_size, T), bool) if padding is None else padding
     done_before = ingest.finished()
     ids, inside = ingest.take(real)
-    if inside.any():
-        ingest.add(projected, ids)
-    _observe(memory, projected, served.spec, real)
-    reads = _look(state, projected, served, real)
-
     finished = ingest.finished() & ~done_before & ~np.array(memory.read_only)
-    if finished.any() and ingest.spans:
-        means, writes = ingest.means(finished)
-        state = delta_scan(state, *activate(means, served.spec), mask=writes)[1]
-    after = real & ~inside
-    writing = np.zeros_like(after)
-    if after.any():
-        writing = after & ~np.array(memory.read_only)[:, None]
-        token_reads, state = _walk(state, projected, memory, served, after)
-        reads = mx.where(mx.array(after)[..., None], token_reads, reads)
-    written = ((ids >= 0) & ~np.array(memory.read_only)[:, None]) | writing
-    if ingest.done:
+    return Taken(real, ids, inside, finished, before)
+
+
+def _advance(memory: MemoryCache, state: mx.array, T: int, now: Taken) -> None:
+    """Keep the state after ``T`` positions of an ingest, and count what was written."""
+    written = (now.ids >= 0) | (now.real & ~now.inside)
+    written &= ~np.array(memory.read_only)[:, None]
+    if memory.ingest is not None and memory.ingest.done:
         memory.ingest = None
-    memory.advance(state, T, written.sum(axis=1).tolist(), before)
-    return reads
+    memory.advance(state, T, written.sum(axis=1).tolist(), now.before)
 
 
 def _look(state: mx.array, projected: mx.array, served: Served, real: np.ndarray) -> mx.array:

@@ -1,29 +1,23 @@
 """Attach a memory to a loaded mlx-lm model, and take it away again."""
 
-import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 from weakref import ref
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from .. import builtin
-from ..compat import BaseCache, trains_layers, wanted_max_kv_size, writes_model
 from ..config import DeltaMemConfig
 from .arguments import expect
 from .attention import DeltaMemAttention, memory_class
-from .cache_parts import part_at, put_part
 from .fingerprint import AdapterMark
 from .found import CachePath
-from .layer_cache import DeltaMemCache
-from .parameters import PARAMETERS, flat_arrays
+from .mixins import DeltaMemModel, SelfCachingModel, StandInModel
 from .sites import Choice, choose
 from .spread import Spread
 
@@ -39,90 +33,15 @@ class Attached:
           that has memories, the attentions that use it: several where layers share keys.
         frozen (list): The modules from before, and the names of their frozen parameters.
         mark (AdapterMark): Which adapter it is.
+        dims (int): Width D of the hidden states that the memories are given.
         base_model (str): Which model this is.
     """
 
     paths: dict[CachePath, tuple[DeltaMemAttention, ...]]
     frozen: list[tuple[ref[nn.Module], frozenset[str]]]
     mark: AdapterMark
+    dims: int
     base_model: str | None = None
-
-
-class DeltaMemModel(nn.Module):
-    """Mixin over an mlx-lm model: its prompt cache holds a memory per patched layer."""
-
-    base_class: type[nn.Module]
-
-    def make_cache(self, max_kv_size: int | None = None) -> list[BaseCache]:
-        """A prompt cache whose patched layers have a memory beside their KV cache.
-
-        ``make_prompt_cache`` asks a model that has this method without passing its
-        ``max_kv_size`` on, so it is read from there.
-        """
-        if max_kv_size is None:
-            max_kv_size = wanted_max_kv_size(sys._getframe(1))
-        caches = list(_base_caches(self, super(), max_kv_size))
-        for path, attentions in self._memory_attached.paths.items():
-            kv = part_at(caches, path)
-            put_part(caches, path, DeltaMemCache(kv, *(a.new_memory() for a in attentions)))
-        return caches
-
-    def parameters(self) -> dict[str, Any]:
-        """All parameters; without the memory's where mlx-lm writes the model as its own."""
-        if not writes_model(sys._getframe(1)):
-            return chosen(self, self.valid_parameter_filter)
-        warnings.warn(
-            "The model is written without its memory, which no model file can hold. Save that "
-            "with dm.save_adapter(model, FOLDER).",
-            stacklevel=3,
-        )
-        return chosen(self, self.valid_parameter_filter, memories=False)
-
-    def trainable_parameters(self) -> dict[str, Any]:
-        """What is trainable; without the memory's where mlx-lm trains layers of its own as well."""
-        if trains_layers(sys._getframe(1)):
-            others = chosen(self, self.trainable_parameter_filter, memories=False)
-            if flat_arrays(others):
-                warnings.warn(
-                    "mlx-lm writes the layers that it trains without the memory, which is "
-                    "trainable as well. Save that with dm.save_adapter(model, FOLDER).",
-                    stacklevel=3,
-                )
-                return others
-        return chosen(self, self.trainable_parameter_filter)
-
-
-def chosen(
-    model: nn.Module, wanted: Callable[[nn.Module, str, Any], bool], *, memories: bool = True
-) -> dict[str, Any]:
-    """The parameters of a model that ``wanted`` passes, those of memories only if wished."""
-
-    def keep(module: nn.Module, name: str, value: Any) -> bool:
-        of_memory = isinstance(module, DeltaMemAttention) and name in PARAMETERS
-        return (memories or not of_memory) and wanted(module, name, value)
-
-    found: dict[str, Any] = model.filter_and_map(keep)
-    return found
-
-
-class SelfCachingModel(DeltaMemModel):
-    """The same over a model that makes itself a prompt cache where it is called without one."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> mx.array:  # as the base class has them
-        if len(args) < 2 and kwargs.get("cache") is None:
-            kwargs["cache"] = self.make_cache()
-        logits: mx.array = self.base_class.__call__(self, *args, **kwargs)
-        return logits
-
-
-def _base_caches(model: nn.Module, base: object, max_kv_size: int | None) -> list[BaseCache]:
-    """The caches that mlx-lm would make for the model without a memory."""
-    make: Callable[[], list[BaseCache]] | None = getattr(base, "make_cache", None)
-    if make is not None:
-        return make()
-    if max_kv_size is None:
-        return [KVCache() for _ in model.layers]
-    return [RotatingKVCache(max_size=max_kv_size, keep=4) for _ in model.layers]
 
 
 def attach(model: nn.Module, config: DeltaMemConfig, *, seed: int | None = None) -> nn.Module:
@@ -170,9 +89,16 @@ def patch(model: nn.Module, config: DeltaMemConfig, choice: Choice) -> None:
         attention = _patched(site.attention)
         attention.add_memory(site.layer, site.projections, config, mark)
         paths[site.cache_path] = (*paths.get(site.cache_path, ()), attention)
-    mixin = SelfCachingModel if any(site.own_cache for site in choice.sites) else DeltaMemModel
-    _set_class(model, _model_class(type(model), mixin))
-    model._memory_attached = Attached(paths, [(ref(m), names) for m, names in before], mark)
+    _set_class(model, _model_class(type(model), _mixin(choice)))
+    dims = choice.sites[0].projections.dims
+    model._memory_attached = Attached(paths, [(ref(m), names) for m, names in before], mark, dims)
+
+
+def _mixin(choice: Choice) -> type[DeltaMemModel]:
+    if not choice.spread.mine:
+        return StandInModel
+    own_cache = any(site.own_cache for site in choice.sites)
+    return SelfCachingModel if own_cache else DeltaMemModel
 
 
 def detach(model: nn.Module) -> nn.Module:
@@ -296,7 +222,7 @@ def base_model_name(source: str | None) -> str | None:
 
 
 def memory_layers(model: nn.Module) -> dict[int, DeltaMemAttention]:
-    """Layer index → the attention that keeps a memory, in order of the layers."""
+    """Layer index → the attention that keeps a memory, in order of the layers; of those here."""
     attentions = [a for group in attachment(model).paths.values() for a in group]
     return {a.memory_layer: a for a in sorted(attentions, key=lambda a: a.memory_layer)}
 
@@ -317,7 +243,7 @@ def tensors_of(model: nn.Module) -> dict[str, mx.array]:
 
 def config_of(model: nn.Module) -> DeltaMemConfig:
     """The settings of the model's adapter."""
-    return next(iter(memory_layers(model).values())).memory_config
+    return attachment(model).mark.config
 
 
 @lru_cache

@@ -53,7 +53,6 @@ def choose(model: nn.Module, config: DeltaMemConfig) -> Choice:
     left_out = _by_reason([*found.reasons.items(), *_lacking(wanted, config)])
     here = [site for site in able if site.attention is not None]
     problems = list(_problems(found, wanted, config)) + _gaps(found, here)
-    problems += _without(able, spread)
     if problems or not able:
         raise ValueError(_refusal(model, problems or left_out))
     layers = spans(site.layer for site in able)
@@ -67,17 +66,6 @@ def _dealt_out(sites: list[Site], spread: Spread) -> tuple[tuple[int, ...], ...]
         tuple(site.layer for site in sites if not spread.pipelined or site.rank == rank)
         for rank in range(spread.ranks.size)
     )
-
-
-def _without(sites: list[Site], spread: Spread) -> list[str]:
-    """What stands against a pipeline with processes that would have no memory."""
-    none = [str(rank) for rank, got in enumerate(_dealt_out(sites, spread)) if not got]
-    if not sites or not none:
-        return []
-    return [
-        f"none of the layers that rank {', '.join(none)} of the pipeline has would have a memory; "
-        "use fewer processes, or tensor parallelism"
-    ]
 
 
 def _named(found: Found, block: int, config: DeltaMemConfig) -> list[Site]:

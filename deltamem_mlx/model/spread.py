@@ -38,12 +38,19 @@ class Spread:
 
     @property
     def mine(self) -> tuple[int, ...]:
-        """The layers with a memory in this process."""
+        """The layers with a memory in this process; in a pipeline there may be none."""
         return self.memories[self.ranks.rank]
 
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The layers whose memories a prompt cache here has: one at least, if by a stand-in."""
+        return self.mine or tuple(self.all_memories[:1])
+
     def by_layer(self, here: dict[int, T]) -> dict[int, T]:
-        """What all processes have for their layers, in order of the layers."""
-        everyone = self.ranks.gather(here) if self.pipelined else [here]
+        """What all processes have for their layers, in order of the layers; no stand-ins."""
+        if not self.pipelined:
+            return dict(sorted(here.items()))
+        everyone = self.ranks.gather({i: here[i] for i in self.mine if i in here})
         found = {layer: value for part in everyone for layer, value in part.items()}
         return dict(sorted(found.items()))
 

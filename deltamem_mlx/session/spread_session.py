@@ -19,6 +19,7 @@ from ..memory.actions import PromptCache, memories
 from ..model.layer_cache import DeltaMemCache, NoKeys
 from ..model.patch import attachment, spread_of_memory
 from ..model.spread import Spread
+from ..model.stand_in import put_stand_in, without_stand_in
 from ..ranks import Ranks
 from .context import Mark, kv_caches
 from .file import SavedSession
@@ -39,7 +40,8 @@ def whole_session(saved: SavedSession, model: nn.Module) -> SavedSession:
     if not spread.pipelined:
         caches = spread.ranks.gather(saved.cache)
         return replace(saved, cache=[_merged(parts) for parts in zip(*caches, strict=True)])
-    parts = spread.ranks.gather(saved.cache)[::-1]  # the last process has the first layers
+    own = without_stand_in(saved.cache, spread)
+    parts = spread.ranks.gather(own)[::-1]  # the last process has the first layers
     memory = whole_memory([before.mark for before in saved.past], spread)
     past = [_with_memory(b, m) for b, m in zip(saved.past, memory, strict=True)]
     return replace(saved, cache=[entry for part in parts for entry in part], past=past)
@@ -48,7 +50,10 @@ def whole_session(saved: SavedSession, model: nn.Module) -> SavedSession:
 def whole_memory(marks: Sequence[Mark], spread: Spread) -> list[States]:
     """What all processes have of the memory at each mark; all of them call it in a pipeline."""
     here = [mark.memory for mark in marks]
-    parts = spread.ranks.gather(here)[::-1] if spread.pipelined else [here]
+    if not spread.pipelined:
+        return [dict(sorted(memory.items())) for memory in here]
+    own = [{i: memory[i] for i in spread.mine} for memory in here]
+    parts = spread.ranks.gather(own)[::-1]
     return [
         dict(sorted(held for part in at_once for held in part.items()))
         for at_once in zip(*parts, strict=True)
@@ -61,8 +66,10 @@ def part_here(saved: SavedSession, model: nn.Module) -> SavedSession:
     if spread.ranks.alone:
         return saved
     if spread.pipelined:
+        whole = memories(cache)
         cache = cache[spread.first : spread.first + len(model.layers)]
-        past = [_with_memory(b, {i: b.mark.memory[i] for i in spread.mine}) for b in past]
+        put_stand_in(cache, attachment(model).mark, whole[spread.kept[0]])
+        past = [_with_memory(b, {i: b.mark.memory[i] for i in spread.kept}) for b in past]
     else:
         _deal_out(cache, model, spread.ranks)
     for memory in memories(cache).values():
@@ -75,7 +82,8 @@ def fresh_caches(model: nn.Module) -> Callable[[int | None], PromptCache]:
     spread = spread_of_memory(model)
     if not spread.pipelined:
         return lambda size: make_prompt_cache(model, size)
-    kinds = make_prompt_cache(model), make_prompt_cache(model, 1)
+    made = make_prompt_cache(model), make_prompt_cache(model, 1)
+    kinds = [without_stand_in(cache, spread) for cache in made]
     parts = spread.ranks.gather(kinds)[::-1]
     whole = [[entry for part in parts for entry in part[i]] for i in range(2)]
     return lambda size: whole[size is not None]

@@ -68,7 +68,7 @@ class Talk:
         self._draft = None if draft_model is None else Draft(draft_model)
         spread = spread_of_memory(model)
         if spread.pipelined:  # all processes are to let go of the same turns
-            undo_bytes = undo_bytes * len(spread.mine) // len(spread.all_memories)
+            undo_bytes = undo_bytes * len(spread.kept) // len(spread.all_memories)
         self._conversation = self._begin(self._opening, Past(undo_turns, undo_bytes), prompt_cache)
 
     def _begin(

@@ -15,7 +15,11 @@ from mlx_lm.utils import load_model, save_model
 
 from deltamem_mlx.memory.file import read_memory
 
-pytestmark = pytest.mark.real_model
+# It was trained and measured in float32.
+pytestmark = [
+    pytest.mark.real_model,
+    pytest.mark.parametrize("smollm2", ["float32"], indirect=True),
+]
 ADAPTER = ["--adapter", ROOT / "adapters" / "smollm2-135m-instruct"]
 ASKED = ["generate", "What does Oscar do for a living?", "--remember", ROOT / "examples/notes.txt"]
 RECALL = ["eval", "recall", "--limit", "2", "--facts", "1", "--kind", "told"]
@@ -25,7 +29,6 @@ RECALL += ["--condition", "memory", "--json"]
 @pytest.fixture(scope="module")
 def as_qwen2(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model as one of Qwen2, which has biases, all zero: mlx-lm has a pipeline for it."""
-    only_float32(smollm2)
     folder = tmp_path_factory.mktemp("as_qwen2")
     model, config = load_model(smollm2)
     new = config | {"model_type": "qwen2"}
@@ -37,11 +40,6 @@ def as_qwen2(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file in smollm2.glob("tokenizer*"):
         shutil.copyfile(file, folder / file.name)
     return folder
-
-
-def only_float32(model: Path) -> None:
-    if model.name.endswith("q4"):
-        pytest.skip("it was trained and measured in float32")
 
 
 def compare(model: Path, flags: list[str], size: int, run_cli: RunCli, folder: Path) -> float:
@@ -57,14 +55,16 @@ def compare(model: Path, flags: list[str], size: int, run_cli: RunCli, folder: P
     shared = launch(*command, *RECALL, *pair, *flags, size=size, timeout=600)
     assert json.loads(shared.stdout) == json.loads(scores), shared.stderr
     a, b = map(read_memory, files)
-    assert (a.tokens_written, a.told, a.adapter) == (b.tokens_written, b.told, b.adapter)
+    assert (a.tokens_written, a.adapter) == (b.tokens_written, b.adapter)
+    assert a.told is not None and b.told is not None  # each has a salt of its own
+    assert (a.told.turns, len(a.told.messages)) == (b.told.turns, len(b.told.messages))
+    assert a.states.keys() == b.states.keys()
     return max(float(np.abs(a.states[i] - b.states[i]).max()) for i in a.states)
 
 
 def test_three_processes_in_parallel_say_what_one_says(
     smollm2: Path, run_cli: RunCli, tmp_path: Path
 ) -> None:
-    only_float32(smollm2)
     assert compare(smollm2, [], 3, run_cli, tmp_path) < 1e-4
 
 

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 import mlx.core as mx
+import spread_actions
 import spread_golden
 import spread_models
 import spread_sessions
@@ -20,6 +21,7 @@ CHECKS = {
     "model": spread_models.compared,
     "fresh": spread_models.fresh,
     "golden": spread_golden.replayed,
+    "actions": spread_actions.compared,
     "session": spread_sessions.compared,
 }
 

@@ -1,7 +1,7 @@
 """Tiny models spread over several processes, beside the same ones that are whole.
 
 An architecture's name may go on with ``:8`` or ``:4``, the bits it is quantized to, and with
-``+onekv``, for one KV head.
+``+onekv``, for one KV head, or ``+lower`` or ``+upper``, for an adapter of some of the layers.
 """
 
 import importlib
@@ -47,18 +47,19 @@ SIZES = {
     "mlp_layer_types": ["dense", "sparse"] * 2,
     "sparse_attention_freq": [0, 1] * 2,
 }
+PARTS = {"lower": (1,), "upper": (2, 3)}  # in a pipeline of two, the first process has the upper
 SENDING = ("all_sum", "all_gather", "send")
 TOKENS = mx.array([[5, 9, 3, 7, 1, 2, 8, 4, 6, 10, 11, 12]])
 
 
 def built(name: str) -> nn.Module:
     """A tiny random model, the same in every process."""
-    name, _, one_kv_head = name.partition("+")
+    name, _, special = name.partition("+")
     name, _, bits = name.partition(":")
     config = config_of(name)
     text = config.get("text_config", config)
     text.update({key: value for key, value in SIZES.items() if key in text})
-    if one_kv_head:
+    if special == "onekv":
         text["num_key_value_heads"] = 1
     module = importlib.import_module(f"mlx_lm.models.{name}")
     mx.random.seed(0)
@@ -78,8 +79,14 @@ def built(name: str) -> nn.Module:
 
 
 def config_for(name: str, output_init: str = "zero") -> dm.DeltaMemConfig:
-    heads = ARCHITECTURES[name.partition("+")[0].partition(":")[0]].heads
-    return dm.DeltaMemConfig(rank=4, delta_heads=tuple(heads), output_init=output_init)
+    name, _, special = name.partition("+")
+    heads = ARCHITECTURES[name.partition(":")[0]].heads
+    return dm.DeltaMemConfig(
+        rank=4,
+        delta_heads=tuple(heads),
+        output_init=output_init,
+        target_layers=PARTS.get(special, ()),
+    )
 
 
 def adapted(model: nn.Module, folder: Path, config: dm.DeltaMemConfig) -> nn.Module:

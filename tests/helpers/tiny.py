@@ -67,14 +67,20 @@ def with_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def strong_pair(folder: Path, granularity: str = "token") -> tuple[nn.Module, TokenizerWrapper]:
-    """The model in a folder, with an adapter strong enough to change what it says."""
+def strong_pair(
+    folder: Path, granularity: str = "token", layers: tuple[int, ...] = ()
+) -> tuple[nn.Module, TokenizerWrapper]:
+    """The model in a folder, with an adapter strong enough to change what it says.
+
+    - layers: that have a memory; all, if none is named.
+    """
     model, tokenizer = mlx_lm.load(str(folder))
     config = dm.DeltaMemConfig(
         output_init="random",
         online_gain=4.0,
         beta_bias_init=0.0,
         memory_write_granularity=granularity,
+        target_layers=layers,
     )
     return dm.attach(model, config, seed=1), tokenizer
 

@@ -30,7 +30,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model and an adapter."""
     folder = tmp_path_factory.mktemp("pair")
     tiny_model_folder(folder / "model", "qwen3_moe", num_hidden_layers=4)
-    dm.save_adapter(strong_pair(folder / "model")[0], folder / "adapter")
+    lower = strong_pair(folder / "model", layers=(0, 1))[0]  # a first process without a memory
+    dm.save_adapter(lower, folder / "adapter")
     return folder
 
 
@@ -47,18 +48,22 @@ def serving(
         yield program, Client(f"http://127.0.0.1:{port}")
 
 
-def talk(client: Client, session: str, said: dict[str, list]) -> None:
+def talk(client: Client, session: str, said: dict[str, list], memory: dict) -> None:
     """A few turns of one session."""
+    asked = {"max_tokens": 8, "temperature": 0.0, "memory": memory}
     for text in TURNS:
-        reply = client.chat(f"{session}: {text}", session, max_tokens=8, temperature=0.0)
+        reply = client.chat(f"{session}: {text}", session, **asked)
         assert reply.status == 200, reply.body
-        said.setdefault(session, []).append((reply.text, reply.memory["total_tokens_written"]))
+        told = reply.text, reply.memory["total_tokens_written"], reply.memory.get("strengths")
+        said.setdefault(session, []).append(told)
 
 
-def everyone(client: Client, *, together: bool) -> dict[str, list]:
+def everyone(client: Client, *, together: bool, **memory: bool) -> dict[str, list]:
     """What all sessions are answered, at once or one after another."""
     said: dict[str, list] = {}
-    threads = [threading.Thread(target=talk, args=(client, name, said)) for name in ("a", "b", "c")]
+    threads = [
+        threading.Thread(target=talk, args=(client, name, said, memory)) for name in ("a", "b", "c")
+    ]
     for thread in threads:
         thread.start()
         if not together:
@@ -80,10 +85,10 @@ def leave_early(client: Client) -> None:
         time.sleep(0.5)
 
 
-def answers_of_one_process(pair: Path) -> dict[str, list]:
+def answers_of_one_process(pair: Path, **memory: bool) -> dict[str, list]:
     model, tokenizer = dm.load(pair / "model", pair / "adapter")
     with Server(model, tokenizer, "model", ServeSettings(port=0)) as one:
-        return everyone(Client(one.url), together=False)
+        return everyone(Client(one.url), together=False, **memory)
 
 
 def assert_kept(folder: Path, acknowledged: dict[str, int]) -> None:
@@ -96,7 +101,7 @@ def test_a_server_in_two_processes_answers_as_one_does_until_one_dies(
     pair: Path, tmp_path: Path
 ) -> None:
     with serving(pair, tmp_path, "--pipeline") as (program, client):
-        answered = everyone(client, together=True)
+        answered = everyone(client, together=True, strengths=True)
         counts = {session: turns[-1][1] for session, turns in answered.items()}
         leave_early(client)
         began = time.monotonic()
@@ -113,7 +118,7 @@ def test_a_server_in_two_processes_answers_as_one_does_until_one_dies(
         asking.join()
     assert notes.count("Error: rank 1 of this run has ended") == notes.count("Error: ") == 1, notes
     assert_kept(tmp_path, counts | {"a": reply.memory["total_tokens_written"]})
-    assert answers_of_one_process(pair) == answered
+    assert answers_of_one_process(pair, strengths=True) == answered
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ...memory.actions import PromptCache, memories
 from ...model.gauge import WriteGauge, watched_layers
+from ...model.spread import Spread
 from ...text.messages import Message
 from ...text.pieces import pieces_of, valued, without_text
 from ...text.spans import NO_SPAN, Spans
@@ -16,10 +17,11 @@ class TurnStrengths:
 
     Args:
         tokenizer (TokenizerWrapper): The model's.
+        spread (Spread): Which processes have the model. In a pipeline each watches its layers.
     """
 
-    def __init__(self, tokenizer: TokenizerWrapper):
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: TokenizerWrapper, spread: Spread):
+        self._tokenizer, self._spread = tokenizer, spread
         self._gauge, self._spans, self._start = WriteGauge(), Spans([], []), 0
 
     def watch(self, cache: PromptCache, spans: Spans, start: int) -> None:
@@ -29,8 +31,9 @@ class TurnStrengths:
         """
         self._gauge, self._spans, self._start = WriteGauge(), spans, start
         found = memories(cache)
-        for layer in watched_layers([*found]):
-            found[layer].gauges = [self._gauge]
+        for layer in watched_layers(self._spread.all_memories):
+            if layer in self._spread.mine:
+                found[layer].gauges = [self._gauge]
 
     def of(self, messages: Sequence[Message], context: Sequence[int]) -> list[dict[str, object]]:
         """Each message with its pieces, which together are its text, and their mean write gates.
@@ -43,7 +46,7 @@ class TurnStrengths:
             context (Sequence[int]): All tokens in the context, the last of them those watched.
         """
         texts = [str(message.get("content") or "") for message in messages]
-        strengths, tokens = self._gauge.strengths(), list(context[self._start :])
+        strengths, tokens = self._gauge.strengths(self._spread), list(context[self._start :])
         if len(strengths) != len(tokens):
             tokens, strengths = [], strengths[:0]
         values = [round(float(strength), 4) for strength in strengths]

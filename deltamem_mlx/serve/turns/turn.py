@@ -13,6 +13,7 @@ from ...memory.actions import memories, memory_state
 from ...memory.contents import MemoryFile
 from ...memory.saving import put_memory
 from ...model.ingest import Ingest, span_ids
+from ...model.patch import spread_of_memory
 from ...session.conversation import Conversation
 from ...session.past import Before, Past, Said
 from ...text.messages import Message
@@ -56,7 +57,8 @@ class MemoryTurn:
     def __post_init__(self) -> None:
         by_token = self._writes and self.pair.granularity == "token"
         asked = self.options.strengths and by_token
-        self._strengths = TurnStrengths(self.pair.tokenizer) if asked else None
+        spread = spread_of_memory(self.pair.model)
+        self._strengths = TurnStrengths(self.pair.tokenizer, spread) if asked else None
 
     def steps(self) -> Steps:
         """The steps of the turn. Nothing that was there before is changed by them.
