@@ -150,7 +150,7 @@ def first_token(model: nn.Module, prompt: mx.array) -> mx.array:
     with writes(model, cache, prompt.shape):
         for start in range(0, last, PREFILL_STEP):
             model(prompt[:, start : min(start + PREFILL_STEP, last)], cache=cache)
-            mx.eval(cached_arrays(cache))
+            mx.eval([entry.state for entry in cache])  # as mlx-lm does
             mx.clear_cache()
         token = mx.argmax(model(prompt[:, last:], cache=cache)[:, -1], axis=-1)
         mx.eval(token)
@@ -160,7 +160,7 @@ def first_token(model: nn.Module, prompt: mx.array) -> mx.array:
 def one_call(model: nn.Module, prompt: mx.array, cache: list) -> None:
     """All of a prompt [B, T] in one call behind what is cached, and its logits."""
     with writes(model, cache, prompt.shape):
-        mx.eval(model(prompt, cache=cache), cached_arrays(cache))
+        mx.eval(model(prompt, cache=cache), [entry.state for entry in cache])
 
 
 def writes(model: nn.Module, cache: list, shape: Sequence[int]) -> AbstractContextManager:

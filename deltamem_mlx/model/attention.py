@@ -172,6 +172,11 @@ class DeltaMemAttention(nn.Module):
         keys: tuple[str, ...] = self._memory_keys
         return keys
 
+    def adapter_parameters(self) -> tuple[mx.array, ...]:
+        """The parameters of those names."""
+        found: tuple[mx.array, ...] = self._memory_sources(self)
+        return found
+
     def _acting_keys(self) -> list[str]:
         config = self._memory_config
         return [key for key in PARAMETERS if key in self and not is_off(key, config)]
@@ -267,7 +272,7 @@ class DeltaMemAttention(nn.Module):
 
     def _packed(self, dtype: mx.Dtype) -> Packed:
         """The packed weights, made anew when a parameter was replaced or while training."""
-        sources = self._memory_sources(self)
+        sources = self.adapter_parameters()
         packed = self._memory_packed
         if packed is not None and all(map(operator.is_, sources, packed.sources)):
             return packed

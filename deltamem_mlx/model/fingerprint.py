@@ -3,7 +3,7 @@
 import hashlib
 import json
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -46,6 +46,9 @@ class AdapterMark:
     Args:
         config (DeltaMemConfig): The adapter's settings.
         tensors (Callable[[], Tensors]): Gives its tensors as they are, of the layers that are here.
+        parameters (Callable[[], Sequence[mx.array]]): Gives the same without names, in one order:
+          mlx-lm asks every layer's cache for its state after a call, and each looks whether one
+          of them was replaced.
         spread (Spread): Which processes have the model. In a pipeline the fingerprint is made
           once, by all of them together.
     """
@@ -54,11 +57,12 @@ class AdapterMark:
         self,
         config: DeltaMemConfig,
         tensors: Callable[[], Tensors],
+        parameters: Callable[[], Sequence[mx.array]],
         spread: Spread | None = None,
     ):
-        self.config, self._tensors = config, tensors
+        self.config, self._tensors, self._parameters = config, tensors, parameters
         self.spread = spread or Spread()
-        self._sources: list[mx.array] = []
+        self._sources: Sequence[mx.array] = ()
         self._fingerprint = ""
 
     @property
@@ -69,10 +73,9 @@ class AdapterMark:
             RuntimeError: If parameters were replaced in one process of a pipeline, of which the
               others do not know.
         """
-        tensors = self._tensors()
-        sources = list(tensors.values())
+        sources = self._parameters()
         if not self._fingerprint or not all(map(operator.is_, sources, self._sources)):
-            values = {name: x.astype(mx.float32) for name, x in tensors.items()}
+            values = {name: x.astype(mx.float32) for name, x in self._tensors().items()}
             if self.spread.pipelined:
                 if self._fingerprint:
                     raise RuntimeError(
@@ -89,8 +92,8 @@ class AdapterMark:
 
     def keep(self) -> None:
         """Go on without the model: its adapter is taken away."""
-        tensors = self._tensors()
-        self._tensors = lambda: tensors
+        tensors, parameters = self._tensors(), self._parameters()
+        self._tensors, self._parameters = lambda: tensors, lambda: parameters
 
     def __deepcopy__(self, memo: dict[int, object]) -> "AdapterMark":
         return self  # a copy of a prompt cache belongs to the same adapter

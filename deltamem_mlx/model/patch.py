@@ -81,13 +81,20 @@ def patch(model: nn.Module, config: DeltaMemConfig, choice: Choice) -> None:
     before = _frozen(model)
     model.freeze()
     paths: dict[CachePath, tuple[DeltaMemAttention, ...]] = {}
-    mark = AdapterMark(config, lambda: tensors_of(model), choice.spread)
+    patched: list[DeltaMemAttention] = []
+    mark = AdapterMark(
+        config,
+        lambda: tensors_of(model),
+        lambda: [x for layer in patched for x in layer.adapter_parameters()],
+        choice.spread,
+    )
     for site in sorted(choice.sites, key=lambda site: (-site.rank, site.cache_path, site.layer)):
         if site.attention is None:
             DeltaMemAttention.draw_as_for(site.projections, config)
             continue
         attention = _patched(site.attention)
         attention.add_memory(site.layer, site.projections, config, mark)
+        patched.append(attention)
         paths[site.cache_path] = (*paths.get(site.cache_path, ()), attention)
     _set_class(model, _model_class(type(model), _mixin(choice)))
     dims = choice.sites[0].projections.dims
