@@ -21,20 +21,19 @@ from ..model.patch import (
     attachment,
     base_model_name,
     config_of,
-    memory_layers,
     pack,
     patch,
-    prefix_of,
     refuse_attached,
     set_base_model,
     settle,
     spread_of_memory,
-    tensors_of,
     undo_on_failure,
     warn_of_frozen,
+    whole_tensors,
 )
 from ..model.spread import spread_of
 from ..ranks import Ranks
+from .dealing import deal_out, read_by_first
 from .files import (
     AdapterFiles,
     read_adapter,
@@ -124,7 +123,7 @@ def load(
     if str(model) == BUILTIN:
         model, adapter = str(builtin.base_folder()), adapter or builtin.adapter_folder()
     group = tensor_group or pipeline_group
-    files = Ranks(group).by_first(lambda: _read_or_given(adapter))
+    files = _read_or_given(adapter, Ranks(group))
     if group is not None:
         loaded = load_spread(str(model), tensor_group, pipeline_group, **mlx_lm_load_kwargs)
     else:
@@ -137,8 +136,10 @@ def load(
     return (plain, tokenizer, config) if return_config else (plain, tokenizer)
 
 
-def _read_or_given(adapter: str | Path | AdapterFiles | None) -> AdapterFiles | None:
-    return adapter if adapter is None or isinstance(adapter, AdapterFiles) else read(adapter)
+def _read_or_given(adapter: str | Path | AdapterFiles | None, ranks: Ranks) -> AdapterFiles | None:
+    if adapter is None or isinstance(adapter, AdapterFiles):
+        return adapter
+    return read_by_first(ranks, lambda: read(adapter))
 
 
 def read(adapter: str | Path) -> AdapterFiles:
@@ -154,7 +155,8 @@ def load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
     """Attach the adapter in a local folder or Hub repository to a loaded mlx-lm model.
 
     Every tensor's presence, name and shape is checked before the model is touched. Of a model that
-    mlx-lm has spread over several processes all of them call it, and the first alone reads.
+    mlx-lm has spread over several processes all of them call it, the first alone reads, and each
+    keeps its part.
 
     Args:
         model (nn.Module): A model from ``mlx_lm.load``.
@@ -170,7 +172,7 @@ def load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
     """
     expect("dm.load_adapter(model, adapter)", model=model, path=adapter)
     spread = spread_of(model)
-    files = spread.ranks.by_first(lambda: read(adapter))
+    files = read_by_first(spread.ranks, lambda: read(adapter))
     warn_of_frozen(model)
     return attach_adapter(model, files)
 
@@ -193,10 +195,7 @@ def attach_adapter(
     _note_other_base(model, adapter, base_model)
     with undo_on_failure(model):
         patch(model, adapter.config, choice)
-        for layer, attention in memory_layers(model).items():
-            for key in attention.adapter_keys():
-                # Whatever the file holds: training updates these.
-                attention[key] = tensors[prefix_of(layer) + key].astype(mx.float32)
+        deal_out(model, choice, tensors)
         set_base_model(model, base_model or adapter.base_name)
         pack(model)
         settle(model)
@@ -289,11 +288,7 @@ def convert_adapter(
 
 def adapter_of(model: nn.Module, folder: Path = Path()) -> AdapterFiles:
     """The model's adapter as its files would hold it, of all processes that have a part of it."""
-    here = {name: x.astype(mx.float32) for name, x in tensors_of(model).items()}
-    spread = spread_of_memory(model)
-    parts = spread.ranks.gather(here) if spread.pipelined else [here]
-    tensors = {name: x for part in reversed(parts) for name, x in part.items()}
-    return AdapterFiles(folder, config_of(model), tensors, base_model_of(model))
+    return AdapterFiles(folder, config_of(model), whole_tensors(model), base_model_of(model))
 
 
 def base_model_of(model: nn.Module) -> dict[str, object]:

@@ -3,25 +3,25 @@
 import inspect
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from ..config import HEADS, DeltaMemConfig
 from ..ops import ScanSpec, short_for, step_for
-from ..ops.seams import split
 from .cache import MemoryCache
+from .corrected import Corrected
 from .fingerprint import AdapterMark, is_off
 from .layer import Memory, Served, read_and_write
 from .layer_cache import LayerCache
 from .parameters import PARAMETERS, adapter_shapes, flat_arrays
 from .projections import Projections, view_of
-from .shares import rows_here, whole_columns, with_gradients_of_all
+from .shares import Share, rows_here, whole_columns, with_gradients_of_all
 
 
 @dataclass(frozen=True)
@@ -45,46 +45,6 @@ class Packed:
     served: Served
 
 
-class Corrected:
-    """A projection with a correction added to its output.
-
-    Args:
-        projection (nn.Module): The base projection.
-        reads (mx.array): [1, B·T, r·H], in the dtype of ``weight``.
-        weight (mx.array): [1, r·H, out].
-        norm (tuple[mx.array, float]): Weight and epsilon of an RMS norm on the correction.
-    """
-
-    def __init__(
-        self,
-        projection: nn.Module,
-        reads: mx.array,
-        weight: mx.array,
-        norm: tuple[mx.array, float] | None = None,
-    ):
-        self.projection, self.reads, self.weight, self.norm = projection, reads, weight, norm
-
-    def __call__(self, x: mx.array) -> mx.array | list[mx.array]:
-        y: mx.array | Sequence[mx.array] = self.projection(x)
-        if not isinstance(y, mx.array):
-            cuts = list(accumulate(part.shape[-1] for part in y))[:-1]
-            return split(self._corrected(mx.concatenate([*y], axis=-1)), cuts, axis=-1)
-        return self._corrected(y)
-
-    def _corrected(self, y: mx.array) -> mx.array:
-        shape = y.shape
-        if len(shape) != 3 or shape[0] != 1:
-            # One product for the batch: one for each conversation is several times slower.
-            return self._corrected(y.reshape(1, -1, shape[-1])).reshape(shape)
-        if self.norm is None:
-            return mx.addmm(y, self.reads.astype(y.dtype), self.weight.astype(y.dtype))
-        delta = mx.fast.rms_norm(self.reads @ self.weight, *self.norm)
-        return y + delta.astype(y.dtype)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.projection, name)
-
-
 class DeltaMemAttention(nn.Module):
     """Mixin over an mlx-lm attention: read the memory, correct q/k/v/o, write the memory.
 
@@ -106,6 +66,7 @@ class DeltaMemAttention(nn.Module):
         self._memory_projections = projections
         self._memory_config = config
         self._memory_packed: Packed | None = None
+        self._memory_rows_only = False
         self._memory_spec = ScanSpec(
             rank=config.rank,
             heads=config.num_state_heads,
@@ -176,6 +137,27 @@ class DeltaMemAttention(nn.Module):
         """The parameters of those names."""
         found: tuple[mx.array, ...] = self._memory_sources(self)
         return found
+
+    def hold(self, tensors: Mapping[str, mx.array], *, rows_only: bool) -> None:
+        """Take the weights of a file, whatever they are there, as float32.
+
+        Args:
+            tensors (Mapping): The parameters that act, by their names here.
+            rows_only (bool): Keep this process's rows of those that are dealt out, and no more.
+        """
+        self._memory_rows_only = rows_only
+        shares = self.shared_rows()
+        for key in self.adapter_keys():
+            value = tensors[key].astype(mx.float32)
+            if (share := shares.get(key)) is not None:
+                value = mx.array(np.array(share.of(value)))  # a slice would hold on to all of it
+            self[key] = value
+
+    def shared_rows(self) -> dict[str, Share]:
+        """The parameters of which some rows alone are here, and which."""
+        shares = self._memory_projections.shares if self._memory_rows_only else ()
+        found = {f"delta_{head}_proj": share for head, share in shares}
+        return {key: share for key, share in found.items() if key in self.adapter_keys()}
 
     def _acting_keys(self) -> list[str]:
         config = self._memory_config
@@ -299,9 +281,10 @@ class DeltaMemAttention(nn.Module):
         config, projections = self._memory_config, self._memory_projections
         weights = {}
         for head in config.delta_heads:
-            whole = self._scale(head) * self[f"delta_{head}_proj"].astype(mx.float32)
+            weight = self._scale(head) * self[f"delta_{head}_proj"].astype(mx.float32)
             base = self[projections.attribute(head)]
-            weights[head] = rows_here(whole, base, projections.share(head)).T
+            share = None if self._memory_rows_only else projections.share(head)
+            weights[head] = rows_here(weight, base, share).T
         if projections.packed and weights.keys() & set("qkv"):
             zeros = {h: mx.zeros((config.read_width, projections.width(h))) for h in "qkv"}
             weights["packed"] = projections.join({h: weights.pop(h, zeros[h]) for h in "qkv"})

@@ -45,23 +45,25 @@ class AdapterMark:
 
     Args:
         config (DeltaMemConfig): The adapter's settings.
-        tensors (Callable[[], Tensors]): Gives its tensors as they are, of the layers that are here.
-        parameters (Callable[[], Sequence[mx.array]]): Gives the same without names, in one order:
-          mlx-lm asks every layer's cache for its state after a call, and each looks whether one
-          of them was replaced.
-        spread (Spread): Which processes have the model. In a pipeline the fingerprint is made
-          once, by all of them together.
+        whole (Callable[[], Tensors]): Gives its tensors as float32, by all processes together.
+        parameters (Callable[[], Sequence[mx.array]]): Gives them as they are here, without names,
+          in one order: mlx-lm asks every layer's cache for its state after a call, and each looks
+          whether one of them was replaced.
+        spread (Spread): Which processes have the model.
+
+    Attributes:
+        apart (bool): No process has all of the tensors: the fingerprint is made once, together.
     """
 
     def __init__(
         self,
         config: DeltaMemConfig,
-        tensors: Callable[[], Tensors],
+        whole: Callable[[], Tensors],
         parameters: Callable[[], Sequence[mx.array]],
-        spread: Spread | None = None,
+        spread: Spread,
     ):
-        self.config, self._tensors, self._parameters = config, tensors, parameters
-        self.spread = spread or Spread()
+        self.config, self._whole, self._parameters = config, whole, parameters
+        self.spread, self.apart = spread, spread.pipelined
         self._sources: Sequence[mx.array] = ()
         self._fingerprint = ""
 
@@ -70,21 +72,18 @@ class AdapterMark:
         """SHA-256 in hex.
 
         Raises:
-            RuntimeError: If parameters were replaced in one process of a pipeline, of which the
+            RuntimeError: If parameters were replaced in one of several processes, of which the
               others do not know.
         """
         sources = self._parameters()
         if not self._fingerprint or not all(map(operator.is_, sources, self._sources)):
-            values = {name: x.astype(mx.float32) for name, x in self._tensors().items()}
-            if self.spread.pipelined:
-                if self._fingerprint:
-                    raise RuntimeError(
-                        "The adapter of a model in a pipeline was changed after it was loaded. "
-                        "Change its files, and load it again."
-                    )
-                everyone = self.spread.ranks.gather(values)
-                values = {name: x for part in everyone for name, x in part.items()}
-            self._sources, self._fingerprint = sources, fingerprint_of(self.config, values)
+            if self.apart and self._fingerprint:
+                raise RuntimeError(
+                    "The adapter of a model in several processes was changed after it was loaded. "
+                    "Change its files, and load it again."
+                )
+            self._sources = sources
+            self._fingerprint = fingerprint_of(self.config, self._whole())
         return self._fingerprint
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
@@ -92,8 +91,11 @@ class AdapterMark:
 
     def keep(self) -> None:
         """Go on without the model: its adapter is taken away."""
-        tensors, parameters = self._tensors(), self._parameters()
-        self._tensors, self._parameters = lambda: tensors, lambda: parameters
+        parameters = self._parameters()
+        self._parameters = lambda: parameters
+        if not self.apart:  # else it was made when the adapter was loaded
+            tensors = self._whole()
+            self._whole = lambda: tensors
 
     def __deepcopy__(self, memo: dict[int, object]) -> "AdapterMark":
         return self  # a copy of a prompt cache belongs to the same adapter

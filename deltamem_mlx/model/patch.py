@@ -84,7 +84,7 @@ def patch(model: nn.Module, config: DeltaMemConfig, choice: Choice) -> None:
     patched: list[DeltaMemAttention] = []
     mark = AdapterMark(
         config,
-        lambda: tensors_of(model),
+        lambda: whole_tensors(model),
         lambda: [x for layer in patched for x in layer.adapter_parameters()],
         choice.spread,
     )
@@ -167,9 +167,10 @@ def warn_of_frozen(model: nn.Module) -> None:
 
 
 def settle(model: nn.Module) -> None:
-    """Agree with all processes of a pipeline on which adapter it is, once its weights are in."""
-    if spread_of_memory(model).pipelined:
-        assert attachment(model).mark.fingerprint
+    """Agree with all processes that have a part of the adapter on which it is, once that is in."""
+    mark = attachment(model).mark
+    if mark.apart:
+        assert mark.fingerprint
 
 
 def pack(model: nn.Module) -> None:
@@ -240,12 +241,52 @@ def prefix_of(layer: int) -> str:
 
 
 def tensors_of(model: nn.Module) -> dict[str, mx.array]:
-    """The adapter's parameters that act, by their names in a file."""
+    """The adapter's parameters that act, by their names in a file, as far as they are here."""
     return {
         prefix_of(layer) + key: attention[key]
         for layer, attention in memory_layers(model).items()
         for key in attention.adapter_keys()
     }
+
+
+def whole_tensors(model: nn.Module) -> dict[str, mx.array]:
+    """All parameters that act, as float32.
+
+    Where no process has all of them (``AdapterMark.apart``), all of them call it.
+    """
+    here = {name: x.astype(mx.float32) for name, x in tensors_of(model).items()}
+    spread = spread_of_memory(model)
+    if spread.pipelined:
+        everyone = spread.ranks.gather(here)[::-1]  # the last process has the first layers
+        return {name: x for part in everyone for name, x in part.items()}
+    shares = {
+        prefix_of(layer) + key: share
+        for layer, attention in memory_layers(model).items()
+        for key, share in attention.shared_rows().items()
+    }
+    if not shares:
+        return here
+    everyone = spread.ranks.gather({name: here[name] for name in shares})
+    return here | {
+        name: mx.concatenate([part[name] for part in everyone[:: share.copies]])
+        for name, share in shares.items()
+    }
+
+
+def hold_whole(model: nn.Module) -> None:
+    """Have all rows of the adapter in each process under tensor parallelism, as training needs it.
+
+    All of them call it.
+    """
+    layers = memory_layers(model)
+    if not any(attention.shared_rows() for attention in layers.values()):
+        return
+    tensors = whole_tensors(model)
+    for layer, attention in layers.items():
+        named = {key: tensors[prefix_of(layer) + key] for key in attention.adapter_keys()}
+        attention.hold(named, rows_only=False)
+    attachment(model).mark.apart = False
+    pack(model)
 
 
 def config_of(model: nn.Module) -> DeltaMemConfig:

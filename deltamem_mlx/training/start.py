@@ -7,10 +7,11 @@ from typing import Any
 
 import mlx.nn as nn
 
+from ..adapters.dealing import read_by_first
 from ..adapters.files import AdapterFiles, read_copy
 from ..adapters.loading import attach_adapter, read
 from ..config import DeltaMemConfig
-from ..model.patch import attach, set_base_model
+from ..model.patch import attach, hold_whole, set_base_model
 from ..model.spread import spread_of
 
 
@@ -43,7 +44,7 @@ def adapter_from(
         FileNotFoundError: If there is no such adapter.
         ValueError: If it does not fit the model, or has other settings than those given.
     """
-    adapter = spread_of(model).ranks.by_first(lambda: _read(source))
+    adapter = read_by_first(spread_of(model).ranks, lambda: _read(source))
     differing = [
         f"{field.name}: {wanted!r}, the adapter has {has!r}"
         for field in fields(DeltaMemConfig)
@@ -57,6 +58,7 @@ def adapter_from(
             + "\nLeave those flags out: an adapter that is trained further keeps its settings."
         )
     attach_adapter(model, adapter, base_model)
+    hold_whole(model)
     return model
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from mlx.utils import tree_map, tree_unflatten
 
 from ..model.parameters import named_arrays, numbers, scalar
-from ..model.patch import memory_layers, spread_of_memory
+from ..model.patch import hold_whole, memory_layers, spread_of_memory
 from .batching import EpisodeBatch
 from .grad_checkpoint import checkpointed
 from .objective import Inputs, Objective, Sparsity, Terms
@@ -87,6 +87,7 @@ class Updater:
                 "The model is in a pipeline, through which no gradient comes back: spread it by "
                 "tensor parallelism, or have it whole in each process."
             )
+        hold_whole(self.model)
         self._alike = spread.ranks.size
         self.part = (group.rank(), group.size()) if spread.ranks.alone else (0, 1)
         self.sparsity = Sparsity(settings.write_sparsity, settings.write_target)

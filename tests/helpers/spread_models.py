@@ -21,7 +21,7 @@ from mlx_lm.models.cache import make_prompt_cache
 import deltamem_mlx as dm
 from deltamem_mlx.adapters.loading import fingerprint
 from deltamem_mlx.memory.file import read_memory
-from deltamem_mlx.model.patch import memory_layers
+from deltamem_mlx.model.patch import hold_whole, memory_layers
 
 # So that two and three processes can share them, quantized or not.
 SIZES = {
@@ -138,6 +138,15 @@ def fresh(name: str, kind: str, folder: Path, group: mx.distributed.Group) -> di
     return {"same": all(same)}
 
 
+def held(model: nn.Module) -> dict[str, int]:
+    """Bytes of each of the adapter's parameters that lie here, over the layers."""
+    found: dict[str, int] = {}
+    for attention in memory_layers(model).values():
+        for key in attention.adapter_keys():
+            found[key] = found.get(key, 0) + attention[key].nbytes
+    return found
+
+
 def said(model: nn.Module, cache: list) -> list[int]:
     """What comes after a prompt that is fed in pieces, as mlx-lm's generation has it."""
     steps = generate_step(TOKENS[0], model, prompt_cache=cache, max_tokens=12, prefill_step_size=4)
@@ -207,6 +216,8 @@ def compared(name: str, kind: str, folder: Path, group: mx.distributed.Group) ->
     back = read_memory(folder / f"{name}-again.safetensors")
     dm.save_adapter(part, folder / f"{name}-adapter")
     texts = [said(model, make_prompt_cache(model)) for model in (whole, part)]
+    parts = [held(model) for model in (whole, part)]
+    hold_whole(part)  # as training does
     return {
         "logits": float(mx.abs(logits[0] - logits[1]).max()),
         "decoded": float(mx.abs(again[0] - again[1]).max()),
@@ -219,5 +230,7 @@ def compared(name: str, kind: str, folder: Path, group: mx.distributed.Group) ->
         and all(np.array_equal(one.states[i], several.states[i]) for i in one.states),
         "same_when_loaded": all(np.array_equal(one.states[i], back.states[i]) for i in one.states),
         "said": texts,
+        "held": parts,
+        "held_whole": held(part) == held(whole),
         "sent": sent,
     }

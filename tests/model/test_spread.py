@@ -68,18 +68,22 @@ def test_several_processes_compute_what_one_does(
 ) -> None:
     program = ROOT / "tests/helpers/spread_cases.py"
     done = launch(program, tmp_path, *wanted, size=size, timeout=500)
+    reports = []
     for rank in range(size):
         file = tmp_path / f"{rank}.json"
         assert file.exists(), done.stderr[-3000:]
         report = json.loads(file.read_text())
         assert list(report) == wanted
+        reports.append(report)
         for case, found in report.items():
             check, way, name = case.split("/")
             said = list(CHECKS[check](way, name, found))
             assert not said, (case, said, found)
     for case in wanted:
         if case.startswith("model/"):
-            assert_one_process_goes_on(tmp_path / "model" / case.split("/")[1], case.split("/")[2])
+            _, way, name = case.split("/")
+            assert_held_once([report[case]["held"] for report in reports], way, name)
+            assert_one_process_goes_on(tmp_path / "model" / way, name)
 
 
 def of_model(way: str, name: str, found: dict) -> Iterator[str]:
@@ -96,8 +100,22 @@ def of_model(way: str, name: str, found: dict) -> Iterator[str]:
         yield "sent"
     if not found["same_fingerprint"] or not found["same_when_loaded"]:
         yield "another adapter or memory"
+    if not found["held_whole"] and way == "tensor":
+        yield "an adapter that cannot be trained"
     if not found["same_file"] and way == "pipeline":
         yield "the memory file"
+
+
+def assert_held_once(held: list[list[dict[str, int]]], way: str, name: str) -> None:
+    """Each process has its part of the adapter: its layers, or its rows of Δq, Δk and Δv."""
+    for key, whole in held[0][0].items():
+        here = [parts.get(key, 0) for _, parts in held]
+        if way == "pipeline":
+            assert sum(here) == whole, (name, key, here)
+        else:
+            dealt_out = "q" if name.endswith("+onekv") else "qkv"
+            rows = key in {f"delta_{head}_proj" for head in dealt_out}
+            assert here == [whole // len(held) if rows else whole] * len(held), (name, key, here)
 
 
 def of_golden(way: str, name: str, found: dict) -> Iterator[str]:

@@ -29,6 +29,7 @@ def load_pair(
     some of the layers.
     """
     from deltamem_mlx import builtin
+    from deltamem_mlx.adapters.dealing import read_by_first
     from deltamem_mlx.adapters.loading import read
 
     groups = _groups(pipeline)
@@ -39,7 +40,9 @@ def load_pair(
         )
     if model is None and adapter is None:
         model, adapter = str(builtin.base_folder()), str(builtin.adapter_folder())
-    files = None if adapter is None else launched.first(lambda: read(str(adapter)))
+    files = None
+    if adapter is not None:
+        files = read_by_first(launched.world(), lambda: read(adapter))
     name = model or _base_of(str(adapter), files.base_name if files else None)
     return _loaded(name, files, trust_remote_code, groups)
 
