@@ -14,11 +14,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from forked import Nursery
+from forked import COMMAND, Nursery
 from hub_server import HubServer
 from hypothesis import settings
 
@@ -65,11 +66,33 @@ def progress_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def unfused(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Kernels that mx.compile fuses are for files marked so: on Linux each that is new takes a C++
+    compiler a second, and there are hundreds."""
+    if request.node.get_closest_marker("fused"):
+        yield
+        return
+    import mlx.core as mx
+
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folders that are not there, a new one each time."""
+    folder = tmp_path_factory.mktemp("places")
+    return (folder / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def own_places(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def own_places(monkeypatch: pytest.MonkeyPatch, places: Iterator[Path]) -> None:
     """No test reads or writes the memories and defaults of whoever runs it."""
-    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
-        monkeypatch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+    own = next(places)
+    for name in ("DATA", "CONFIG", "STATE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(own / name.lower()))
     for name in ("MODEL", "ADAPTER", "MEMORY"):
         monkeypatch.delenv(f"DELTAMEM_{name}", raising=False)
 
@@ -109,7 +132,7 @@ def run_cli(tmp_path: Path, nursery: Nursery) -> RunCli:
             given.write(input.encode())
             given.seek(0)
             files = given.fileno(), said[0].fileno(), said[1].fileno()
-            words = [*map(str, args)]
+            words = [*COMMAND, *map(str, args)]
             process = nursery.start(words, env=environment, cwd=cwd, files=files)
             try:
                 code = process.wait(timeout)

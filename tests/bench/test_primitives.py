@@ -17,6 +17,8 @@ from deltamem_mlx.bench.primitives import VIEWS, added_per_layer, cached_arrays,
 from deltamem_mlx.ops import metal
 from deltamem_mlx.ops.seams import metal_kernel
 
+pytestmark = pytest.mark.fused
+
 QO = {"delta_heads": ("q", "o")}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from forked import Nursery
 from launching import launch, started
 from tiny import strong_pair, tiny_model_folder
 from typer.testing import CliRunner
@@ -40,7 +41,9 @@ def alone(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_generate_says_what_one_process_says(pair: list[str], tmp_path: Path) -> None:
+def test_generate_says_what_one_process_says(
+    pair: list[str], tmp_path: Path, nursery: Nursery
+) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("I am Ann.\n\nI have a cat.")
     words = ["generate", "Who?", *pair, "-m", "12", "--remember", notes, "--memory"]
@@ -48,7 +51,7 @@ def test_generate_says_what_one_process_says(pair: list[str], tmp_path: Path) ->
     assert len(said) > 8
     for flags in ([], ["--pipeline"]):
         file = tmp_path / f"several{len(flags)}.safetensors"
-        done = launch("-m", "deltamem_mlx", *words, file, *flags, timeout=120)
+        done = launch(nursery, "-m", "deltamem_mlx", *words, file, *flags, timeout=120)
         assert done.stdout == said, done.stderr
         assert done.stderr.count("Remembered") == done.stderr.count("Saved the memory") == 1
         one, several = read_memory(tmp_path / "one.safetensors"), read_memory(file)
@@ -100,9 +103,11 @@ def test_a_chat_answers_what_one_process_answers(pair: list[str], tmp_path: Path
         (["generate", "Hi", "PAIR", "--memory", "NOTHING/x.txt"], "x.txt"),
     ],
 )
-def test_what_is_wrong_is_said_once(words: list[str], expected: str, pair: list[str]) -> None:
+def test_what_is_wrong_is_said_once(
+    words: list[str], expected: str, pair: list[str], nursery: Nursery
+) -> None:
     flags = [flag for word in words for flag in (pair if word == "PAIR" else [word])]
-    done = launch("-m", "deltamem_mlx", *flags, timeout=120)
+    done = launch(nursery, "-m", "deltamem_mlx", *flags, timeout=120)
     assert not done.stdout
     assert done.stderr.count("Error: ") == 1, done.stderr
     assert expected in done.stderr
@@ -115,25 +120,27 @@ def test_one_process_alone_takes_no_pipeline() -> None:
 
 
 @pytest.mark.slow
-def test_an_architecture_that_cannot_be_spread_so_says_how_else(tmp_path: Path) -> None:
+def test_an_architecture_that_cannot_be_spread_so_says_how_else(
+    tmp_path: Path, nursery: Nursery
+) -> None:
     tiny_model_folder(tmp_path / "model", "qwen3")
     dm.save_adapter(strong_pair(tmp_path / "model")[0], tmp_path / "adapter")
     flags = ["--model", tmp_path / "model", "--adapter", tmp_path / "adapter", "--pipeline"]
-    done = launch("-m", "deltamem_mlx", "generate", "Hi", *flags, timeout=120)
+    done = launch(nursery, "-m", "deltamem_mlx", "generate", "Hi", *flags, timeout=120)
     assert "Try it by tensor parallelism" in done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--pipeline"]])
 def test_recall_is_what_one_process_measures(
-    pair: list[str], flags: list[str], tmp_path: Path
+    pair: list[str], flags: list[str], tmp_path: Path, nursery: Nursery
 ) -> None:
     words = ["eval", "recall", *pair, "--limit", "2", "--facts", "1", "--max-tokens", "8"]
     out = ["--json", "--out"]
     one = alone(*words, *out, tmp_path / "one")
-    several = launch("-m", "deltamem_mlx", *words, *out, tmp_path / "several", *flags)
+    several = launch(nursery, "-m", "deltamem_mlx", *words, *out, tmp_path / "several", *flags)
     assert one.stdout == several.stdout, several.stderr
     names = [sorted(p.name for p in (tmp_path / n).iterdir()) for n in ("one", "several")]
     assert names[0] == names[1]
-    resumed = launch("-m", "deltamem_mlx", *words, *out, tmp_path / "several", *flags)
+    resumed = launch(nursery, "-m", "deltamem_mlx", *words, *out, tmp_path / "several", *flags)
     assert resumed.stdout == one.stdout, resumed.stderr

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from benchmarks import HOTPOTQA, LOCOMO, LONGMEM, written
 from conftest import ROOT
+from forked import Nursery
 from launching import launch
 from tiny import strong_pair, tiny_model_folder
 from typer.testing import CliRunner
@@ -40,14 +41,14 @@ def commands(tmp_path: Path) -> list[list[str]]:
 
 @pytest.mark.slow
 def test_each_command_says_what_it_says_in_one_process_or_that_it_is_for_one(
-    commands: list[list[str]], tmp_path: Path
+    commands: list[list[str]], tmp_path: Path, nursery: Nursery
 ) -> None:
     alone = [CliRunner().invoke(app, words) for words in commands]
     (tmp_path / "me.safetensors").unlink()
     launched = [[*words, "--pipeline"] for words in commands]
     (tmp_path / "words.json").write_text(json.dumps([*FOR_ONE, *launched]))
     program = ROOT / "tests/helpers/spread_commands_run.py"
-    done = launch(program, tmp_path / "words.json", tmp_path / "said.json", timeout=550)
+    done = launch(nursery, program, tmp_path / "words.json", tmp_path / "said.json", timeout=550)
     assert (tmp_path / "said.json").exists(), done.stderr[-3000:]
     found = json.loads((tmp_path / "said.json").read_text())
     for words, (code, out, _) in zip(FOR_ONE, found, strict=False):

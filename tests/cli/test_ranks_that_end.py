@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from forked import Nursery
 from launching import apart
 from tiny import strong_pair, tiny_model_folder
 
@@ -48,11 +49,16 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
     ],
 )
 def test_all_end_with_a_sentence_that_names_who_ended(
-    size: int, victim: int, when: tuple[str, str], flags: list[str], words: list[str | Path]
+    size: int,
+    victim: int,
+    when: tuple[str, str],
+    flags: list[str],
+    words: list[str | Path],
+    nursery: Nursery,
 ) -> None:
     memory = next(Path(w) for w in words if Path(w).suffix == ".safetensors")
     before = read_memory(memory)
-    with apart(DYING, victim, *when, *words, *flags, size=size) as ranks:
+    with apart(nursery, DYING, victim, *when, *words, *flags, size=size) as ranks:
         assert ranks[victim].wait(timeout=300) == -9  # loaded, and on its way
         began = time.monotonic()
         said = [rank.communicate(timeout=10)[1] for rank in ranks]

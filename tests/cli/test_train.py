@@ -4,26 +4,29 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
-from conftest import ROOT, RunCli
+from conftest import RunCli
+from forked import COMMAND, Nursery, Piped
 from tiny import tiny_model_folder
 from typer.testing import CliRunner, Result
 
 import deltamem_mlx as dm
 from deltamem_mlx.adapters.files import read_adapter
 from deltamem_mlx.cli.main import app
+from deltamem_mlx.training import trainer
 from deltamem_mlx.training.checkpoint import STATE_FILE
 from deltamem_mlx.training.folder import one_run
 from deltamem_mlx.training.report import read_metrics
 
+Start = Callable[..., Piped]
 FLAGS = ("--batch-size", "2", "--rank", "4", "--learning-rate", "1e-2", "--save-every", "2")
 
 
@@ -48,6 +51,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(folder / "valid.jsonl", range(3))
     write_rows(folder / "test.jsonl", range(4))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing one takes as long as these runs do."""
+    monkeypatch.setattr(trainer, "draw_curve", lambda folder: False)
 
 
 @pytest.fixture
@@ -193,21 +202,18 @@ def test_training_further(base: list[str], tmp_path: Path) -> None:
 # --- stopped and resumed, in real processes
 
 
-def start(*args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "deltamem_mlx", *args],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "MLX_ENABLE_TF32": "0"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def start(nursery: Nursery) -> Iterator[Start]:
+    """Starts the command; what it started is ended at last."""
+    with ExitStack() as stack:
+        yield lambda *args: stack.enter_context(nursery.piped(*COMMAND, *args))
 
 
-def wait_for_iteration(folder: Path, iteration: int, process: subprocess.Popen[str]) -> None:
+def wait_for_iteration(folder: Path, iteration: int, process: Piped) -> None:
     """Until the process has reported it."""
     give_up = time.monotonic() + 300
     while max((r["iteration"] for r in read_metrics(folder)), default=-1) < iteration:
-        assert process.poll() is None, process.communicate()
+        assert process.returncode is None, process.communicate()
         assert time.monotonic() < give_up
         time.sleep(0.01)
 
@@ -219,30 +225,32 @@ def same_weights(a: Path, b: Path) -> bool:
     )
 
 
-def test_killed_and_resumed_ends_with_the_same_weights(base: list[str], tmp_path: Path) -> None:
+def test_killed_and_resumed_ends_with_the_same_weights(
+    base: list[str], tmp_path: Path, start: Start
+) -> None:
     def into(name: str, *flags: str) -> list[str]:
         run = [*base, *flags, "--save-every", "5", "--steps-per-report", "1", "-q"]
         run[run.index(str(tmp_path / "out"))] = str(tmp_path / name)
         return run
 
     assert call(*into("first", "--iters", "1")).exit_code == 0
-    run = into("out", "--iters", "60")
+    run = into("out", "--iters", "40")
     begin = ("--resume-adapter-file", str(tmp_path / "first"))  # which going on need not repeat
     process = start(*run, *begin)
-    wait_for_iteration(tmp_path / "out", 12, process)
-    process.send_signal(signal.SIGKILL)
+    wait_for_iteration(tmp_path / "out", 8, process)
+    process.kill()
     assert process.wait() == -signal.SIGKILL
     reached = max(r["iteration"] for r in read_metrics(tmp_path / "out"))
-    assert 12 <= reached < 60
+    assert 8 <= reached < 40
     mx.load(str(tmp_path / "out" / "adapters.safetensors"))
     assert call(*run, "--resume").exit_code == 0
-    assert call(*into("whole", "--iters", "60"), *begin).exit_code == 0
+    assert call(*into("whole", "--iters", "40"), *begin).exit_code == 0
     assert same_weights(tmp_path / "out", tmp_path / "whole")
 
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_weights(
-    base: list[str], tmp_path: Path
+    base: list[str], tmp_path: Path, start: Start
 ) -> None:
     """Also in the midst of writing: there is a checkpoint after every other iteration."""
     run = [*base, "--iters", "600", "--save-every", "2", "--steps-per-report", "1", "-q"]
@@ -265,11 +273,13 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_weights(
     assert not [path for path in out.rglob(".*") if path.name != ".lock"]
 
 
-def test_interrupted_saves_and_says_how_to_go_on(base: list[str], tmp_path: Path) -> None:
+def test_interrupted_saves_and_says_how_to_go_on(
+    base: list[str], tmp_path: Path, start: Start
+) -> None:
     run = [*base, "--iters", "3000", "--steps-per-report", "1"]
     process = start(*run)
     wait_for_iteration(tmp_path / "out", 5, process)
-    process.send_signal(signal.SIGINT)
+    process.kill(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130, stderr
     assert stdout == ""

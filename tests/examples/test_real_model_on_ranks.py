@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import ROOT, RunCli
+from forked import Nursery
 from launching import launch
 from mlx.utils import tree_flatten
 from mlx_lm.models import qwen2
@@ -42,17 +43,19 @@ def as_qwen2(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def compare(model: Path, flags: list[str], size: int, run_cli: RunCli, folder: Path) -> float:
+def compare(
+    model: Path, flags: list[str], size: int, run_cli: RunCli, folder: Path, nursery: Nursery
+) -> float:
     """Words and scores are the same; gives how far the memories are apart."""
     pair, files = ["--model", model, *ADAPTER], [folder / f"{n}.safetensors" for n in "ab"]
     words = [*pair, "-m", "12", "--memory"]
     one = run_cli(*ASKED, *words, files[0], timeout=600)
     command = ["-m", "deltamem_mlx"]
-    several = launch(*command, *ASKED, *words, files[1], *flags, size=size, timeout=600)
+    several = launch(nursery, *command, *ASKED, *words, files[1], *flags, size=size, timeout=600)
     assert several.stdout == one.stdout != "", several.stderr
     assert "pilot" in one.stdout
     scores = run_cli(*RECALL, *pair, timeout=600).stdout
-    shared = launch(*command, *RECALL, *pair, *flags, size=size, timeout=600)
+    shared = launch(nursery, *command, *RECALL, *pair, *flags, size=size, timeout=600)
     assert json.loads(shared.stdout) == json.loads(scores), shared.stderr
     a, b = map(read_memory, files)
     assert (a.tokens_written, a.adapter) == (b.tokens_written, b.adapter)
@@ -63,18 +66,18 @@ def compare(model: Path, flags: list[str], size: int, run_cli: RunCli, folder: P
 
 
 def test_three_processes_in_parallel_say_what_one_says(
-    smollm2: Path, run_cli: RunCli, tmp_path: Path
+    smollm2: Path, run_cli: RunCli, tmp_path: Path, nursery: Nursery
 ) -> None:
-    assert compare(smollm2, [], 3, run_cli, tmp_path) < 1e-4
+    assert compare(smollm2, [], 3, run_cli, tmp_path, nursery) < 1e-4
 
 
 def test_a_pipeline_of_two_says_what_one_says_and_keeps_it_to_the_bit(
-    as_qwen2: Path, run_cli: RunCli, tmp_path: Path
+    as_qwen2: Path, run_cli: RunCli, tmp_path: Path, nursery: Nursery
 ) -> None:
-    assert compare(as_qwen2, ["--pipeline"], 2, run_cli, tmp_path) == 0.0
+    assert compare(as_qwen2, ["--pipeline"], 2, run_cli, tmp_path, nursery) == 0.0
 
 
-def test_two_processes_cannot_share_nine_heads(smollm2: Path) -> None:
-    done = launch("-m", "deltamem_mlx", "generate", "Hi", "--model", smollm2, *ADAPTER)
+def test_two_processes_cannot_share_nine_heads(smollm2: Path, nursery: Nursery) -> None:
+    done = launch(nursery, "-m", "deltamem_mlx", "generate", "Hi", "--model", smollm2, *ADAPTER)
     assert "9 for queries and 3 for keys and values. Start 3 processes." in done.stderr
     assert done.stderr.count("Error: ") == 1

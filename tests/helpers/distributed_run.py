@@ -26,6 +26,7 @@ from deltamem_mlx.training.update import Figures, Updater
 SETTINGS = TrainSettings(
     iters=4,
     batch_size=4,
+    val_batches=1,
     learning_rate=1e-2,
     state_only_prob=0.3,
     no_memory_prob=0.3,

@@ -1,8 +1,8 @@
-"""Processes of `deltamem-mlx` that begin with the heavy libraries imported, by forking.
+"""Processes of Python that begin with the heavy libraries imported, by forking.
 
-Most of what a short command takes is importing transformers: about 2 seconds of CPU. What is
-imported there is neither this package nor anything that has started a thread, so that a process
-forked from there does what a fresh one does. On Linux only; elsewhere all processes are fresh.
+Most of what `deltamem-mlx` takes for a short command is importing transformers: about 2 seconds of
+CPU. What is imported there is neither this package nor anything that has started a thread, so that
+a process forked from there does what a fresh one does. On Linux only; elsewhere all are fresh.
 """
 
 import fcntl
@@ -14,18 +14,21 @@ import socket
 import subprocess
 import sys
 import termios
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 # What libraries read when they are imported; another value needs a fresh process.
 _READ_EARLY = ("HF_", "HUGGINGFACE", "MLX_", "TRANSFORMERS_", "LD_", "PYTHON", "OPENBLAS", "OMP_")
+_READ_LATER = {"PYTHONPATH", "MLX_RANK", "MLX_HOSTFILE"}  # the last two, where a model is spread
+COMMAND = ("-m", "deltamem_mlx")
 
 
 class Forked:
-    """A process of the command.
+    """A process.
 
     Attributes:
         pid (int): Its id.
@@ -67,6 +70,49 @@ class Fresh(subprocess.Popen):
         self.send_signal(number)
 
 
+class Piped:
+    """A process of either kind whose words can be read.
+
+    Attributes:
+        stdout, stderr (TextIO): What it says.
+    """
+
+    def __init__(self, process: Forked | Fresh, stdout: int, stderr: int):
+        self.process = process
+        self.stdout, self.stderr = open(stdout), open(stderr)  # noqa: SIM115
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.returncode if not self.process.running else None
+
+    def wait(self, timeout: float | None = None) -> int:
+        return self.process.wait(timeout)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        self.process.kill(number)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for its end; returns what was not read yet."""
+        with ThreadPoolExecutor(2) as threads:
+            said = [threads.submit(stream.read) for stream in (self.stdout, self.stderr)]
+            try:
+                self.wait(timeout)
+            except BaseException:
+                self.kill()
+                raise
+            return said[0].result(), said[1].result()
+
+    def close(self) -> None:
+        self.kill()
+        self.process.wait()
+        self.stdout.close()
+        self.stderr.close()
+
+
 class Nursery:
     """The process that others are forked from; it begins with the first of them."""
 
@@ -74,19 +120,43 @@ class Nursery:
         self._server: subprocess.Popen[bytes] | None = None
         self._env = dict(os.environ)
 
+    @contextmanager
+    def piped(
+        self,
+        *words: str | Path,
+        env: Mapping[str, str] | None = None,
+        cwd: str | Path = ".",
+        stderr: int | None = None,
+    ) -> Iterator[Piped]:
+        """Python with these words, no input and pipes; it is killed at last.
+
+        ``env`` is added to the environment; what it says on ``stderr`` goes to that file, if any.
+        """
+        env = os.environ | {"PYTHONPATH": str(ROOT)} | (env or {})
+        (out, its_out), (err, its_err) = os.pipe(), os.pipe()
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        files = (nothing, its_out, its_err if stderr is None else stderr)
+        try:
+            process = self.start([*map(str, words)], env=env, cwd=cwd, files=files)
+        finally:
+            for file in (nothing, its_out, its_err):
+                os.close(file)
+        with closing(Piped(process, out, err)) as piped:
+            yield piped
+
     def start(
         self,
-        arguments: Sequence[str],
+        words: Sequence[str],
         *,
         env: Mapping[str, str],
         cwd: str | Path,
         files: tuple[int, int, int],
         terminal: bool = False,
     ) -> Forked | Fresh:
-        """Start `deltamem-mlx` with these files as its streams; a terminal's are its own."""
+        """Start Python with these words and files as its streams; a terminal's are its own."""
         if not self._has(env):
             return Fresh(
-                [sys.executable, "-m", "deltamem_mlx", *arguments],
+                [sys.executable, *words],
                 **dict(zip(("stdin", "stdout", "stderr"), files, strict=True)),
                 env=env,
                 cwd=cwd,
@@ -95,7 +165,7 @@ class Nursery:
         if self._server is None:
             self._begin()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        asked = {"arguments": [*arguments], "env": dict(env), "cwd": str(cwd), "tty": terminal}
+        asked = {"words": [*words], "env": dict(env), "cwd": str(cwd), "tty": terminal}
         with theirs:
             socket.send_fds(self._socket, [json.dumps(asked).encode()], [*files, theirs.fileno()])
             pid = json.loads(ours.recv(1 << 10))
@@ -103,9 +173,10 @@ class Nursery:
 
     def _has(self, env: Mapping[str, str]) -> bool:
         """Whether a process with this environment can be forked."""
-        names = {n for n in {*env, *self._env} if n.startswith(_READ_EARLY) and n != "PYTHONPATH"}
+        names = {n for n in {*env, *self._env} if n.startswith(_READ_EARLY)} - _READ_LATER
         same = all(env.get(name) == self._env.get(name) for name in names)
-        return sys.platform == "linux" and same and env.get("PYTHONPATH") == str(ROOT)
+        ours = env.get("PYTHONPATH", "").split(os.pathsep)[0] == str(ROOT)
+        return sys.platform == "linux" and same and ours
 
     def _begin(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -129,8 +200,8 @@ def _own_terminal(file: int) -> None:
     fcntl.ioctl(file, termios.TIOCSCTTY, 0)
 
 
-def _serve(channel: socket.socket) -> None:
-    """Fork for everybody who asks; returns in the processes that were asked for."""
+def _serve(channel: socket.socket) -> list[str]:
+    """Fork for everybody who asks; returns in the processes that were asked for, their words."""
     import mlx_lm  # noqa: F401
     from transformers import AutoTokenizer, PreTrainedTokenizer  # noqa: F401
 
@@ -143,8 +214,9 @@ def _serve(channel: socket.socket) -> None:
             os._exit(0)
         if os.fork() == 0:
             channel.close()
-            _nurse(json.loads(data), files)
-            return
+            asked = json.loads(data)
+            _nurse(asked, files)
+            return asked["words"]
         for file in files:
             os.close(file)
 
@@ -179,10 +251,24 @@ def _nurse(asked: dict, files: list[int]) -> None:
     os.environ.clear()
     os.environ.update(asked["env"])
     os.chdir(asked["cwd"])
-    sys.path[0] = asked["cwd"]
-    sys.argv[:] = ["deltamem-mlx", *asked["arguments"]]
+    own = asked["env"]["PYTHONPATH"].split(os.pathsep)
+    sys.path[:] = [asked["cwd"], *own, *(path for path in sys.path[1:] if path not in own)]
+
+
+def _run(words: list[str]) -> None:
+    """What `python` does with these words."""
+    how, *rest = words
+    if how == "-m":
+        sys.argv[:] = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif how == "-c":
+        sys.argv[:] = ["-c", *rest[1:]]
+        exec(rest[0], {"__name__": "__main__"})
+    else:
+        sys.argv[:] = words
+        sys.path[0] = str(Path(how).parent)
+        runpy.run_path(how, run_name="__main__")
 
 
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])))
-    runpy.run_module("deltamem_mlx", run_name="__main__", alter_sys=True)
+    _run(_serve(socket.socket(fileno=int(sys.argv[1]))))

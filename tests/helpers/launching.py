@@ -9,31 +9,46 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from forked import Nursery, Piped
 
 ROOT = Path(__file__).parents[2]
 
 
 def launch(
-    *words: str | Path, size: int = 2, timeout: float = 300
+    nursery: Nursery, *words: str | Path, size: int = 2, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python with these words in ``size`` processes, and wait for them."""
-    return subprocess.run(
-        _command(words, size),
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    """Run Python with these words in ``size`` processes, and wait for them.
+
+    What mlx.launch does, without it: that takes a processor for itself while it waits.
+    """
+    with apart(nursery, *words, size=size) as ranks, ThreadPoolExecutor(size) as threads:
+        said = [*threads.map(lambda rank: rank.communicate(timeout), ranks)]
+        code = next((rank.returncode for rank in ranks if rank.returncode), 0)
+    return subprocess.CompletedProcess(words, code, *map("".join, zip(*said, strict=True)))
+
+
+@contextmanager
+def apart(nursery: Nursery, *words: str | Path, size: int = 2) -> Iterator[list[Piped]]:
+    """The same without waiting: none of the processes is ended but by itself, until the last."""
+    first = free_ports(size)
+    with tempfile.NamedTemporaryFile("w") as hosts, ExitStack() as stack:
+        json.dump([[f"127.0.0.1:{first + rank}"] for rank in range(size)], hosts)
+        hosts.flush()
+        env = _environment() | {"MLX_HOSTFILE": hosts.name}
+        yield [
+            stack.enter_context(nursery.piped(*words, env=env | {"MLX_RANK": str(rank)}))
+            for rank in range(size)
+        ]
 
 
 @contextmanager
 def started(*words: str | Path, size: int = 2) -> Iterator[subprocess.Popen[str]]:
-    """The same without waiting; gives the launcher, which is ended at last."""
+    """The same by mlx.launch, and without waiting; gives the launcher, which is ended at last."""
     with subprocess.Popen(
         _command(words, size),
         env=_environment(),
@@ -48,28 +63,6 @@ def started(*words: str | Path, size: int = 2) -> Iterator[subprocess.Popen[str]
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(program.pid, signal.SIGKILL)
-
-
-@contextmanager
-def apart(*words: str | Path, size: int = 2) -> Iterator[list[subprocess.Popen[str]]]:
-    """The same without mlx.launch, so that none of the processes is ended but by itself."""
-    first = free_ports(size)
-    with tempfile.NamedTemporaryFile("w") as hosts, ExitStack() as stack:
-        json.dump([[f"127.0.0.1:{first + rank}"] for rank in range(size)], hosts)
-        hosts.flush()
-        ranks = []
-        for rank in range(size):
-            started = subprocess.Popen(
-                [sys.executable, *map(str, words)],
-                env=_environment() | {"MLX_RANK": str(rank), "MLX_HOSTFILE": hosts.name},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            ranks.append(stack.enter_context(started))
-            stack.callback(started.kill)
-        yield ranks
 
 
 def _command(words: Sequence[str | Path], size: int) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyte
 from conftest import ROOT
-from forked import Nursery
+from forked import COMMAND, Nursery
 
 
 class Terminal:
@@ -41,7 +41,7 @@ class Terminal:
         env = {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}
         self._file, its = pty.openpty()
         self._set_size(columns, rows)
-        words = [str(argument) for argument in arguments]
+        words = [*COMMAND, *map(str, arguments)]
         self._process = nursery.start(
             words, env=os.environ | env, cwd=cwd, files=(its, its, its), terminal=True
         )

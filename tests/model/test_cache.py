@@ -25,6 +25,8 @@ import deltamem_mlx as dm
 from deltamem_mlx.model.cache import MemoryCache
 from deltamem_mlx.model.layer_cache import DeltaMemCache
 
+pytestmark = pytest.mark.fused
+
 PROMPTS = [[5, 9, 33, 80, 12, 7, 44], [61, 3, 18], [90, 22, 22, 41, 8, 70, 11, 36, 54, 2, 19]]
 
 

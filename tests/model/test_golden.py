@@ -9,6 +9,8 @@ from mlx_lm.models.cache import make_prompt_cache
 
 import deltamem_mlx as dm
 
+pytestmark = pytest.mark.fused
+
 
 @pytest.mark.parametrize("name", cases("forward"))
 def test_forward(name: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from forked import Nursery
 from golden import TOLERANCE, cases, read_case
 from launching import launch
 from spread_models import adapted, built, config_for
@@ -64,10 +65,10 @@ RUNS = [
 
 @pytest.mark.parametrize(("size", "wanted"), RUNS, ids=lambda value: str(value)[:6])
 def test_several_processes_compute_what_one_does(
-    size: int, wanted: list[str], tmp_path: Path
+    size: int, wanted: list[str], tmp_path: Path, nursery: Nursery
 ) -> None:
     program = ROOT / "tests/helpers/spread_cases.py"
-    done = launch(program, tmp_path, *wanted, size=size, timeout=500)
+    done = launch(nursery, program, tmp_path, *wanted, size=size, timeout=500)
     reports = []
     for rank in range(size):
         file = tmp_path / f"{rank}.json"

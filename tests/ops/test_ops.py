@@ -16,6 +16,8 @@ from deltamem_mlx.ops import ScanSpec, Short, activate, delta_scan, squash, step
 from deltamem_mlx.ops.chunk import chunk_scan
 from deltamem_mlx.ops.triangular import compiled_short
 
+pytestmark = pytest.mark.fused
+
 NAMES = ("state", "q", "k", "v", "keep", "erase", "write")
 AWKWARD = [
     *((1, T, 1, 8) for T in (1, 2, 3, 7, 8, 9, 31, 32, 33, 63, 100, 256, 257, 300)),

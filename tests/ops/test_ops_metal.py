@@ -27,6 +27,8 @@ from test_ops import (
 from deltamem_mlx import ops
 from deltamem_mlx.ops import ScanSpec, activate, delta_scan, metal, short_for, step_for
 
+pytestmark = pytest.mark.fused
+
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 SHAPES = [(1, 1, 1, 8), (2, 63, 4, 8), (3, 17, 2, 5), (1, 100, 1, 1), (1, 20, 2, 32)]
 

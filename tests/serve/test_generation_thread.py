@@ -19,6 +19,8 @@ from deltamem_mlx.serve.provider import ServedPair
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
+pytestmark = pytest.mark.fused
+
 SAMPLED = {"temperature": 9.0, "max_tokens": 12}
 HOSTILE = 0.123  # a temperature that the tests below have refused
 

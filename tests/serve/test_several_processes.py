@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from forked import Nursery
 from launching import apart, ranks_of, started
 from serving import CHAT, Client, free_port, memory_files
 from tiny import strong_pair, tiny_model_folder
@@ -155,12 +156,12 @@ NEVER = "deltamem_mlx.serve.turns.turn:memory_state", "1000"
     ],
 )
 def test_whenever_a_process_dies_the_server_ends_and_what_was_acknowledged_is_kept(
-    when: tuple[str, str], flags: list[str], pair: Path, tmp_path: Path
+    when: tuple[str, str], flags: list[str], pair: Path, tmp_path: Path, nursery: Nursery
 ) -> None:
     words = ["--model", pair / "model", "--adapter", pair / "adapter", "--memory-dir", tmp_path]
     flags = [*flags, "--prefill-step-size", "8", "--port", "0"]
     program = ROOT / "tests/helpers/dying.py"
-    with apart(program, 1, *when, "serve", *words, *flags) as (first, second):
+    with apart(nursery, program, 1, *when, "serve", *words, *flags) as (first, second):
         assert first.stdout is not None
         client = Client(first.stdout.readline().strip())
         replies = [client.chat(f"Turn {i}.", "ann", max_tokens=4) for i in range(2)]

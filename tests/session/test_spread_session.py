@@ -7,6 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from conftest import ROOT
+from forked import Nursery
 from launching import launch
 from spread_moves_run import MODELS, move
 
@@ -18,10 +19,10 @@ RUNS = [("tensor", 2, "gpt_oss"), ("pipeline", 3, "qwen3_moe")]
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "size", "name"), RUNS)
 def test_a_session_of_several_processes_is_that_of_one(
-    kind: str, size: int, name: str, tmp_path: Path
+    kind: str, size: int, name: str, tmp_path: Path, nursery: Nursery
 ) -> None:
     program, case = ROOT / "tests/helpers/spread_cases.py", f"session/{kind}/{name}"
-    done = launch(program, tmp_path, case, size=size, timeout=200)
+    done = launch(nursery, program, tmp_path, case, size=size, timeout=200)
     for rank in range(size):
         file = tmp_path / f"{rank}.json"
         assert file.exists(), done.stderr[-3000:]
@@ -44,11 +45,13 @@ def test_a_session_of_several_processes_is_that_of_one(
 
 
 @pytest.mark.slow
-def test_what_any_number_of_processes_saved_any_other_number_goes_on_with(tmp_path: Path) -> None:
+def test_what_any_number_of_processes_saved_any_other_number_goes_on_with(
+    tmp_path: Path, nursery: Nursery
+) -> None:
     alone, program = mx.distributed.init(), ROOT / "tests/helpers/spread_moves_run.py"
     move(tmp_path, alone)
     for size in (3, 2, 3):
-        done = launch(program, tmp_path, size=size, timeout=500)
+        done = launch(nursery, program, tmp_path, size=size, timeout=500)
         assert done.returncode == 0, done.stderr[-3000:]
     move(tmp_path, alone)
     for way in MODELS:

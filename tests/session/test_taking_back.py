@@ -32,6 +32,7 @@ KINDS = {
     ),
 }
 SHORT = {"max_tokens": 4}
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,10 @@ def tokenizer() -> TokenizerWrapper:
     return load_tokenizer(FIXTURES / "tokenizers" / "char96", eos_token_ids=[EOS])
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=["token", "sentences", *map(slow, ("four states", "messages"))],
+)
 def model(request: pytest.FixtureRequest) -> nn.Module:
     return dm.attach(base_model("models/qwen3-tiny"), KINDS[request.param], seed=3)
 

@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import ROOT
+from forked import Nursery
 from launching import launch
 from safetensors.numpy import load_file
 from spread_train_run import first_gradients, train
@@ -16,8 +17,8 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_an_adapter_trains_as_on_one_machine(tmp_path: Path) -> None:
-    done = launch(ROOT / "tests/helpers/spread_train_run.py", tmp_path, timeout=240)
+def test_an_adapter_trains_as_on_one_machine(tmp_path: Path, nursery: Nursery) -> None:
+    done = launch(nursery, ROOT / "tests/helpers/spread_train_run.py", tmp_path, timeout=240)
     assert (tmp_path / "stopped" / "0000004_adapters.safetensors").exists(), done.stderr[-3000:]
     group = mx.distributed.init()
     gradients, figures = first_gradients(group)
