@@ -1,12 +1,10 @@
 """`deltamem-mlx serve`: a server for OpenAI's and Anthropic's clients whose named memories stay."""
 
-import logging
 import signal
-import threading
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from deltamem_mlx.cli.frame import launched, output
+from deltamem_mlx.cli.frame import launched
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import (
@@ -16,6 +14,7 @@ from deltamem_mlx.cli.frame.load import (
     refuse_without_memory,
 )
 from deltamem_mlx.cli.frame.parse import json_object
+from deltamem_mlx.cli.frame.serving import serve_until_ended, served_name
 from deltamem_mlx.cli.options import serve as s
 from deltamem_mlx.cli.options import shared as o
 from deltamem_mlx.serve.requests.sampling import check_defaults
@@ -90,11 +89,15 @@ def serve(
     given = {**locals(), "session_headers": session_header, "task_headers": task_header}
     if not has_memory(model, adapter):
         refuse_without_memory({"serve": True})
-    settings = _settings({field.name: given[field.name] for field in fields(ServeSettings)})
+    names = {field.name for field in fields(ServeSettings)} & given.keys()
+    settings = _settings({name: given[name] for name in names})
     _check_together(draft_model, settings, pipeline)
     how = {"pipeline": pipeline, "trust_remote_code": trust_remote_code}
-    answer = _follow if launched.follows() else _serve
-    answer(*_load(model, adapter, draft_model, **how), settings, log_format)
+    loaded = _load(model, adapter, draft_model, **how)
+    if launched.follows():
+        _follow(*loaded, settings)
+    else:
+        serve_until_ended(*loaded, settings, log_format)
 
 
 def _load(
@@ -106,12 +109,10 @@ def _load(
     trust_remote_code: bool,
 ) -> tuple["nn.Module", "TokenizerWrapper", str, "nn.Module | None"]:
     """The model, its tokenizer and name, and what drafts for it."""
-    from deltamem_mlx.adapters.loading import base_model_of
-
     trust = {"trust_remote_code": trust_remote_code}
     loaded, tokenizer = load_pair(model, adapter, pipeline=pipeline, **trust)
     draft = load_draft_model(draft_model, loaded, tokenizer, **trust)
-    return loaded, tokenizer, str(model or base_model_of(loaded)["name"]), draft
+    return loaded, tokenizer, served_name(model, loaded), draft
 
 
 def _check_together(draft_model: str | None, settings: ServeSettings, pipeline: bool) -> None:
@@ -162,7 +163,6 @@ def _follow(
     name: str,
     draft: "nn.Module | None",
     settings: ServeSettings,
-    log_format: str,
 ) -> None:
     """Do what the first process does, until that ends."""
     from deltamem_mlx.serve.serving import Serving
@@ -172,33 +172,3 @@ def _follow(
     serving.generator.join()
     if not serving.generator.is_over:
         raise RuntimeError("the thread that owns the model ended; --debug says by what error")
-
-
-def _serve(
-    model: "nn.Module",
-    tokenizer: "TokenizerWrapper",
-    name: str,
-    draft: "nn.Module | None",
-    settings: ServeSettings,
-    log_format: str,
-) -> None:
-    """Answer until a signal comes."""
-    from deltamem_mlx.serve.log import set_up
-    from deltamem_mlx.serve.server import Server
-
-    level = logging.WARNING if output.settings.quiet else logging.INFO
-    set_up(level, as_json=log_format == "json")
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    try:
-        server = Server(model, tokenizer, name, settings, draft)
-    except SettingsError as error:
-        raise UsageError(str(error)) from error
-    with server:
-        output.result(server.url)
-        while not ended.wait(1.0):
-            if not server.generator.is_healthy:
-                raise RuntimeError(
-                    "the thread that owns the model ended; the log says by what error"
-                )

@@ -16,7 +16,7 @@ from .kept.conversations import KeptConversations
 from .kept.responses import KeptResponses
 from .memories.context_file import ContextTerms, can_be_read_back
 from .memories.contexts import ContextFolder
-from .memories.folder import MemoryFolder
+from .memories.folder import MemoryFolder, NamedFolder
 from .memories.memories import Memories
 from .memories.memory import Memory
 from .metrics import ServerMetrics
@@ -60,7 +60,7 @@ class Serving:
         self.settings, self.metrics = settings, ServerMetrics()
         self.provider = PairProvider(model, tokenizer, name, settings)
         self.vocabulary = pair.vocabulary
-        folder = MemoryFolder(settings.memory_dir, pair)
+        folder = _folder(settings, pair)
         try:
             contexts = _contexts(pair, settings)
         except BaseException:
@@ -135,6 +135,12 @@ class Serving:
         for name, value in self.memories.contexts_on_disk().items():
             gauges[f"context_{name}"] = value
         return self.metrics.text(gauges)
+
+
+def _folder(settings: ServeSettings, pair: ServedPair) -> MemoryFolder:
+    if settings.named and settings.memory_dir is not None:
+        return NamedFolder(settings.memory_dir, pair)
+    return MemoryFolder(settings.memory_dir, pair)
 
 
 def _contexts(pair: ServedPair, settings: ServeSettings) -> ContextFolder | None:

@@ -35,6 +35,7 @@ class ServeSettings:
         allowed_hosts (tuple[str, ...]): Names that it answers under without a key, beside those of
           this machine and ``host``; ``*``: any.
         memory_dir (Path): Where memory files lie; None: in RAM only.
+        named (bool): Memory files go by the memories' names, as a user's own do; else by hashes.
         context_dir (Path): Where the contexts of memories lie; None: in RAM only.
         context_bytes (int): Disk for them.
         memory_bytes (int): RAM for memories and their contexts.
@@ -64,6 +65,7 @@ class ServeSettings:
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     memory_dir: Path | None = None
+    named: bool = False
     context_dir: Path | None = None
     context_bytes: int = 8 << 30
     memory_bytes: int = 1 << 30

@@ -37,6 +37,13 @@ Markdown = Annotated[
     bool,
     typer.Option("--markdown", help="In a terminal: lay answers out as Markdown, block by block."),
 ]
+Web = Annotated[
+    bool,
+    typer.Option(
+        "--web",
+        help="In the browser: open the page of `serve`, with your memories, for you alone.",
+    ),
+]
 
 _WIDEST = 32  # of a memory's name: what is longer is cut at its beginning
 
@@ -46,6 +53,7 @@ class ChatOptions(AnsweringOptions):
     """What `chat` was asked for."""
 
     markdown: Markdown = False
+    web: Web = False
     max_context: MaxContext = None
 
 
@@ -53,6 +61,7 @@ class ChatOptions(AnsweringOptions):
     "deltamem-mlx chat",
     "deltamem-mlx chat --model MODEL --adapter ADAPTER --memory me.safetensors",
     "deltamem-mlx chat --model MODEL --adapter ADAPTER --max-context 2048",
+    "deltamem-mlx chat --web --memory me",
     defaults=True,
 )
 def chat(options: ChatOptions) -> None:
@@ -64,7 +73,8 @@ def chat(options: ChatOptions) -> None:
     was typed before.
 
     With --memory, the memory is loaded from the file and saved to it after each answer. Without
-    --model and --adapter, the built-in demo pair answers.
+    --model and --adapter, the built-in demo pair answers. With --web, the chat is a page in the
+    browser, which shows what a memory holds as well.
     """
     if not has_memory(options.model, options.adapter):
         raise errors.UsageError(
@@ -72,6 +82,11 @@ def chat(options: ChatOptions) -> None:
         )
     check_answering(options)
     launched.first(lambda: check_memory_path(options.memory))
+    if options.web:
+        from deltamem_mlx.cli.chat.web import chat_in_browser
+
+        chat_in_browser(options)
+        return
 
     from deltamem_mlx.cli.chat.loop import Chat
     from deltamem_mlx.cli.chat.ui import ChatUI

@@ -1,4 +1,4 @@
-"""Memory files in one folder, by the hash of a key; or no folder, and nothing is kept."""
+"""Memory files in one folder, by the hashes of keys or by names; or none, and nothing is kept."""
 
 import hashlib
 import re
@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...files import FileChanged, Witness, expanded, locked_folder
+from ...files.places import is_name
 from ...files.writing import remove_leftovers
 from ...memory.file import MemoryFile, read_memory, write_memory
+from ...problems import shortened
 from ..errors import ApiError
 from ..provider import ServedPair
 
@@ -54,7 +56,17 @@ class MemoryFolder:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock.enter_context(locked_folder(self._folder, "a server"))
             for id in {found[1] for found in self._named(_LEFTOVER)}:
-                remove_leftovers(self._path(self._folder, id))
+                remove_leftovers(self._folder / f"{id}{SUFFIX}")
+
+    def called(self, key: str) -> None:
+        """Somebody asks for the memory of this key.
+
+        Raises:
+            ApiError: If it cannot have a file here.
+        """
+
+    def key_of(self, id: str) -> str | None:
+        """The key of a memory that has a file, where that says it."""
 
     def close(self) -> None:
         """Let other servers have it."""
@@ -171,8 +183,7 @@ class MemoryFolder:
                 what = str(error).replace(str(path), "The file")
                 raise ApiError(400, what, code="bad_memory_file") from None
 
-    @staticmethod
-    def _path(folder: Path, id: str) -> Path:
+    def _path(self, folder: Path, id: str) -> Path:
         return folder / f"{id}{SUFFIX}"
 
     def _checked(self, saved: MemoryFile) -> MemoryFile:
@@ -190,6 +201,40 @@ class MemoryFolder:
                 f"{_MOST_TOKENS}."
             )
         return replace(saved, base_model=self._pair.described)
+
+
+class NamedFolder(MemoryFolder):
+    """A user's own folder of memories: each file has the name of its memory, which is its key.
+
+    Arguments and errors as of its base.
+    """
+
+    def __init__(self, path: Path, pair: ServedPair):
+        self._names: dict[str, str] = {}  # by id
+        super().__init__(path, pair)
+
+    def called(self, key: str) -> None:
+        if not is_name(key):
+            raise ApiError(
+                400,
+                f"{shortened(key)} is no name for a memory; expected letters, digits, - and _.",
+                code="bad_name",
+            )
+        self._names[id_of(key)] = key
+
+    def key_of(self, id: str) -> str | None:
+        return self._names.get(id)
+
+    def ids(self) -> list[str]:
+        paths = self._folder.glob(f"*{SUFFIX}") if self._folder else []
+        there = {id_of(path.stem): path.stem for path in paths if is_name(path.stem)}
+        self._names |= there
+        return sorted(there)
+
+    def _path(self, folder: Path, id: str) -> Path:
+        if id not in self._names:
+            self.ids()
+        return folder / f"{self._names.get(id, id)}{SUFFIX}"
 
 
 @contextmanager

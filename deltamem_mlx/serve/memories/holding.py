@@ -1,7 +1,7 @@
 """Who has which memory in hand, what of it is in RAM, and when it is written.
 
-A file holds one memory; its name is a hash of the key. What a turn came to is on disk before the
-client is told that it is over.
+A file holds one memory; its name is a hash of the key, or the key. What a turn came to is on disk
+before the client is told that it is over.
 """
 
 import threading
@@ -113,6 +113,8 @@ class MemoriesInHand:
 
     @contextmanager
     def _held(self, id: str, key: str | None) -> Iterator[Memory]:
+        if key is not None:
+            self.folder.called(key)
         memory = self._pin(id, key)
         try:
             if not memory.lock.acquire(timeout=self.wait):

@@ -64,7 +64,7 @@ class Memories(MemoriesInHand):
             id: c.stats() for id, c in known.items() if c.saved and not self.folder.changed(id)
         }
         for id in self.folder.ids():
-            key = known[id].key if id in known else None
+            key = known[id].key if id in known else self.folder.key_of(id)
             found.setdefault(id, {"object": "memory", "session": key, "id": id})
         return list(found.values())
 
