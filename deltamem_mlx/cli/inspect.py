@@ -2,12 +2,14 @@
 
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.frame.held import Pair, states_of, words_held, words_of_its_own
 from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
 from deltamem_mlx.cli.frame.progress import answering, reading
 from deltamem_mlx.cli.frame.session import ChatTemplateConfig, template_kwargs
@@ -17,8 +19,6 @@ from deltamem_mlx.cli.options.memories import or_default
 from deltamem_mlx.files.places import shown_memory
 
 if TYPE_CHECKING:
-    import mlx.core as mx
-    import mlx.nn as nn
     from matplotlib.figure import Figure
 
     from deltamem_mlx.inspection.memory_contents import MemoryContents
@@ -79,14 +79,14 @@ def inspect(
     i.check_use(targets, probe, told, trace, {"--phrasing": phrasing, "--answer": answer}, by)
     _check_plot(plot)
     form = i.ResultForm(json, numbers)
+    pair = partial(load_pair, model, adapter, trust_remote_code=trust_remote_code)
     if probe is None and trace is None and told is None:
-        _show_contents(targets, conversation, plot, form)
+        _show_contents(targets, conversation, plot, form, pair)
         return
     if not has_memory(model, adapter):
         refuse_without_memory({"--probe": probe, "--told": told, "--trace": trace})
     settings = template_kwargs(chat_template_config)
     memory = _memory(targets[0], conversation) if targets else None
-    pair = (model, adapter, trust_remote_code)
     if trace is not None:
         _show_trace(trace, memory, pair, by is i.By.TOKEN, settings, max_kv_size, plot, form)
     elif memory is not None and told is not None:
@@ -147,7 +147,7 @@ def _memory(name: str, conversation: int) -> "MemoryContents":
 
 
 def _show_contents(
-    targets: list[str], conversation: int, plot: Path | None, form: i.ResultForm
+    targets: list[str], conversation: int, plot: Path | None, form: i.ResultForm, pair: Pair
 ) -> None:
     from deltamem_mlx.inspection import as_json as values
     from deltamem_mlx.inspection.adapter_contents import inspect_adapter
@@ -179,8 +179,12 @@ def _show_contents(
     if plot is not None:
         from deltamem_mlx.views import inspection_plots, memory_plot
 
-        place = memory_plot if kind == "memory" else inspection_plots
-        _save(getattr(place, f"draw_{kind}")(found), plot)
+        if kind == "memory":
+            held = words_of_its_own(Path(targets[0]).expanduser(), found, pair)
+            picture = memory_plot.draw_memory(found, held)
+        else:
+            picture = getattr(inspection_plots, f"draw_{kind}")(found)
+        _save(picture, plot)
 
 
 def _is_adapter(name: str) -> bool:
@@ -198,7 +202,7 @@ def _is_adapter(name: str) -> bool:
 
 def _show_probe(
     memory: "MemoryContents",
-    pair: tuple[str | None, str | None, bool],
+    pair: Pair,
     phrasings: list[str],
     options: dict[str, Any],
     plot: Path | None,
@@ -209,9 +213,8 @@ def _show_probe(
     from deltamem_mlx.views.inspection_report import probe_text
     from deltamem_mlx.views.inspection_words import probe_words
 
-    model, adapter, trust_remote_code = pair
-    loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
-    state, found = _fitting(memory, loaded), []
+    loaded, tokenizer = pair()
+    state, found = states_of(memory, loaded), []
     with answering(len(phrasings)) as done:
         for phrasing in phrasings:
             found += probe(loaded, tokenizer, state, [phrasing], **options)
@@ -229,30 +232,17 @@ def _show_probe(
 def _show_told(
     path: Path,
     memory: "MemoryContents",
-    pair: tuple[str | None, str | None, bool],
+    pair: Pair,
     settings: dict[str, Any],
     plot: Path | None,
     form: i.ResultForm,
 ) -> None:
     from deltamem_mlx.inspection.as_json import held_json
-    from deltamem_mlx.inspection.holding import held_words
     from deltamem_mlx.text.files import read_messages
     from deltamem_mlx.views.inspection_report import held_text
     from deltamem_mlx.views.inspection_words import held_words_text
 
-    messages = read_messages(path)
-    model, adapter, trust_remote_code = pair
-    loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
-    state = _fitting(memory, loaded)
-    with answering(len(messages)) as tell:
-        found = held_words(
-            loaded,
-            tokenizer,
-            state,
-            messages,
-            template_kwargs=settings,
-            progress=lambda *_: tell(1),
-        )
+    found = words_held(memory, read_messages(path), pair(), settings)
     if form.json:
         output.result_json(held_json(found, memory.name, path.name))
     else:
@@ -266,7 +256,7 @@ def _show_told(
 def _show_trace(
     path: Path,
     memory: "MemoryContents | None",
-    pair: tuple[str | None, str | None, bool],
+    pair: Pair,
     by_token: bool,
     settings: dict[str, Any],
     max_kv_size: int | None,
@@ -281,14 +271,13 @@ def _show_trace(
     from deltamem_mlx.views.inspection_words import trace_words
 
     messages = read_messages(path)
-    model, adapter, trust_remote_code = pair
-    loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
+    loaded, tokenizer = pair()
     if holds_messages(path):
         script = messages_script(tokenizer, messages, settings)
     else:
         text = "\n\n".join(str(message["content"]) for message in messages)
         script = text_script(tokenizer, text, settings)
-    state = None if memory is None else _fitting(memory, loaded)
+    state = None if memory is None else states_of(memory, loaded)
     watch: dict[str, Any] = {"every_token": by_token, "max_kv_size": max_kv_size}
     with reading("tracing") as show:
         found = trace(loaded, script, state=state, **watch, progress=show)
@@ -311,19 +300,6 @@ def _say(words: str, figures: Callable[[], str], form: i.ResultForm) -> None:
     output.result(f"{words}\n\n{figures()}" if form.numbers else words)
     if not form.numbers:
         output.note("In figures: --numbers")
-
-
-def _fitting(memory: "MemoryContents", model: "nn.Module") -> dict[int, "mx.array"]:
-    """The states of one conversation, if they were written under the model's adapter."""
-    from mlx_lm.models.cache import make_prompt_cache
-
-    from deltamem_mlx.memory.actions import memory_state
-    from deltamem_mlx.memory.saving import restore_memory
-
-    cache = make_prompt_cache(model)
-    restore_memory(memory.name, memory.file, cache, model)
-    at = memory.conversation
-    return {layer: state[at : at + 1] for layer, state in memory_state(cache).items()}
 
 
 def _save(picture: "Figure", path: Path) -> None:

@@ -18,6 +18,10 @@ from .layer_plots import bars, heatmaps, level
 
 _BEST, _GONE = 8, 6  # words
 _TURNS = 24
+_NO_WORDS = (
+    "A memory keeps no words. What it holds of those of a text: deltamem-mlx inspect … --told TEXT "
+    "--plot …"
+)
 
 
 @drawn
@@ -34,6 +38,8 @@ def draw_memory(memory: MemoryContents, held: Sequence[HeldWord] = ()) -> Figure
     picture = figure(11, 6.4 + told)
     tokens = f"{memory.tokens_written:,} token{'s' * (memory.tokens_written != 1)} written"
     picture.suptitle(f"The memory {Path(memory.name).stem}: {tokens}", fontsize=13)
+    if not words:
+        picture.supxlabel(_NO_WORDS, x=0.012, ha="left", fontsize=8.5, color=GREY)
     *first, top, bottom = stacked(picture, [*([told] if told else []), 3.4, 3.0])
     for part in first:
         parts = abreast(part, [1.7, 1]) if words and turns else [part]
@@ -69,7 +75,8 @@ def _draw_words(axes: Axes, words: Sequence[HeldWord]) -> None:
                   hatch=None if held else "///", edgecolor="white")  # fmt: skip
         said = f"{signed(word.gain)}  {one_line(f'{word.before[-30:]} {word.word}', 34)}"
         axes.annotate(said, (max(word.gain, 0), y), (5, 0), textcoords="offset points",
-                      va="center", fontsize=8.5, color=GREY)  # fmt: skip
+                      va="center", fontsize=8.5, color=GREY,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     axes.set_yticks(range(len(words)), [one_line(word.word, 18) for word in words], weight="bold")
     axes.set_ylim(len(words) - 0.4, -0.6)
     axes.set_xlim(min(-1.0, *(word.gain * 1.1 for word in words)), reach * 1.75)

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import deltamem_mlx as dm
+from deltamem_mlx.cli.frame.held import words_of_its_own
 from deltamem_mlx.cli.main import app
 from deltamem_mlx.inspection.holding import HELD, held_words
 from deltamem_mlx.inspection.memory_contents import inspect_memory
@@ -58,6 +59,24 @@ def test_what_was_told_is_held_and_what_was_told_otherwise_since_is_not(tmp_path
     assert [label.get_text() for label in first.get_yticklabels()] == [w.word for w in found]
     assert [bar.get_hatch() for bar in first.patches] == [None, None, "///", "///"]
     assert turns.get_title(loc="left") == "What is left of the last 3 turns"
+
+
+def test_the_picture_of_a_saved_session_begins_with_its_own_words(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    session = dm.MemorySession(*dm.load())
+    for fact in TOLD:
+        session.remember(fact)
+    session.save(tmp_path / "talk")
+    contents = inspect_memory(tmp_path / "talk")
+    words = words_of_its_own(tmp_path / "talk", contents, dm.load)
+    assert {word.word for word in words} == {"oslo", "doctor", "paris"}
+    assert words_of_its_own(tmp_path / "no session", contents, dm.load) == []
+    dm.MemorySession(*dm.load()).save(tmp_path / "empty")
+    for name in ("talk", "empty"):
+        picture = tmp_path / f"{name}.png"
+        done = CliRunner().invoke(app, ["inspect", str(tmp_path / name), "--plot", str(picture)])
+        assert done.exit_code == 0, done.stderr
+        assert picture.exists()
 
 
 @pytest.mark.parametrize(
