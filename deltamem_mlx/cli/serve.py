@@ -89,15 +89,11 @@ def serve(
     given = {**locals(), "session_headers": session_header, "task_headers": task_header}
     if not has_memory(model, adapter):
         refuse_without_memory({"serve": True})
-    names = {field.name for field in fields(ServeSettings)} & given.keys()
-    settings = _settings({name: given[name] for name in names})
+    settings = _settings({f.name: given[f.name] for f in fields(ServeSettings) if f.name in given})
     _check_together(draft_model, settings, pipeline)
     how = {"pipeline": pipeline, "trust_remote_code": trust_remote_code}
-    loaded = _load(model, adapter, draft_model, **how)
-    if launched.follows():
-        _follow(*loaded, settings)
-    else:
-        serve_until_ended(*loaded, settings, log_format)
+    answer = _follow if launched.follows() else serve_until_ended
+    answer(*_load(model, adapter, draft_model, **how), settings, log_format)
 
 
 def _load(
@@ -163,6 +159,7 @@ def _follow(
     name: str,
     draft: "nn.Module | None",
     settings: ServeSettings,
+    log_format: str,
 ) -> None:
     """Do what the first process does, until that ends."""
     from deltamem_mlx.serve.serving import Serving

@@ -1,16 +1,13 @@
 """`deltamem-mlx chat`: a conversation in the terminal whose memory outlives its context."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from deltamem_mlx.cli.chat.options import ChatOptions
 from deltamem_mlx.cli.frame import errors, launched, output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.load import has_memory
 from deltamem_mlx.cli.frame.session import (
-    AnsweringOptions,
     check_answering,
     check_memory_path,
     generation_of,
@@ -19,42 +16,11 @@ from deltamem_mlx.cli.frame.session import (
     seed_with,
     session_settings,
 )
-from deltamem_mlx.cli.options import shared as o
 
 if TYPE_CHECKING:
     from deltamem_mlx.session.session import MemorySession
 
-MaxContext = Annotated[
-    int | None,
-    typer.Option(
-        "--max-context",
-        min=1,
-        help="Forget the context when it would exceed this many tokens; the newest turns stay.",
-        rich_help_panel=o.CONTEXT,
-    ),
-]
-Markdown = Annotated[
-    bool,
-    typer.Option("--markdown", help="In a terminal: lay answers out as Markdown, block by block."),
-]
-Web = Annotated[
-    bool,
-    typer.Option(
-        "--web",
-        help="In the browser: open the page of `serve`, with your memories, for you alone.",
-    ),
-]
-
 _WIDEST = 32  # of a memory's name: what is longer is cut at its beginning
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatOptions(AnsweringOptions):
-    """What `chat` was asked for."""
-
-    markdown: Markdown = False
-    web: Web = False
-    max_context: MaxContext = None
 
 
 @command(

@@ -12,7 +12,7 @@ from deltamem_mlx.cli.frame.session import load_answering, template_kwargs
 from deltamem_mlx.files.places import is_name, memories_folder
 
 if TYPE_CHECKING:
-    from deltamem_mlx.cli.chat.command import ChatOptions
+    from deltamem_mlx.cli.chat.options import ChatOptions
 
 _ALONE = ("system_prompt", "read_only", "seed", "kv_bits", "max_kv_size", "pipeline")
 
