@@ -6,9 +6,16 @@ import typer
 
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
+from deltamem_mlx.cli.frame.course_setup import check_course, course_of, is_course
 from deltamem_mlx.cli.frame.errors import FAILED, INTERRUPTED
 from deltamem_mlx.cli.frame.train_setup import check, set_up
-from deltamem_mlx.cli.frame.train_view import finish, listeners, show_plan, watching
+from deltamem_mlx.cli.frame.train_view import (
+    finish,
+    finish_course,
+    listeners,
+    show_plan,
+    watching,
+)
 from deltamem_mlx.cli.options.train import TrainOptions
 
 if TYPE_CHECKING:
@@ -16,6 +23,7 @@ if TYPE_CHECKING:
 
 
 @command(
+    "deltamem-mlx train --model Qwen/Qwen3-0.6B --adapter-path adapters/mine --hours 8",
     "deltamem-mlx train --model Qwen/Qwen3-4B-Instruct-2507 --data conversations/ "
     "--adapter-path adapters/mine --iters 200",
     "deltamem-mlx train -c train.yaml --resume",
@@ -24,14 +32,23 @@ if TYPE_CHECKING:
     "mlx.launch -n 2 deltamem-mlx train --model MODEL --data conversations/",
 )
 def train(options: TrainOptions) -> None:
-    """Train an adapter on conversations.
+    """Train an adapter, on conversations or without any data.
 
-    Of every conversation, the older messages are written into the memory and dropped, and a reply
-    is learned with the rest in view: the adapter learns what to keep. The model stays as it is.
+    Without --data the package's own course makes an adapter for any chat model, within about
+    --hours: the model writes conversations, an adapter is fitted and trained on facts, ordinary
+    talk and silence, and measured. The same command goes on where it was stopped.
+
+    With --data: of every conversation, the older messages are written into the memory and dropped,
+    and a reply is learned with the rest in view: the adapter learns what to keep. The model stays
+    as it is.
 
     The output folder holds a working adapter from the first moment on, numbered copies, metrics
     and a curve. Ctrl-C saves; --resume goes on.
     """
+    if is_course(options):
+        check_course(options)
+        _course(options)
+        return
     check(options)
 
     import mlx.core as mx
@@ -73,3 +90,23 @@ def _train(options: TrainOptions, first: bool) -> "TrainOutcome":
     if first:
         finish(options, outcome, scored)
     return outcome
+
+
+def _course(options: TrainOptions) -> None:
+    """The package's own course."""
+    from deltamem_mlx.training.course.steps import Stopped
+
+    try:
+        found = course_of(options).run()
+    except Stopped as error:
+        output.note("Everything is saved; the same command goes on.")
+        raise typer.Exit(INTERRUPTED) from error
+    except ArithmeticError as error:
+        output.fail(str(error))
+        raise typer.Exit(FAILED) from error
+    if options.json:
+        results = {name: step["result"] for name, step in found.results.items()}
+        output.result_json({"adapter_path": str(found.folder), "steps": results})
+        return
+    output.result(found.page)
+    finish_course(options)

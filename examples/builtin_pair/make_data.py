@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from language import Generator, evaluation
+from deltamem_mlx.builtin.language import LittleTalk, evaluation
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def write(path: Path, rows: Iterable[dict]) -> None:
 
 def write_stage(folder: Path, stage: Stage, seed: int, updates: float, never: float) -> None:
     for i, (split, rows) in enumerate((("train", stage.rows), ("valid", 128), ("test", 128))):
-        make = Generator(seed * 100 + i, test=split == "test")
+        make = LittleTalk(seed * 100 + i, test=split == "test")
         talks = (
             make.conversation(
                 stage.facts,

@@ -10,8 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from language import PEOPLE, RELATIONS, Fact, Generator, evaluation
-
+from deltamem_mlx.builtin.language import PEOPLE, RELATIONS, LittleFact, LittleTalk, evaluation
 from deltamem_mlx.evals.recall.episodes import RecallEpisode, write_episodes
 
 BUILTIN = Path(__file__).parents[2] / "deltamem_mlx" / "builtin"
@@ -20,12 +19,14 @@ FIELDS = RecallEpisode.__dataclass_fields__
 
 def story(seed: int) -> dict[str, object]:
     """A conversation about four people, one fact changed later, and one that tells other values."""
-    make = Generator(seed, test=True)
+    make = LittleTalk(seed, test=True)
     relations = [relation for relation in RELATIONS if relation.subjects is PEOPLE]
     names = make.rng.sample(PEOPLE.pick(heldout=False), len(relations))
-    told = [Fact(r, s, make.value(r, s)) for r, s in zip(relations, names, strict=True)]
+    told = [LittleFact(r, s, make.value(r, s)) for r, s in zip(relations, names, strict=True)]
     tell, now = make.history(told, updates=1)
-    others = [Fact(f.relation, f.subject, make.value(f.relation, f.subject, f.value)) for f in now]
+    others = [
+        LittleFact(f.relation, f.subject, make.value(f.relation, f.subject, f.value)) for f in now
+    ]
     other, _ = make.history(make.rng.sample(others, len(others)))
     questions = [{"question": f.ask(make.rng), "answer": f.value} for f in now]
     return {"tell": tell, "other": other, "questions": questions}

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from words import ACKS, CHANGES, CHATS, OPENERS, RELATIONS, UNKNOWN
+from deltamem_mlx.builtin.words import ACKS, CHANGES, CHATS, OPENERS, RELATIONS, UNKNOWN
 
 SPECIAL = ("<|pad|>", "<unk>", "<|im_start|>", "<|im_end|>")
 TEMPLATE = (

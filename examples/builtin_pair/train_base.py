@@ -17,16 +17,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import language
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import tokens
-import words as vocabulary
-from language import Generator
 from mlx.utils import tree_flatten
 from mlx_lm.models.qwen3 import Model, ModelArgs
+
+from deltamem_mlx.builtin import language
+from deltamem_mlx.builtin import words as vocabulary
+from deltamem_mlx.builtin.language import LittleTalk
 
 IDS = {w: i for i, w in enumerate(tokens.vocabulary())}
 START, END, ASSISTANT = IDS["<|im_start|>"], IDS["<|im_end|>"], IDS["assistant"]
@@ -157,7 +158,7 @@ def encode(messages: list[language.Message]) -> tuple[list[int], list[float]]:
     return ids, weights
 
 
-def bare(make: Generator, length: int, facts: int) -> tuple[list[int], list[float]]:
+def bare(make: LittleTalk, length: int, facts: int) -> tuple[list[int], list[float]]:
     """Statements without a chat around them; the value of a subject seen before counts."""
     relation = make.rng.choice(vocabulary.RELATIONS) if make.rng.random() < 0.7 else None
     known, seen = make.facts(make.rng.randint(2, facts), relation), set()
@@ -176,7 +177,7 @@ def bare(make: Generator, length: int, facts: int) -> tuple[list[int], list[floa
     return ids[:length], weights[:length]
 
 
-def chat(make: Generator, length: int, facts: int) -> tuple[list[int], list[float]]:
+def chat(make: LittleTalk, length: int, facts: int) -> tuple[list[int], list[float]]:
     """A conversation, its questions at the end, cut at the left if it is too long."""
     while True:
         low = 1 if make.rng.random() < 0.5 else max(1, facts // 2)
@@ -190,7 +191,7 @@ def chat(make: Generator, length: int, facts: int) -> tuple[list[int], list[floa
 
 
 def batches(stage: Stage, seed: int) -> Iterator[tuple[mx.array, mx.array]]:
-    make = Generator(seed)
+    make = LittleTalk(seed)
     one = bare if stage.kind == "bare" else chat
     while True:
         ids = np.zeros((stage.batch, stage.length), np.int32)
@@ -248,7 +249,7 @@ def train(model: Model, seed: int, rate: float, log: int = 50) -> None:
 
 def recall(model: Model, facts: int, kind: str = "told", n: int = 48, seed: int = 7) -> float:
     """Share of questions answered exactly with the facts in the context (teacher-forced reply)."""
-    make = Generator(seed, test=True)
+    make = LittleTalk(seed, test=True)
     rows, starts = [], []
     for _ in range(n):
         e = make.episode(facts, kind)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from deltamem_mlx.cli.frame import output
@@ -15,16 +15,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def answering(total: int | None) -> AbstractContextManager[Callable[[int], None]]:
+    """A bar over ``total`` answers, as `counting`."""
+    return counting("answering", total)
+
+
 @contextmanager
-def answering(total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar over ``total`` answers (None: nobody knows how many); gives a function to call with how
+def counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar over ``total`` things (None: nobody knows how many); gives a function to call with how
     many more are done.
     """
     from rich.progress import MofNCompleteColumn
 
     with _bar(MofNCompleteColumn()) as bar:
-        task = bar.add_task("answering", total=total)
-        yield lambda answers: bar.advance(task, answers)
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
 
 
 @contextmanager

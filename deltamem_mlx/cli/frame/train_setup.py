@@ -101,9 +101,10 @@ def _datasets(
 
 def check(options: TrainOptions) -> None:
     """Raise UsageError for flags that are missing or do not go together."""
-    missing = [f"--{name}" for name in ("model", "data") if getattr(options, name) is None]
-    if missing:
-        raise UsageError(f"Missing: {' and '.join(missing)}.")
+    if options.model is None:
+        raise UsageError("Missing: --model.")
+    if options.hours is not None:
+        raise UsageError("--hours is for a course: leave --data out, or give --course as well.")
     if options.iters is not None and options.epochs is not None:
         raise UsageError("--iters and --epochs: give one of them.")
     if options.epochs is not None and not 0 < options.epochs < math.inf:

@@ -180,6 +180,17 @@ def finish(options: TrainOptions, outcome: "Outcome", test_loss: float | None) -
             f"Train further with --resume-adapter-file {shlex.quote(folder)} and another "
             "--adapter-path."
         )
+    _show_use(options)
+
+
+def finish_course(options: TrainOptions) -> None:
+    """Where the adapter of a course is, its card, and how to use it."""
+    output.result(f"\nThis is also its card, {options.adapter_path / 'README.md'}.")
+    _show_use(options)
+
+
+def _show_use(options: TrainOptions) -> None:
+    folder = str(options.adapter_path)
     words = ["deltamem-mlx", "generate", "--model", str(options.model), "--adapter", folder]
     output.result(f"The adapter is in {folder}. Use it:")
     output.result("  " + shlex.join([*words, "--remember", "notes.txt", "--prompt", "..."]))

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from deltamem_mlx.cli.frame.session import ChatTemplateConfig
 from deltamem_mlx.cli.options import shared as o
+from deltamem_mlx.cli.options.course import Hours, OwnCourse
 from deltamem_mlx.training.settings import TrainSettings
 
 DATA, RUN, MEMORY, EPISODES, OUTPUT = (
@@ -31,7 +32,7 @@ Data = Annotated[
         panel=DATA,
         metavar="FOLDER|FILE|REPO",
         help="Conversations: a folder with train.jsonl (valid.jsonl, test.jsonl), a .json or "
-        ".jsonl file, or a dataset of the Hub.",
+        ".jsonl file, or a dataset of the Hub. Without: the package's own course.",
     ),
 ]
 Out = Annotated[
@@ -293,6 +294,8 @@ class TrainOptions:
 
     model: o.Model = None
     data: Data = None
+    course: OwnCourse = False
+    hours: Hours = None
     adapter_path: Out = Path("adapters")
     resume: Resume = False
     overwrite: Overwrite = False

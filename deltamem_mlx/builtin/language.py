@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from words import (
+from .words import (
     ACKS,
     CHANGES,
     CHATS,
@@ -16,18 +16,18 @@ from words import (
     PEOPLE,
     RELATIONS,
     UNKNOWN,
-    Relation,
+    LittleRelation,
     is_test_pair,
 )
 
-__all__ = ["PEOPLE", "RELATIONS", "Fact", "Generator", "Message", "evaluation"]
+__all__ = ["PEOPLE", "RELATIONS", "LittleFact", "LittleTalk", "Message", "evaluation"]
 
 Message = dict[str, str]
 
 
 @dataclass
-class Fact:
-    relation: Relation
+class LittleFact:
+    relation: LittleRelation
     subject: str
     value: str
 
@@ -50,15 +50,15 @@ class Fact:
         )
 
 
-Turn = tuple[list[Message], Fact | None]  # a message and its reply; the fact it tells
+Turn = tuple[list[Message], LittleFact | None]  # a message and its reply; the fact it tells
 
 
-def subject_pool(words: str) -> list[tuple[Relation, str]]:
+def subject_pool(words: str) -> list[tuple[LittleRelation, str]]:
     """All (relation, subject) with ``words`` "train" or "heldout" subjects."""
     return [(r, s) for r in RELATIONS for s in r.subjects.pick(words == "heldout")]
 
 
-class Generator:
+class LittleTalk:
     """Makes conversations of one split.
 
     * ``seed`` (int): the same seed gives the same conversations.
@@ -76,29 +76,29 @@ class Generator:
     ):
         self.rng = random.Random(seed)
         self.test, self.heldout_words, self.heldout_wordings = test, heldout_words, heldout_wordings
-        self.pool: dict[str, list[Relation]] = {}
+        self.pool: dict[str, list[LittleRelation]] = {}
         for relation, subject in subject_pool("heldout" if heldout_words else "train"):
             self.pool.setdefault(subject, []).append(relation)
         self.subjects = list(self.pool)
 
-    def value(self, relation: Relation, subject: str, but: str = "") -> str:
+    def value(self, relation: LittleRelation, subject: str, but: str = "") -> str:
         values = relation.values.pick(self.heldout_words)
         if not self.heldout_words:
             values = [v for v in values if is_test_pair(relation, subject, v) == self.test]
         return self.rng.choice([v for v in values if v != but] or values)
 
-    def facts(self, n: int, relation: Relation | None = None) -> list[Fact]:
+    def facts(self, n: int, relation: LittleRelation | None = None) -> list[LittleFact]:
         """``n`` facts about ``n`` different subjects, all of ``relation`` if one is given."""
         facts = []
         for subject in self.rng.sample(
             [s for s in self.subjects if relation in (None, *self.pool[s])], n
         ):
             chosen = relation or self.rng.choice(self.pool[subject])
-            facts.append(Fact(chosen, subject, self.value(chosen, subject)))
+            facts.append(LittleFact(chosen, subject, self.value(chosen, subject)))
         return facts
 
-    def changed(self, fact: Fact) -> Fact:
-        return Fact(
+    def changed(self, fact: LittleFact) -> LittleFact:
+        return LittleFact(
             fact.relation, fact.subject, self.value(fact.relation, fact.subject, fact.value)
         )
 
@@ -111,12 +111,12 @@ class Generator:
 
     def history(
         self,
-        facts: list[Fact],
+        facts: list[LittleFact],
         updates: int = 0,
         distractors: int = 0,
         recalls: int = 0,
         at_end: bool = False,
-    ) -> tuple[list[Message], list[Fact]]:
+    ) -> tuple[list[Message], list[LittleFact]]:
         """Turns that tell ``facts`` and change ``updates`` of them, chat and questions in between.
 
         Returns the messages and the facts as they are at the end. ``at_end``: all chat comes last.
@@ -145,7 +145,7 @@ class Generator:
         answer = fact.answer(fact.subject in known)
         turns.insert(place, ([user(fact.ask(self.rng)), assistant(answer)], None))
 
-    def questions(self, known: list[Fact], n: int, never: float) -> list[Message]:
+    def questions(self, known: list[LittleFact], n: int, never: float) -> list[Message]:
         """``n`` questions with answers, a share ``never`` of them about subjects not told."""
         told = {f.subject for f in known}
         asked = [f for f in self.rng.sample(known, len(known)) if self.rng.random() >= never][:n]
@@ -223,11 +223,11 @@ EVALUATIONS = (
 def evaluation(seed: int, each: int) -> Iterator[dict]:
     """``each`` episodes of every cell; held-out words and wordings last, as kinds of their own."""
     for i, cell in enumerate(EVALUATIONS):
-        make = Generator(seed * 1000 + i, test=True)
+        make = LittleTalk(seed * 1000 + i, test=True)
         yield from (make.episode(**cell) for _ in range(each))
     for n in (1, 4):
         for kind in ("heldout_word", "heldout_wording"):
-            make = Generator(
+            make = LittleTalk(
                 seed * 1000 + 500 + n,
                 test=True,
                 heldout_words=kind == "heldout_word",

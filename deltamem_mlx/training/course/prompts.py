@@ -1,6 +1,11 @@
 """What people ask that has nothing to do with facts they told: none of it is in `eval silence`."""
 
-import words
+import random
+from collections.abc import Sequence
+
+from . import words
+
+Wordings = Sequence[tuple[str, Sequence[str]]]
 
 # Wordings with what may be put in.
 WORDINGS = (
@@ -88,3 +93,32 @@ Write a loop in Java. | Write an HTML page with a title. | What is 12 divided by
 How many seconds are in a minute? | How many sides has a square? | What is ten percent of 200?
 """
 EVERYDAY = tuple(text.strip() for text in _EVERYDAY.split("|"))
+
+# What a model answers by itself at some length.
+ORDINARY = (
+    ("What is a {}?", words.THINGS + words.ANIMALS + words.INSTRUMENTS),
+    ("Explain in one sentence what a {} is for.", words.THINGS),
+    ("Write two sentences about a {} and a {}.", words.WORDS),
+    ("Write a very short story that has a {} in it.", words.WORDS + words.ANIMALS),
+    ("Give me three tips for {}.", words.HOBBIES),
+    ("Why do people like {}?", words.HOBBIES + words.FOODS + words.DRINKS),
+    ("How do I start with {} as a beginner?", words.HOBBIES + words.SUBJECTS),
+    ("What does a {} do all day?", words.JOBS),
+    ("Is it hard to become a {}?", words.JOBS),
+    ("Tell me something about {}.", words.CITIES + words.COUNTRIES + words.LANGUAGES),
+    ("What should I see in {}?", words.CITIES + words.COUNTRIES),
+    ("What goes well with {}?", words.FOODS + words.DRINKS),
+    ("How long does it take to {}?", words.TASKS),
+    ("What is the main idea of {}?", words.SUBJECTS),
+    ("Which is better, {} or {}?", words.FOODS + words.HOBBIES + words.COLORS),
+    ("List three things that are {}.", words.COLORS),
+)
+
+
+def filled(wordings: Wordings, rng: random.Random, count: int) -> list[str]:
+    """That many different wordings with their fillers put in."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        wording, fillers = rng.choice(wordings)
+        found[wording.format(*rng.sample(fillers, 2))] = None
+    return list(found)

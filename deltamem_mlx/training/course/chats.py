@@ -2,7 +2,7 @@
 
 import random
 
-import words
+from . import words
 
 LINES = (
     "How was your weekend?",

@@ -1,8 +1,8 @@
 """The words and wordings of the built-in pair's little language.
 
 Subjects (people, animals, things) have values (cities, jobs, instruments, foods, names, colours).
-Held out of all training: the last ``Words.held`` words of a class, the last wording of every list,
-and one in five of the subject-value pairs.
+Held out of all training: the last ``WordClass.held`` words of a class, the last wording of every
+list, and one in five of the subject-value pairs.
 """
 
 import zlib
@@ -12,7 +12,7 @@ UNKNOWN = "..."  # said in the value's place, before "i do not know ."
 
 
 @dataclass(frozen=True)
-class Words:
+class WordClass:
     """A class of words; the last ``held`` of them are held out of all training."""
 
     text: str
@@ -26,46 +26,46 @@ class Words:
         return words[-self.held :] if heldout else words[: -self.held]
 
 
-PEOPLE = Words(
+PEOPLE = WordClass(
     "anna ben carla david emma felix greta hugo ines jonas karin leo maria nils olga paul "
     "rita simon tara viktor wanda yusuf zoe adam bella chris dora erik fiona georg hanna ivan "
     "julia kofi lena marco nora omar petra quentin rosa sven tom ulla vera willi xenia yara",
     8,
 )
-ANIMALS = Words(
+ANIMALS = WordClass(
     "dog cat horse parrot rabbit goat pony turtle hamster cow pig duck",
     2,
 )
-THINGS = Words(
+THINGS = WordClass(
     "door car bike hat boat house coat kitchen fence tent chair lamp table bag phone sofa",
     2,
 )
-CITIES = Words(
+CITIES = WordClass(
     "oslo paris rome london berlin madrid vienna prague lisbon dublin athens warsaw tokyo "
     "cairo delhi lima boston chicago sydney nairobi hamburg geneva milan porto",
     4,
 )
-JOBS = Words(
+JOBS = WordClass(
     "baker doctor teacher nurse pilot farmer lawyer cook painter singer writer builder driver "
     "sailor judge dentist gardener plumber tailor waiter miner potter vet barber",
     4,
 )
-INSTRUMENTS = Words(
+INSTRUMENTS = WordClass(
     "piano violin flute guitar drums cello harp trumpet organ banjo tuba oboe clarinet viola "
     "lute horn bass fiddle recorder zither bagpipe whistle ukulele gong",
     4,
 )
-FOODS = Words(
+FOODS = WordClass(
     "soup pizza rice pasta bread cheese apples fish salad cake honey beans eggs noodles "
     "grapes curry olives plums toast corn figs nuts cherries tofu",
     4,
 )
-PET_NAMES = Words(
+PET_NAMES = WordClass(
     "rex bello luna max rocky misty coco bruno daisy shadow pepper ginger lucky snowy tiger "
     "biscuit sparky oscar molly fluffy ziggy pongo nemo pixel",
     4,
 )
-COLOURS = Words(
+COLOURS = WordClass(
     "red blue green yellow black white brown grey pink purple orange gold silver beige violet "
     "turquoise cream scarlet navy olive crimson amber teal ivory",
     4,
@@ -73,18 +73,18 @@ COLOURS = Words(
 
 
 @dataclass(frozen=True)
-class Relation:
+class LittleRelation:
     """How a kind of fact is told, asked and answered; the last wording of each list is held out."""
 
-    subjects: Words
-    values: Words
+    subjects: WordClass
+    values: WordClass
     tells: tuple[str, ...]
     asks: tuple[str, ...]
     answer: str
 
 
 RELATIONS = (
-    Relation(
+    LittleRelation(
         PEOPLE,
         CITIES,
         (
@@ -102,7 +102,7 @@ RELATIONS = (
         ),
         "{s} lives in {v} .",
     ),
-    Relation(
+    LittleRelation(
         PEOPLE,
         JOBS,
         (
@@ -120,7 +120,7 @@ RELATIONS = (
         ),
         "{s} is a {v} .",
     ),
-    Relation(
+    LittleRelation(
         PEOPLE,
         INSTRUMENTS,
         (
@@ -138,7 +138,7 @@ RELATIONS = (
         ),
         "{s} plays the {v} .",
     ),
-    Relation(
+    LittleRelation(
         PEOPLE,
         FOODS,
         (
@@ -156,7 +156,7 @@ RELATIONS = (
         ),
         "{s} likes {v} .",
     ),
-    Relation(
+    LittleRelation(
         ANIMALS,
         PET_NAMES,
         (
@@ -174,7 +174,7 @@ RELATIONS = (
         ),
         "your {s} is called {v} .",
     ),
-    Relation(
+    LittleRelation(
         THINGS,
         COLOURS,
         (
@@ -219,6 +219,6 @@ CHATS = (
 )
 
 
-def is_test_pair(relation: Relation, subject: str, value: str) -> bool:
+def is_test_pair(relation: LittleRelation, subject: str, value: str) -> bool:
     """True for the one in five subject-value pairs that training never shows."""
     return (zlib.crc32(subject.encode()) + relation.values.all().index(value)) % 5 == 0

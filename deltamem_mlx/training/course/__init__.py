@@ -1,0 +1,1 @@
+"""The course: from a chat model to an adapter that remembers, without any data."""

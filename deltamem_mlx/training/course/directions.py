@@ -1,0 +1,105 @@
+"""Words as directions in which a model's last hidden states say them."""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..head import find_heads
+
+CHUNK = 64  # rows that go through a head at once: of a large vocabulary each is long
+
+
+class Directions:
+    """Coordinates of words in which all differences are equally likely to matter.
+
+    Args:
+        rows (np.ndarray): float32 [words, D], from `head_rows`.
+        spoken (int): The first so many are words whose differences count.
+
+    Attributes:
+        spread (np.ndarray): [D, D], takes rows of the head to coordinates, and back to the
+          residual.
+        axes (np.ndarray): [D, D], directions among the coordinates; those that tell most of the
+          words apart come first.
+        coordinates (np.ndarray): [words, D].
+    """
+
+    def __init__(self, rows: np.ndarray, spoken: int):
+        rows = rows - rows[:spoken].mean(0)
+        sizes, axes = np.linalg.eigh(np.cov(rows[:spoken].T))
+        sizes = np.maximum(sizes, 0)
+        self.spread = (axes / np.sqrt(sizes + 0.05 * sizes.mean())) @ axes.T
+        self.axes = axes[:, ::-1].T
+        self.coordinates = rows @ self.spread
+
+    def own_axes(self, place: int, layers: int, count: int) -> np.ndarray:
+        """The axes [count, D] of one of some layers: each has others, as far as there are any."""
+        return self.axes[(place + layers * np.arange(count)) % len(self.axes)]
+
+
+def head_rows(model: nn.Module, tokens: Sequence[int]) -> np.ndarray:
+    """How the logits of some tokens depend on the last hidden state, behind the final norm.
+
+    The head may be a layer or the embedding, quantized or not; the final norm's weights, whatever
+    is added to them, count as the head's.
+
+    Args:
+        model (nn.Module): The model.
+        tokens (Sequence[int]): Ids.
+
+    Returns:
+        np.ndarray: float32 [tokens, D].
+
+    Raises:
+        ValueError: If the model has no head that is known.
+    """
+    modules = dict(model.named_modules())
+    paths = find_heads(model)
+    if not paths:
+        raise ValueError("The model's head was not found, so no start can be fitted.")
+    found = [modules[path] for path in paths]
+    head = next((m for m in found if not hasattr(m, "as_linear")), found[0])
+    ids = mx.array(list(tokens), mx.int32)
+    if hasattr(head, "as_linear"):
+        rows = np.array(head(ids).astype(mx.float32))
+    else:
+        rows = _rows_of_layer(head, ids, _width(model))
+    return rows * _final_scale(model, rows.shape[1])
+
+
+def _width(model: nn.Module) -> int:
+    """The size of a hidden state."""
+    inside = {id(m) for layer in model.layers for m in layer.modules()}
+    embedding = next(m for m in model.modules() if hasattr(m, "as_linear") and id(m) not in inside)
+    return int(embedding(mx.array([0])).shape[-1])
+
+
+def _rows_of_layer(head: nn.Module, ids: mx.array, width: int) -> np.ndarray:
+    parts = []
+    bias = head(mx.zeros((1, width)))[:, ids].astype(mx.float32)
+    for start in range(0, width, CHUNK):
+        units = mx.eye(min(CHUNK, width - start), width, k=start)
+        parts.append(np.array(head(units)[:, ids].astype(mx.float32) - bias))
+    return np.concatenate(parts).T
+
+
+def _final_scale(model: nn.Module, width: int) -> np.ndarray:
+    """What the norm before the head multiplies each entry by, [D]; of none: 1."""
+    norms = final_norms(model)
+    if not norms:
+        return np.ones(width, np.float32)
+    units = mx.eye(width) * width**0.5
+    there = norms[-1](units) - norms[-1](mx.zeros((1, width)))
+    return np.diagonal(np.array(there.astype(mx.float32))) / width**0.5
+
+
+def final_norms(model: nn.Module) -> list[nn.Module]:
+    """Norms of hidden states outside of the layers, in order; the last comes before the head."""
+    inside = {id(m) for layer in model.layers for m in layer.modules()}
+    return [
+        module
+        for module in model.modules()
+        if "Norm" in type(module).__name__ and id(module) not in inside and "weight" in module
+    ]

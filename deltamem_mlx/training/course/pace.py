@@ -1,0 +1,86 @@
+"""How fast this machine is: what a plan's iterations follow from."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm import batch_generate
+
+from ...model.parameters import scalar
+from ...model.patch import attach, detach
+from ..batching import EpisodeBatch, batches
+from ..episodes import Episode
+from ..objective import Objective
+from ..settings import TrainSettings
+from ..update import Updater
+from .rendering import ChatForm
+from .start import config_for, upper
+
+SPOKEN, TOKENS = 8, 12  # answers at once, and their length
+
+
+class MachinePace(NamedTuple):
+    """What was measured.
+
+    Attributes:
+        trained (float): Tokens a second in training, of both passes.
+        judged (float): The same where only the loss is computed.
+        spoken (float): Tokens a second that are generated, several answers at once.
+    """
+
+    trained: float
+    judged: float
+    spoken: float
+
+
+def measured_pace(
+    model: nn.Module,
+    chat: ChatForm,
+    episodes: Sequence[Episode],
+    settings: TrainSettings,
+    asked: Sequence[str],
+) -> MachinePace:
+    """Train, judge and speak a little.
+
+    Args:
+        model (nn.Module): Without a memory, as it is afterwards.
+        chat (ChatForm): How its conversations are written.
+        episodes (Sequence[Episode]): Of two batches at least.
+        settings (TrainSettings): Of a training.
+        asked (Sequence[str]): Things to answer.
+    """
+    prompts = [chat.prompt([{"role": "user", "content": text}]) for text in asked[:SPOKEN]]
+    spoken = _rate(
+        lambda: sum(
+            len(chat.encode(text))
+            for text in batch_generate(model, chat.tokenizer, prompts, max_tokens=TOKENS).texts
+        )
+    )
+    attach(model, config_for(upper(model, 0.5)), seed=0)
+    try:
+        objective = Objective(model, settings.write_visible, settings.count_alike)
+        updater = Updater(objective, settings, mx.distributed.init())
+        stream = batches(episodes, settings.batch_size, seed=settings.seed)
+        numbers = iter(range(100))
+        trained = _rate(lambda: updater.update([next(stream)], next(numbers)).tokens)
+        judged = _rate(lambda: _judged(objective, next(stream)))
+    finally:
+        detach(model)
+    mx.clear_cache()
+    return MachinePace(trained, judged, spoken)
+
+
+def _judged(objective: Objective, batch: EpisodeBatch) -> int:
+    terms = objective.terms(objective.inputs(batch))
+    mx.eval(terms)
+    return round(scalar(terms.tokens + terms.written))
+
+
+def _rate(work: Callable[[], float]) -> float:
+    """Work a second, of the second time: the first compiles."""
+    work()
+    start = time.perf_counter()
+    done = work()
+    return max(1.0, done) / (time.perf_counter() - start)

@@ -1,0 +1,101 @@
+"""What a course will do, and how long that will take: from the hours given and a machine's pace."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .measures import MeasureSizes
+from .pace import MachinePace
+from .stages import Stage
+from .stock import Wanted
+
+# Shares of the time.
+WRITING, STARTING, CHOOSING, TRAINING, MEASURING = 0.08, 0.06, 0.05, 0.66, 0.15
+CHOICES = 14  # adapters that are looked at, in all
+VALIDATING = 1.15  # of a training's time: validations, checkpoints
+FACTS, QUESTION = 3, 12  # told in a recorded conversation; tokens of an answer
+CELLS = 6  # kinds of questions of `eval recall` that are asked, each under several conditions
+CONDITIONS = 5
+
+
+@dataclass(frozen=True)
+class CoursePlan:
+    """All that the weights at the end follow from, beside the model and own data.
+
+    Args:
+        wanted (Wanted): What the model writes first.
+        recorded (int): Conversations that the closed-form start is fitted to.
+        judged (int): Held-out conversations on which adapters are compared.
+        stages (tuple[Stage, ...]): The trainings.
+        iters (tuple[int, ...]): Of each.
+        measured (MeasureSizes): What is measured at the end.
+    """
+
+    wanted: Wanted
+    recorded: int
+    judged: int
+    stages: tuple[Stage, ...]
+    iters: tuple[int, ...]
+    measured: MeasureSizes
+
+
+def plan_for(
+    hours: float, pace: MachinePace, sizes: Sequence[float], stages: Sequence[Stage]
+) -> CoursePlan:
+    """A plan that takes about so many hours.
+
+    Args:
+        hours (float): For all of it.
+        pace (MachinePace): Of the machine.
+        sizes (Sequence[float]): Tokens a conversation of each stage, of both passes.
+        stages (Sequence[Stage]): The trainings.
+    """
+    seconds = 3600 * hours
+    size = sizes[0]
+    whole = Wanted(talk=300, texts=256, asked=300)
+    share = min(1.0, WRITING * seconds / (writing_tokens(whole) / pace.spoken))
+    wanted = Wanted(*(max(24, round(share * count)) for count in whole))
+    iters = []
+    for stage, own in zip(stages, sizes, strict=True):
+        each = stage.batch_size * own * VALIDATING / pace.trained
+        iters.append(_within(TRAINING * stage.share * seconds / each, 8, stage.most))
+    answers = CELLS * CONDITIONS * QUESTION / pace.spoken
+    reading = MEASURING * seconds * pace.judged
+    return CoursePlan(
+        wanted=wanted,
+        recorded=_within(STARTING * seconds * pace.judged / size, 60, 700),
+        judged=_within(CHOOSING * seconds * pace.judged / (CHOICES * size), 8, 64),
+        stages=tuple(stages),
+        iters=tuple(iters),
+        measured=MeasureSizes(
+            questions=_within(0.6 * MEASURING * seconds / answers, 8, 128),
+            windows=_within(0.15 * reading / (2 * 512), 2, 16),
+            histories=_within(0.25 * reading / 2500, 1, 8),
+            chat_tokens=2000,
+        ),
+    )
+
+
+def seconds_of(plan: CoursePlan, pace: MachinePace, sizes: Sequence[float]) -> Mapping[str, float]:
+    """How long the steps of a plan take, by name."""
+    judging = plan.judged * sizes[0] / pace.judged
+    asked = plan.measured.questions * CELLS * CONDITIONS * QUESTION / pace.spoken
+    read = plan.measured.windows * 2 * 512 + plan.measured.histories * 2500
+    found = {
+        "write": writing_tokens(plan.wanted) / pace.spoken,
+        "start": plan.recorded * sizes[0] / pace.judged + 7 * judging,
+        "quiet": 0.4 * plan.recorded * sizes[0] / pace.judged + 2 * judging,
+        "close": 4 * judging,
+        "measure": asked + read / pace.judged,
+    }
+    for stage, iters, own in zip(plan.stages, plan.iters, sizes, strict=True):
+        found[stage.name] = iters * stage.batch_size * own * VALIDATING / pace.trained
+    return found
+
+
+def writing_tokens(wanted: Wanted) -> int:
+    """Tokens that are generated, at most."""
+    return 40 * wanted.talk + 200 * wanted.texts + 20 * (wanted.asked + wanted.asked // 2)
+
+
+def _within(wanted: float, least: int, most: int) -> int:
+    return max(least, min(most, int(wanted)))

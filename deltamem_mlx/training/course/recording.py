@@ -1,0 +1,159 @@
+"""What the attentions of a model see while facts are told and asked for, and where values are."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .directions import final_norms
+from .language import Teller, messages_of
+from .rendering import ChatForm
+
+BATCH = 8
+
+
+class ValuePair(NamedTuple):
+    """A token of a value: where it was told, and the token before it in the answer.
+
+    Positions count through all recorded tokens.
+    """
+
+    told: int
+    before: int
+    token: int
+
+
+class Recording(NamedTuple):
+    """What was recorded.
+
+    Attributes:
+        inputs (dict[int, np.ndarray]): By layer, what its attention got, float16 [tokens, D].
+        written (np.ndarray): bool [tokens], true where facts were told, false where asked.
+        pairs (list[ValuePair]): The values.
+        size (float): Root mean square of the entries that reach the final norm.
+    """
+
+    inputs: dict[int, np.ndarray]
+    written: np.ndarray
+    pairs: list[ValuePair]
+    size: float
+
+
+class FactScript(NamedTuple):
+    """What is to be recorded: parts that are told and asked in turn, and where values are in them.
+
+    Attributes:
+        parts (list[list[int]]): Tokens; every second one asks for what the one before told.
+        pairs (list[ValuePair]): The values.
+    """
+
+    parts: list[list[int]]
+    pairs: list[ValuePair]
+
+
+def script(chat: ChatForm, teller: Teller, conversations: int, facts: int) -> FactScript:
+    """Tell and ask so many facts in so many conversations; each part is read without the other."""
+    parts: list[list[int]] = []
+    pairs: list[ValuePair] = []
+    start = 0
+    for _ in range(conversations):
+        known = teller.facts(facts)
+        told = chat.tokens(messages_of(teller.turns([teller.tell(fact) for fact in known])))
+        order = teller.rng.sample(known, len(known))
+        asked = chat.tokens(messages_of(map(teller.question, order)))
+        parts += [told, asked]
+        for fact in known:
+            for value in chat.encodings(fact.value):
+                places = find(told, value), find(asked, value)
+                if all(places):
+                    at, answer = start + places[0][-1], start + len(told) + places[1][0]
+                    pairs += [ValuePair(at + i, answer + i - 1, t) for i, t in enumerate(value)]
+                    break
+        start += len(told) + len(asked)
+    return FactScript(parts, pairs)
+
+
+def record(model: nn.Module, said: FactScript, sites: dict[int, nn.Module]) -> Recording:
+    """What the attentions of some layers see of a script.
+
+    Args:
+        model (nn.Module): Without a memory.
+        said (FactScript): What is read.
+        sites (dict[int, nn.Module]): Layer → its attention.
+    """
+    inputs, size = attention_inputs(model, said.parts, sites)
+    lengths = [len(part) for part in said.parts]
+    written = np.repeat(np.arange(len(said.parts)) % 2 == 0, lengths)
+    return Recording(inputs, written, said.pairs, size)
+
+
+def find(tokens: Sequence[int], value: Sequence[int]) -> list[int]:
+    """Where a sequence of tokens stands in another."""
+    starts = range(len(tokens) - len(value) + 1)
+    return [i for i in starts if list(tokens[i : i + len(value)]) == list(value)]
+
+
+@lru_cache
+def _tapped(base: type[nn.Module]) -> type[nn.Module]:
+    """A class of modules that keep what they were given last."""
+
+    def call(self: nn.Module, x: mx.array, *args: object, **kwargs: object) -> object:
+        vars(self)["seen"] = x
+        return base.__call__(self, x, *args, **kwargs)
+
+    return type(f"Tapped{base.__name__}", (base,), {"__call__": call})
+
+
+@contextmanager
+def tapped(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within this context modules keep their input, as ``seen`` of their ``vars``."""
+    classes = [type(module) for module in modules]
+    for module, cls in zip(modules, classes, strict=True):
+        module.__class__ = _tapped(cls)
+    try:
+        yield
+    finally:
+        for module, cls in zip(modules, classes, strict=True):
+            module.__class__ = cls
+            vars(module).pop("seen", None)
+
+
+def attention_inputs(
+    model: nn.Module, parts: Sequence[list[int]], sites: dict[int, nn.Module]
+) -> tuple[dict[int, np.ndarray], float]:
+    """What each layer's attention gets, float16 [tokens, D] by layer, over all parts in order.
+
+    Also the root mean square of the entries of what reaches the final norm, 1 without one.
+    """
+    norms = final_norms(model)[-1:]
+    found: dict[int, list] = {layer: [None] * len(parts) for layer in sites}
+    order = sorted(range(len(parts)), key=lambda i: len(parts[i]))
+    sizes = []
+    with tapped([*sites.values(), *norms]):
+        for first in range(0, len(parts), BATCH):
+            chosen = order[first : first + BATCH]
+            tokens = np.zeros((len(chosen), len(parts[chosen[-1]])), np.int32)
+            for row, i in zip(tokens, chosen, strict=True):
+                row[: len(parts[i])] = parts[i]  # what follows the end changes nothing before it
+            model(mx.array(tokens))
+            seen = {layer: vars(module)["seen"] for layer, module in sites.items()}
+            last = [vars(norm)["seen"] for norm in norms]
+            mx.eval(seen, last)
+            for layer, x in seen.items():
+                rows = np.array(x.astype(mx.float16))
+                for row, i in zip(rows, chosen, strict=True):
+                    found[layer][i] = row[: len(parts[i])]
+            for x in last:
+                rows = np.array(x.astype(mx.float32))
+                sizes += [_size(row[: len(parts[i])]) for row, i in zip(rows, chosen, strict=True)]
+    size = float(np.mean(sizes)) if sizes else 1.0
+    return {layer: np.concatenate(rows) for layer, rows in found.items()}, size
+
+
+def _size(rows: np.ndarray) -> float:
+    """The size of usual entries: some models have a few that are huge."""
+    return float(np.sqrt(np.median(np.square(rows))))

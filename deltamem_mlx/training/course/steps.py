@@ -1,0 +1,174 @@
+"""The steps of a course. Each goes on from the adapter before it, and leaves one or what it found.
+
+A step that was stopped is taken again: what it wrote is used, and it ends as if it had never
+stopped.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ...adapters.files import write_adapter
+from ...adapters.loading import adapter_of, save_adapter
+from ...model.patch import memory_layers, set_base_model
+from ...model.sites import choose
+from ...text.rows import ConversationRow
+from ..trainer import Trainer
+from .language import messages_of
+from .measures import Measuring
+from .quieting import closed, quieted
+from .recording import record, script
+from .stages import Stage
+from .start import BYTES, able_layers, attentions, best_start, config_for, fitted
+from .vocabulary import words_of
+from .work import Work
+from .writing import stock_of
+
+Result = Mapping[str, Any]
+
+FACTS = 3  # told in a recorded conversation
+ROWS = 8000  # of a stage, at most: further ones are repeated
+CLOSINGS = (0.0, 0.25, 0.5, 1.0)
+TALKS = 64  # conversations whose perplexity is measured, at most
+ORDINARY = 200  # turns that a memory is to keep quiet in
+
+
+class Stopped(Exception):
+    """A course was stopped by Ctrl-C; everything is saved."""
+
+
+def write(work: Work, folder: Path) -> Result:
+    """Let the model write what the conversations are made of."""
+    stock = work.stock = stock_of(work, folder)
+    return {
+        "turns": len(stock.train.ordinary),
+        "asked": len(stock.answers) + len(stock.train.asked),
+        "words": len(stock.any_words),
+    }
+
+
+def start(work: Work, folder: Path) -> Result:
+    """Fit the first adapter in closed form."""
+    assert work.stock is not None
+    model, first = work.model, work.plan.stages[0]
+    known = words_of(work.chat)
+    spoken = [known[word] for word in work.stock.any_words]
+    teller = work.language.teller(work.seed_of(1), work.stock.any_words)
+    said = script(work.chat, teller, work.plan.recorded, FACTS)
+    with work.viewer.counting("fitting", len(able_layers(model))) as tell:
+        weights, directions, size = fitted(model, said, spoken, tell)
+    held_out = work.episodes(first, work.plan.judged, held_out=True)
+    with work.plain_afterwards():
+        tried = best_start(model, weights, directions, size, lambda: work.loss(first, held_out))
+        set_base_model(model, work.name)
+        save_adapter(model, folder)
+    return {"tried": [one._asdict() for one in tried], "layers": tried[0].layers}
+
+
+def quiet(work: Work, folder: Path, stage: Stage) -> Result:
+    """Make the memory keep quiet on ordinary text, if the next stage begins better from there."""
+    assert work.stock is not None and work.before is not None
+    teller = work.language.teller(work.seed_of(2), work.stock.any_words)
+    said = script(work.chat, teller, max(20, round(0.3 * work.plan.recorded)), FACTS)
+    turns = work.stock.train.ordinary[:ORDINARY] or work.stock.train.asked
+    ordinary = said._replace(parts=[work.chat.tokens(messages_of([turn])) for turn in turns])
+    held_out = work.episodes(stage, work.plan.judged, held_out=True)
+    with work.adapted(work.before) as model:
+        before = work.loss(stage, held_out)
+        layers = list(memory_layers(model))
+    sites = attentions(work.model)
+    tokens = sum(map(len, [*said.parts, *ordinary.parts]))
+    several = max(1, BYTES // (2 * tokens * config_width(work)))
+    new: dict[int, dict[str, mx.array]] = {}
+    for first in range(0, len(layers), several):
+        here = {layer: sites[layer] for layer in layers[first : first + several]}
+        keep, calm = (record(work.model, part, here).inputs for part in (said, ordinary))
+        with work.adapted(work.before) as model:
+            for layer in here:
+                quieted(model, layer, *(x[layer].astype(np.float32) for x in (keep, calm)))
+                attention = memory_layers(model)[layer]
+                new[layer] = {name: attention[name] for name in attention.adapter_keys()}
+    with work.adapted(work.before) as model:
+        for layer, weights in new.items():
+            for name, value in weights.items():
+                memory_layers(model)[layer][name] = value
+        after = work.loss(stage, held_out)
+        if after < before:
+            save_adapter(model, folder)
+    if after >= before:
+        with work.adapted(work.before) as model:
+            save_adapter(model, folder)
+    return {"loss before": before, "loss after": after, "kept": after < before}
+
+
+def config_width(work: Work) -> int:
+    """The size of a hidden state."""
+    sites = choose(work.model, config_for(())).sites
+    return sites[0].projections.dims
+
+
+def train(work: Work, folder: Path, stage: Stage) -> Result:
+    """One training; Ctrl-C stops it at a checkpoint.
+
+    Raises:
+        Stopped: If it was.
+        Diverged: If the loss exploded.
+    """
+    assert work.before is not None
+    settings = work.settings(stage)
+    rows = min(ROWS, settings.iters * settings.batch_size)
+    train_on = work.episodes(stage, rows)
+    valid = work.episodes(stage, work.plan.judged, held_out=True)
+    with work.adapted(work.before) as model:
+        trainer = Trainer(model, train_on, valid, settings, folder, resume=True)
+        with work.viewer.training(trainer):
+            outcome = trainer.run()
+        if not outcome.finished:
+            raise Stopped
+        tokens = trainer.progress.trained_tokens
+    return {
+        "iterations": outcome.iteration,
+        "tokens": tokens,
+        "seconds": outcome.seconds,
+        "peak_memory": outcome.peak_memory,
+        "loss": outcome.val_loss,
+        "loss with an empty memory": outcome.val_loss_without,
+        "loss with another's": outcome.val_loss_foreign,
+    }
+
+
+def close(work: Work, folder: Path) -> Result:
+    """Close the write gates by what loses least, and round the weights to float16."""
+    assert work.before is not None
+    stage = work.plan.stages[-1]
+    held_out = work.episodes(stage, work.plan.judged, held_out=True)
+    losses = {}
+    for by in CLOSINGS:
+        with work.adapted(work.before) as model:
+            closed(model, by)
+            losses[by] = work.loss(stage, held_out)
+    best = min(losses, key=lambda by: losses[by])
+    with work.adapted(work.before) as model:
+        closed(model, best)
+        adapter = adapter_of(model)
+        rounded = {name: x.astype(mx.float16) for name, x in adapter.tensors.items()}
+        write_adapter(replace(adapter, tensors=rounded), folder)
+    return {"by": best, "losses": {str(by): loss for by, loss in losses.items()}}
+
+
+def measure(work: Work, folder: Path) -> Result:
+    """What the adapter is worth."""
+    assert work.before is not None and work.stock is not None
+    stage = work.plan.stages[-1]
+    talk = work.language.teller(work.seed_of(3))
+    rows = [
+        ConversationRow([*talk.conversation(stage.shape)], None, f"conversation {i}")
+        for i in range(TALKS)
+    ]
+    with work.adapted(work.before) as model:
+        measuring = Measuring(model, work.chat, work.builtin, work.plan.measured, folder, work.seed)
+        return {"wanted": asdict(work.plan.measured)} | measuring.all(work.viewer, rows)

@@ -1,0 +1,108 @@
+"""What the steps of a course share."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ...model.patch import detach, is_attached
+from ...text.rows import ConversationRow
+from ..dataset import EpisodeDataset
+from ..settings import TrainSettings
+from ..start import adapter_from
+from .choosing import held_out_loss
+from .language import Language
+from .plan import CoursePlan
+from .rendering import ChatForm
+from .rows import stage_rows
+from .stages import Stage
+from .stock import Stock
+from .viewing import Viewer
+
+SEEDS = 100  # of a course, for its parts
+
+
+@dataclass
+class Work:
+    """A course at work.
+
+    Args:
+        model (nn.Module): Without a memory, between the steps.
+        chat (ChatForm): How its conversations are written.
+        language (Language): What they are in.
+        builtin (bool): The model is the built-in one.
+        name (str): The model's name.
+        plan (CoursePlan): What is done.
+        seed (int): Of everything.
+        own (Sequence[ConversationRow]): Conversations that the user gave.
+        viewer (Viewer): Told how it goes.
+        grad_checkpoint (bool): Take less memory and more time.
+        stock (Stock): What the conversations are made of, once it is written.
+        before (Path): The folder of the adapter that the next step goes on from.
+    """
+
+    model: nn.Module
+    chat: ChatForm
+    language: Language
+    builtin: bool
+    name: str
+    plan: CoursePlan
+    seed: int
+    own: Sequence[ConversationRow]
+    viewer: Viewer
+    grad_checkpoint: bool = False
+    stock: Stock | None = None
+    before: Path | None = None
+
+    def seed_of(self, part: int) -> int:
+        """The seed of a part of the course."""
+        return SEEDS * self.seed + part
+
+    def episodes(self, stage: Stage, count: int, *, held_out: bool = False) -> EpisodeDataset:
+        """So many conversations of a stage, tokenized when they are needed."""
+        assert self.stock is not None
+        rows = stage_rows(
+            stage,
+            self.language,
+            self.stock,
+            count,
+            seed=self.seed_of(10 + self.plan.stages.index(stage)),
+            held_out=held_out,
+            opening=self.chat.without_system(),
+            own=self.own,
+        )
+        return EpisodeDataset(
+            rows, self.chat.tokenizer, stage.episodes, template_kwargs=self.chat.template_kwargs
+        )
+
+    def settings(self, stage: Stage) -> TrainSettings:
+        """How a stage is trained."""
+        place = self.plan.stages.index(stage)
+        return stage.settings(
+            self.plan.iters[place], self.seed_of(place), grad_checkpoint=self.grad_checkpoint
+        )
+
+    def loss(self, stage: Stage, held_out: EpisodeDataset) -> float:
+        """What the adapter that is attached loses on held-out conversations of a stage."""
+        return held_out_loss(self.model, held_out, self.settings(stage))
+
+    @contextmanager
+    def adapted(self, folder: Path) -> Iterator[nn.Module]:
+        """Within this context the model has the adapter in a folder."""
+        adapter_from(self.model, folder, base_model=self.name)
+        with self.plain_afterwards():
+            yield self.model
+
+    @contextmanager
+    def plain_afterwards(self) -> Iterator[None]:
+        """After this context the model has no memory."""
+        try:
+            yield
+        finally:
+            if is_attached(self.model):
+                detach(self.model)
+            self.model.eval()
+            mx.clear_cache()
