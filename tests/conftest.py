@@ -10,7 +10,6 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -163,19 +162,6 @@ def qwen3_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smollm3_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for `mlx_lm.load`: the smollm3-tiny fixture with the char96 tokenizer. Read only."""
     return _loadable("smollm3-tiny", tmp_path_factory)
-
-
-@pytest.fixture
-def smollm2_example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of the example, its modules importable; none is left behind for other tests."""
-    folder = ROOT / "examples" / "smollm2_adapter"
-    names = [file.stem for file in folder.glob("*.py")]
-    monkeypatch.syspath_prepend(str(folder))
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield folder
-    for name in names:
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="session", params=["q4", "float32"])

@@ -295,7 +295,7 @@ def test_interrupted_saves_and_says_how_to_go_on(
 
 
 def test_wrong_flags(base: list[str], tmp_path: Path) -> None:
-    assert "--model and --data" in refused(2, "train")
+    assert "Missing: --model." in refused(2, "train")
     cases = {
         ("--iters", "5", "--epochs", "1"): "one of them",
         ("--epochs", "-1"): "--epochs is -1.0",
@@ -312,6 +312,7 @@ def test_wrong_flags(base: list[str], tmp_path: Path) -> None:
         ("--batch-size", "0"): "--batch-size",
         ("--distill", "-1"): "distill is -1.0; expected 0 or more",
         ("--no-harm", "nan"): "no_harm is nan; expected 0 or more",
+        ("--hours", "1"): "leave --data out, or give --course",
     }
     for flags, said in cases.items():
         assert said in refused(2, *base, *flags), flags
@@ -395,3 +396,50 @@ def test_a_file_with_a_value_that_is_no_number(base: list[str], tmp_path: Path, 
     text = refused(2, *base, "--config", file)
     assert "'iters'" in text or "--iters" in text or "train.yaml" in text
     assert len(text) < 600
+
+
+# --- the package's own course
+
+
+def test_a_course_refuses_by_name_what_it_chooses_itself(data: Path, tmp_path: Path) -> None:
+    run = ("train", "--model", "builtin", "--adapter-path", tmp_path / "out")
+    for flags, said in {
+        ("--iters", "5", "--rank", "4"): "--iters, --rank: the course",
+        ("--data", data, "--course", "--distill", "1"): "--distill: the course",
+        ("--hours", "0"): "--hours is 0.0; expected a positive number",
+        ("--resume", "--overwrite"): "--resume and --overwrite",
+    }.items():
+        assert said in refused(2, *run, *flags), flags
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metrics.jsonl").write_text("{}")
+    assert "metrics.jsonl" in refused(2, *run)
+    assert refused(1, "train", "--model", tmp_path / "none", "--adapter-path", tmp_path / "new")
+
+
+def test_a_course_shows_its_steps_and_ends_with_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps themselves are tests/training/test_course.py's."""
+    from deltamem_mlx.training.course import course as module
+    from deltamem_mlx.training.course.viewing import Planned
+
+    class Played(module.Course):
+        def run(self) -> module.Finished:
+            steps = [
+                Planned("facts", "to find", 800, 100, 1e-3, 1200.0, False),
+                Planned("close", "gates", 0, 0, 0.0, 60.0, True),
+            ]
+            self.viewer.plan(steps)
+            self.viewer.begin(steps[0], 1, 1200.0)
+            self.viewer.end(steps[0], {}, 65.0)
+            self.viewer.end(steps[1], {"by": 0.5}, 65.0)
+            return module.Finished(self.folder, "## The page", {"facts": {"result": {"loss": 1}}})
+
+    monkeypatch.setattr(module, "Course", Played)
+    done = call("train", "--model", "builtin", "--adapter-path", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    for text in ("1 facts", "800", "20 min", "About 20 min in all", "Step 1 of 2", "less 0.5"):
+        assert text in done.stderr
+    assert "## The page" in done.stdout and "--adapter" in done.stdout
+    done = call("train", "--model", "builtin", "--adapter-path", tmp_path / "out", "--json")
+    assert json.loads(done.stdout)["steps"] == {"facts": {"loss": 1}}

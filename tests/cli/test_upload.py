@@ -426,3 +426,10 @@ def test_no_folder() -> None:
         done = call(name, "--repo", "user/mine", "--dry-run")
         assert done.exit_code == 1
         assert done.stderr == f"Error: No folder {name!r}. Expected the folder of an adapter.\n"
+
+
+def test_the_adapter_for_a_real_model_in_this_repository_is_whole_and_small() -> None:
+    upload = prepare(ROOT / "adapters" / "smollm2-135m-instruct", "user/name")
+    assert sum(upload.sizes.values()) < 4_000_000
+    assert upload.card_is_own and "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in upload.card
+    assert upload.hidden_base is None, "named as on the Hub"

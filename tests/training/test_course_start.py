@@ -1,24 +1,23 @@
-"""The closed-form start of the SmolLM2 adapter, on hidden states that are made up."""
-
-from pathlib import Path
-from types import SimpleNamespace
+"""The closed-form start of a course, on hidden states that are made up."""
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from deltamem_mlx.adapters.publish import prepare
+from deltamem_mlx import builtin, load
+from deltamem_mlx.training.course.directions import Directions, head_rows
+from deltamem_mlx.training.course.fitting import ELSEWHERE, finished, fit
+from deltamem_mlx.training.course.quieting import AWAY, corrected
+from deltamem_mlx.training.course.recording import attention_inputs, find
+from deltamem_mlx.training.course.start import RANK, attentions
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2_adapter"
 D, WORDS, CONTEXT, FACTS, FILLERS = 96, 150, 12, 3, 5
 
 
-@pytest.fixture
-def initial(smollm2_example: Path):
-    """The example's module."""
-    import initial
-
-    return initial
+@pytest.fixture(scope="module")
+def plain():
+    """The built-in model and its tokenizer."""
+    return load(str(builtin.base_folder()))
 
 
 class World:
@@ -49,16 +48,15 @@ class World:
         return self.rng.normal(size=(FILLERS, CONTEXT)) @ self.told - self.is_value
 
 
-def test_what_is_told_is_found_and_said_by_the_fitted_weights(initial):
+def test_what_is_told_is_found_and_said_by_the_fitted_weights():
     rng = np.random.default_rng(0)
     world = World(rng)
     head = rng.normal(size=(WORDS, D))
-    embedding = SimpleNamespace(weight=mx.array(head))
-    norm = SimpleNamespace(weight=mx.ones((D,)))
-    model = SimpleNamespace(model=SimpleNamespace(embed_tokens=embedding, norm=norm))
-    words = initial.Words(model, range(WORDS))
+    directions = Directions(head, WORDS)
     inputs, written, pairs = world.conversations(600)
-    weights = initial.fit(inputs, written, pairs, words, words.axes[: initial.RANK])
+    values = directions.coordinates[[token for *_, token in pairs]]
+    fitted = fit(inputs, written, pairs, values, RANK)
+    weights = finished(fitted, directions, directions.axes[:RANK], gain=6.0)
 
     fresh, is_written, held_out = world.conversations(60)
     values = np.array([told for told, _, _ in held_out])
@@ -88,54 +86,73 @@ def test_what_is_told_is_found_and_said_by_the_fitted_weights(initial):
     assert np.mean(gate[values] > 0) > 0.95 and np.mean(gate[closed] < 0) > 0.95
 
 
-def test_the_shipped_adapter_is_whole_and_small():
-    upload = prepare(EXAMPLE.parent.parent / "adapters" / "smollm2-135m-instruct", "user/name")
-    assert sum(upload.sizes.values()) < 4_000_000
-    assert upload.card_is_own and "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in upload.card
-    assert upload.hidden_base is None, "named as on the Hub"
+def test_values_are_located_where_they_are_told_and_asked_for():
+    assert find([5, 1, 2, 3, 1, 2], [1, 2]) == [1, 4]
+    assert find([1], [1, 2]) == []
 
 
-def test_values_are_located_where_they_are_told_and_asked_for(initial):
-    import recording
-
-    assert recording._find([5, 1, 2, 3, 1, 2], [1, 2]) == [1, 4]
-    assert recording._find([1], [1, 2]) == []
-
-
-def test_attention_inputs_are_those_of_each_part_alone_and_leave_the_model_as_it_was(initial):
-    import recording
-
-    from deltamem_mlx import builtin, load
-
-    model = load(str(builtin.base_folder()))[0]
-    norms = [model.layers[i].input_layernorm for i in (1, 2)]
+def test_attention_inputs_are_those_of_each_part_alone_and_leave_the_model_as_it_was(plain):
+    model, _ = plain
+    there = attentions(model)
+    sites = {i: there[i] for i in (1, 2)}
+    classes = [type(module) for module in sites.values()]
     parts = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
-    found = recording.attention_inputs(model, parts, (1, 2))
-    assert [model.layers[i].input_layernorm for i in (1, 2)] == norms
-    alone = [recording.attention_inputs(model, [part], (1, 2)) for part in parts]
+    found, size = attention_inputs(model, parts, sites)
+    assert [type(module) for module in sites.values()] == classes
+    assert size > 0
+    alone = [attention_inputs(model, [part], sites)[0] for part in parts]
     for layer in (1, 2):
         assert found[layer].shape == (9, 128)
         joint = np.concatenate([own[layer] for own in alone])
         np.testing.assert_allclose(found[layer], joint, atol=2e-2)
 
 
-def test_quieting_changes_ordinary_text_and_leaves_facts(initial):
-    import quiet
+def test_the_head_is_the_embedding_or_a_layer_with_the_last_norm_in_it(plain):
+    model, _ = plain
+    ids = [3, 5, 300]
+    x = mx.random.normal((1, 128), key=mx.random.key(0))
+    wanted = model.model.embed_tokens.as_linear(model.model.norm(x))[0, mx.array(ids)]
+    scale = np.sqrt(np.square(np.array(x)).mean())
+    got = head_rows(model, ids) @ np.array(x)[0] / scale
+    np.testing.assert_allclose(got, np.array(wanted), rtol=1e-3, atol=1e-3)
 
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_norms_that_add_one_and_heads_of_their_own_count(family):
+    import importlib
+
+    module = importlib.import_module(
+        f"mlx_lm.models.{ {'gemma3': 'gemma3_text'}.get(family, family) }"
+    )
+    shape = dict(model_type=family, hidden_size=32, num_hidden_layers=1, intermediate_size=48,
+                 num_attention_heads=2, rms_norm_eps=1e-6, vocab_size=50)  # fmt: skip
+    more = {"llama": {"tie_word_embeddings": False}, "gemma3": {"head_dim": 16}}[family]
+    arguments = module.ModelArgs(**shape, num_key_value_heads=1, **more)
+    model = module.Model(arguments)
+    model.model.norm.weight = mx.random.uniform(0.5, 2, (32,), key=mx.random.key(1))
+    x = mx.random.normal((1, 32), key=mx.random.key(2))
+    hidden = model.model.norm(x)
+    head = getattr(model, "lm_head", None) or model.model.embed_tokens.as_linear
+    scale = np.sqrt(np.square(np.array(x)).mean())
+    got = head_rows(model, range(50)) @ np.array(x)[0] / scale
+    np.testing.assert_allclose(got, np.array(head(hidden))[0], rtol=1e-3, atol=1e-3)
+
+
+def test_quieting_changes_ordinary_text_and_leaves_facts():
     rng = np.random.default_rng(1)
     basis = np.linalg.qr(rng.normal(size=(D, D)))[0]
     facts = rng.normal(size=(400, D // 2)) @ basis[: D // 2]
     text = rng.normal(size=(300, D // 2)) @ basis[D // 2 :] + 0.1 * facts[:300] + 5 * basis[-1]
     weights = {
-        "memory_q_proj": 0.1 * rng.normal(size=(initial.RANK, D)),
+        "memory_q_proj": 0.1 * rng.normal(size=(RANK, D)),
         "beta_proj": rng.normal(size=(1, D)),
         "beta_bias": np.array([0.5]),
     }
-    new = quiet.corrected(weights, facts, text)
+    new = corrected(weights, facts, text)
     away = text @ new["memory_q_proj"].T
-    rows = initial.RANK - initial.ELSEWHERE
+    rows = RANK - ELSEWHERE
     assert np.abs(away[:, :rows]).mean() < 0.3 * np.abs(text @ weights["memory_q_proj"].T).mean()
-    assert np.abs(away[:, rows:] - quiet.AWAY).mean() < 0.9
+    assert np.abs(away[:, rows:] - AWAY).mean() < 0.9
     new |= {"beta_bias": weights["beta_bias"]}
 
     def gates(rows: np.ndarray, of: dict[str, np.ndarray]) -> np.ndarray:

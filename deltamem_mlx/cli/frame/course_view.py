@@ -1,14 +1,16 @@
 """What `train` shows of a course: a table before, a line and a bar for each step, the time left."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.progress import counting
 from deltamem_mlx.cli.frame.train_view import watching
+from deltamem_mlx.model.sites import spans
 from deltamem_mlx.training.course.viewing import Planned, Viewer
 from deltamem_mlx.training.trainer import Trainer
 
@@ -56,9 +58,10 @@ class CourseView(Viewer):
             f"{duration(step.seconds)}, {duration(left)} with those after it."
         )
 
-    def end(self, step: Planned, said: str, seconds: float) -> None:
-        """How long it took."""
-        output.note(f"{step.name}: done in {duration(seconds)}{f'; {said}' if said else ''}.")
+    def end(self, step: Planned, result: Mapping[str, Any], seconds: float) -> None:
+        """How long it took, and what came of it."""
+        parts = [f"{step.name}: done in {duration(seconds)}", *_found(step.name, result)]
+        output.note("; ".join(parts) + ".")
 
     def counting(self, what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """A bar."""
@@ -67,6 +70,24 @@ class CourseView(Viewer):
     def training(self, trainer: Trainer) -> AbstractContextManager[None]:
         """A bar and lines, as of any training."""
         return watching(trainer)
+
+
+def _found(name: str, result: Mapping[str, Any]) -> Iterator[str]:
+    """What a step found, in words."""
+    if name == "write":
+        yield f"{result['turns']:,} turns of talk and text, {result['asked']:,} answers"
+    elif name == "start":
+        best, *others = result["tried"]
+        yield (
+            f"a memory in layers {spans(best['layers'])}, held-out loss {best['loss']:.3f}, of "
+            f"{1 + len(others)} starts the best (the worst: {others[-1]['loss']:.3f})"
+        )
+    elif name == "quiet":
+        before, after = result["loss before"], result["loss after"]
+        kept = "kept" if result["kept"] else "not kept"
+        yield f"held-out loss of the next training {before:.3f}, quieted {after:.3f}: {kept}"
+    elif name == "close":
+        yield f"the gates' logits less {result['by']:g} lose least"
 
 
 def duration(seconds: float) -> str:

@@ -5,10 +5,12 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
@@ -206,7 +208,7 @@ class Course:
             end_step(place, given, took, result)
             done = finished_step(place, given)
             assert done is not None
-            self.viewer.end(row, json.dumps(done["result"])[:200], took)
+            self.viewer.end(row, done["result"], took)
         elif step.name == "write":
             step.run(work, place)
         if step.adapter:
@@ -216,7 +218,8 @@ class Course:
     def _finish(self, work: Work, page: str, results: dict[str, Any]) -> Finished:
         assert work.before is not None
         adapter = read_adapter(work.before)
-        write_adapter(adapter, self.folder)
+        rounded = {name: x.astype(mx.float16) for name, x in adapter.tensors.items()}
+        write_adapter(replace(adapter, tensors=rounded), self.folder)
         write_text(self.folder / CARD, card(adapter, self.folder, page))
         return Finished(self.folder, page, results)
 

@@ -36,7 +36,7 @@ class EnglishHistories:
     def kinds(self) -> list[History]:
         """All kinds, with their shares."""
         found = [
-            History(0.35, self.facts),
+            History(0.35, self.facts, facts=True),
             History(0.3, self.two_people),
             History(0.07, self.listing),
             History(0.1, self.ordinary),

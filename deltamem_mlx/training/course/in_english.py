@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from functools import cached_property
 
 from ...evals.silence.questions import QUESTIONS
 from .beginnings import BEGINNINGS
@@ -15,8 +16,9 @@ from .prompts import EVERYDAY, ORDINARY, WORDINGS, filled
 class English:
     """What is told, asked and talked of in English; nothing of it is in the evaluations."""
 
-    def __init__(self) -> None:
-        self._library = Library(random.Random(0))
+    @cached_property
+    def _library(self) -> Library:
+        return Library(random.Random(0))
 
     def teller(self, seed: int, any_words: Sequence[str] = ()) -> EnglishTeller:
         """Makes conversations; ``any_words`` may be values of any fact."""

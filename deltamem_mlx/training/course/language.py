@@ -91,7 +91,9 @@ class History(NamedTuple):
     Attributes:
         share (float): How often, beside the others' shares.
         make (Callable[[], list[Message]]): One of the kind.
+        facts (bool): It tells facts.
     """
 
     share: float
     make: Any
+    facts: bool = False

@@ -83,4 +83,4 @@ class Little:
         def chat() -> list[Message]:
             return messages_of(teller.rng.choices(talk, k=teller.rng.randint(2, 8)))
 
-        return [History(0.7, facts), History(0.3, chat)]
+        return [History(0.7, facts, facts=True), History(0.3, chat)]

@@ -49,12 +49,14 @@ class MeasureSizes:
         windows (int): Passages whose perplexity is taken, at most.
         histories (int): Before the questions that have nothing to do with them, of each kind.
         chat_tokens (int): Length of a chat among those.
+        cells (tuple[Cell, ...]): Kinds of questions of recall.
     """
 
     questions: int
     windows: int
     histories: int
     chat_tokens: int
+    cells: tuple[Cell, ...] = CELLS
 
 
 class Measuring:
@@ -108,9 +110,9 @@ class Measuring:
         each = self.wanted.questions
         episodes: Sequence[RecallEpisode]
         if self.builtin:
-            episodes = [e for e in builtin_episodes() if e.cell in CELLS]
+            episodes = [e for e in builtin_episodes() if e.cell in self.wanted.cells]
         else:
-            episodes = list(fact_episodes(each, seed=self.seed, cells=CELLS))
+            episodes = list(fact_episodes(each, seed=self.seed, cells=self.wanted.cells))
         cells = in_cells(episodes, each)
         runner = Runner(
             self.model,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .measures import MeasureSizes
+from .measures import CELLS, CONDITIONS, MeasureSizes
 from .pace import MachinePace
 from .stages import Stage
 from .stock import Wanted
@@ -13,8 +13,6 @@ WRITING, STARTING, CHOOSING, TRAINING, MEASURING = 0.08, 0.06, 0.05, 0.66, 0.15
 CHOICES = 14  # adapters that are looked at, in all
 VALIDATING = 1.15  # of a training's time: validations, checkpoints
 FACTS, QUESTION = 3, 12  # told in a recorded conversation; tokens of an answer
-CELLS = 6  # kinds of questions of `eval recall` that are asked, each under several conditions
-CONDITIONS = 5
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def plan_for(
     for stage, own in zip(stages, sizes, strict=True):
         each = stage.batch_size * own * VALIDATING / pace.trained
         iters.append(_within(TRAINING * stage.share * seconds / each, 8, stage.most))
-    answers = CELLS * CONDITIONS * QUESTION / pace.spoken
+    answers = len(CELLS) * len(CONDITIONS) * QUESTION / pace.spoken
     reading = MEASURING * seconds * pace.judged
     return CoursePlan(
         wanted=wanted,
@@ -78,7 +76,13 @@ def plan_for(
 def seconds_of(plan: CoursePlan, pace: MachinePace, sizes: Sequence[float]) -> Mapping[str, float]:
     """How long the steps of a plan take, by name."""
     judging = plan.judged * sizes[0] / pace.judged
-    asked = plan.measured.questions * CELLS * CONDITIONS * QUESTION / pace.spoken
+    asked = (
+        plan.measured.questions
+        * len(plan.measured.cells)
+        * len(CONDITIONS)
+        * QUESTION
+        / pace.spoken
+    )
     read = plan.measured.windows * 2 * 512 + plan.measured.histories * 2500
     found = {
         "write": writing_tokens(plan.wanted) / pace.spoken,

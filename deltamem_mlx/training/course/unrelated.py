@@ -77,7 +77,7 @@ class Unrelated:
         told, end = conversation[: -2 * asked], conversation[-2 * asked :]
         parts = [told]
         for _ in range(self._several() - 1):
-            parts.insert(rng.randint(0, len(parts)), self._history())
+            parts.insert(rng.randint(0, len(parts)), self._history(facts=False))
         history = list(chain(*parts))
         turns = [(end[i : i + 2], False) for i in range(0, len(end), 2)]
         silent = rng.sample(self.talk, min(max(1, asked // 2), len(self.talk)))
@@ -89,7 +89,8 @@ class Unrelated:
     def _several(self) -> int:
         return 1 if self.joined == 1 else self.rng.randint(1, self.joined)
 
-    def _history(self) -> list[Message]:
-        shares = [kind.share for kind in self.kinds]
-        found: list[Message] = self.rng.choices(self.kinds, shares)[0].make()
+    def _history(self, *, facts: bool = True) -> list[Message]:
+        kinds = [kind for kind in self.kinds if facts or not kind.facts]
+        shares = [kind.share for kind in kinds]
+        found: list[Message] = self.rng.choices(kinds, shares)[0].make()
         return found

@@ -1,8 +1,8 @@
 """Who watches a course, and what they are told."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..trainer import Trainer
 
@@ -38,8 +38,8 @@ class Viewer:
     def begin(self, step: Planned, number: int, left: float) -> None:
         """Before a step, the number-th; all that are left take about so many seconds."""
 
-    def end(self, step: Planned, said: str, seconds: float) -> None:
-        """After a step: what came of it, and how long it took."""
+    def end(self, step: Planned, result: Mapping[str, Any], seconds: float) -> None:
+        """After a step: what it wrote down, and how long it took."""
 
     def counting(self, what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """While so many things are done; gives what to call with how many more are."""

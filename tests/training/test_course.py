@@ -1,0 +1,145 @@
+"""The course: from the built-in model to an adapter with its card, whatever stops it."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import ROOT
+from tiny_course import BASE, run_tiny
+
+from deltamem_mlx import load
+from deltamem_mlx.adapters.publish import prepare
+from deltamem_mlx.training.course.course import Course
+from deltamem_mlx.training.course.ledger import finished_step
+from deltamem_mlx.training.course.pace import MachinePace
+from deltamem_mlx.training.course.plan import plan_for, seconds_of
+from deltamem_mlx.training.course.stages import ENGLISH
+from deltamem_mlx.training.course.viewing import Viewer
+
+STEPS = ("write", "start", "facts", "quiet", "silence", "close", "measure")
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a course that has ended."""
+    folder = tmp_path_factory.mktemp("course") / "adapter"
+    run_tiny(folder)
+    return folder
+
+
+def copied(course: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(course, tmp_path / "adapter"))
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    tensors = mx.load(str(folder / "adapters.safetensors"))
+    return {name: np.array(x).tobytes() for name, x in tensors.items()}
+
+
+def test_a_course_ends_with_an_adapter_in_float16_and_its_card(course: Path) -> None:
+    tensors = mx.load(str(course / "adapters.safetensors"))
+    assert {x.dtype for x in tensors.values()} == {mx.float16}
+    load(BASE, course)
+    card = (course / "README.md").read_text()
+    for text in ("| told 1 |", "in the context", "Perplexity of text", "Silence:", "| silence |"):
+        assert text in card
+    assert re.search(r"seed 0: [\d,]+ tokens written and read", card)
+    upload = prepare(course, "user/name")
+    assert upload.card_is_own and upload.card == card
+    folders = sorted(p.name for p in (course / "course").iterdir() if p.is_dir())
+    assert folders == [f"{i}-{name}" for i, name in enumerate(STEPS, start=1)]
+
+
+def test_steps_that_are_done_are_not_taken_again(course: Path, tmp_path: Path) -> None:
+    folder = copied(course, tmp_path)
+    (folder / "adapters.safetensors").unlink()
+    taken: list[str] = []
+
+    class Watch(Viewer):
+        def begin(self, step, number, left) -> None:
+            taken.append(step.name)
+
+    run_tiny(folder, viewer=Watch())
+    assert taken == []
+    assert weights(folder) == weights(course)
+    # A damaged one is, and so are those that follow from what it had made.
+    made = folder / "course" / "6-close" / "adapters.safetensors"
+    made.write_bytes(made.read_bytes()[:-10])
+    run_tiny(folder, viewer=Watch())
+    assert taken == ["close"]
+    assert weights(folder) == weights(course)
+
+
+def test_another_course_does_not_go_on_in_the_folder(course: Path, tmp_path: Path) -> None:
+    folder = copied(course, tmp_path)
+    with pytest.raises(ValueError, match=r"another course \(seed: 0 there, 1 now\)") as error:
+        run_tiny(folder, seed=1)
+    assert "\n" not in str(error.value)
+    assert weights(folder) == weights(course)
+    shutil.rmtree(folder / "course")
+    with pytest.raises(FileExistsError, match="adapter"):
+        run_tiny(folder)
+
+
+def test_a_step_on_another_adapter_is_not_done(course: Path) -> None:
+    place = course / "course" / "3-facts"
+    given = json.loads((place / "step.json").read_text())["given"]
+    assert finished_step(place, given) is not None
+    assert finished_step(place, "another") is None
+
+
+def test_a_plan_fits_the_hours() -> None:
+    pace, sizes = MachinePace(trained=400, judged=1200, spoken=150), (130, 200, 420)
+    for hours in (0.5, 3, 8):
+        plan = plan_for(hours, pace, sizes, ENGLISH)
+        seconds = sum(seconds_of(plan, pace, sizes).values())
+        assert 0.6 < seconds / (3600 * hours) < 1.2
+    fast = MachinePace(trained=1e6, judged=1e6, spoken=1e6)
+    assert plan_for(100, fast, sizes, ENGLISH).iters == tuple(stage.most for stage in ENGLISH)
+    slow = MachinePace(trained=1, judged=1, spoken=1)
+    assert min(plan_for(1, slow, sizes, ENGLISH).iters) >= 1
+
+
+@pytest.mark.slow
+def test_killed_at_three_places_and_resumed_it_has_the_same_weights(tmp_path: Path) -> None:
+    """In the middle of a training, as soon as one begins, and while gates are closed."""
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "tiny_course.py")]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_tiny(whole, 8)
+    for sign in (
+        "3-facts/0000004_adapters.safetensors",
+        "5-silence/step.json",
+        "6-close/step.json",
+    ):
+        process = subprocess.Popen([*command, str(killed), "8"])
+        while not (killed / "course" / sign).exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (killed / "adapters.safetensors").exists()
+    subprocess.run([*command, str(killed), "8"], check=True)
+    assert weights(killed) == weights(whole)
+    cards = [(f / "README.md").read_text() for f in (whole, killed)]
+    figures = [text.partition("## What it remembers")[2].partition("## How")[0] for text in cards]
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.slow
+def test_a_course_of_minutes_is_about_as_good_as_the_built_in_pair(tmp_path: Path) -> None:
+    model, tokenizer = load(BASE)
+    found = Course(model, tokenizer, tmp_path / "adapter", name=BASE, hours=0.25).run()
+    cells = found.results["measure"]["result"]["recall"]
+    plain = [cell for cell in cells if cell["kind"] == "told" and not cell["distractors"]]
+    told = {cell["facts"]: cell["conditions"] for cell in plain}
+    for facts, pair in {1: 0.99, 2: 0.99, 4: 0.98}.items():
+        assert told[facts]["memory"]["accuracy"] >= pair - 0.05
+        assert told[facts]["foreign"]["accuracy"] < 0.2
