@@ -18,7 +18,7 @@ from tiny_course import BASE, run_tiny
 from deltamem_mlx import load
 from deltamem_mlx.adapters.publish import prepare
 from deltamem_mlx.training.course.course import Course
-from deltamem_mlx.training.course.ledger import finished_step
+from deltamem_mlx.training.course.ledger import begin_slower, begin_step, finished_step, halved
 from deltamem_mlx.training.course.pace import MachinePace
 from deltamem_mlx.training.course.plan import plan_for, seconds_of
 from deltamem_mlx.training.course.stages import ENGLISH
@@ -106,6 +106,20 @@ def test_a_plan_fits_the_hours() -> None:
     assert plan_for(100, fast, sizes, ENGLISH).iters == tuple(stage.most for stage in ENGLISH)
     slow = MachinePace(trained=1, judged=1, spoken=1)
     assert min(plan_for(1, slow, sizes, ENGLISH).iters) >= 1
+
+
+def test_a_training_that_diverges_begins_anew_with_half_its_learning_rate(tmp_path: Path) -> None:
+    place = tmp_path / "3-facts"
+    begin_step(place, "given")
+    (place / "training").mkdir()
+    (place / "metrics.jsonl").write_text("")
+    assert halved(place) == 0
+    assert begin_slower(place) == halved(place) == 1
+    assert [path.name for path in place.iterdir()] == ["step.json"]
+    begin_step(place, "given")
+    assert halved(place) == 1, "a run that goes on has what was begun"
+    begin_step(place, "another")
+    assert halved(place) == 0
 
 
 @pytest.mark.slow

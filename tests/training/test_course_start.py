@@ -7,9 +7,9 @@ import pytest
 from deltamem_mlx import builtin, load
 from deltamem_mlx.training.course.directions import Directions, head_rows
 from deltamem_mlx.training.course.fitting import ELSEWHERE, finished, fit
+from deltamem_mlx.training.course.layers import RANK, attentions
 from deltamem_mlx.training.course.quieting import AWAY, corrected
 from deltamem_mlx.training.course.recording import attention_inputs, find
-from deltamem_mlx.training.course.start import RANK, attentions
 
 D, WORDS, CONTEXT, FACTS, FILLERS = 96, 150, 12, 3, 5
 
@@ -124,9 +124,12 @@ def test_norms_that_add_one_and_heads_of_their_own_count(family):
     module = importlib.import_module(
         f"mlx_lm.models.{ {'gemma3': 'gemma3_text'}.get(family, family) }"
     )
-    shape = dict(model_type=family, hidden_size=32, num_hidden_layers=1, intermediate_size=48,
+    shape = dict(model_type=family, hidden_size=32, num_hidden_layers=2, intermediate_size=48,
                  num_attention_heads=2, rms_norm_eps=1e-6, vocab_size=50)  # fmt: skip
-    more = {"llama": {"tie_word_embeddings": False}, "gemma3": {"head_dim": 16}}[family]
+    more = {
+        "llama": {"tie_word_embeddings": False},
+        "gemma3": {"head_dim": 16, "sliding_window_pattern": 2},
+    }[family]
     arguments = module.ModelArgs(**shape, num_key_value_heads=1, **more)
     model = module.Model(arguments)
     model.model.norm.weight = mx.random.uniform(0.5, 2, (32,), key=mx.random.key(1))

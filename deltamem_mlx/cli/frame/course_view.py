@@ -51,6 +51,10 @@ class CourseView(Viewer):
         output.note(f"About {duration(left)} in all. The adapter: {self.folder}.")
         output.note("It may be stopped at any time; the same command goes on.")
 
+    def note(self, text: str) -> None:
+        """What a person should know of their own conversations."""
+        output.warn(text)
+
     def begin(self, step: Planned, number: int, left: float) -> None:
         """Which step it is, and how long all that are left take."""
         output.note(

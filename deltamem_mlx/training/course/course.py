@@ -1,7 +1,5 @@
 """A course from its first step to its card, which goes on where it was stopped."""
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +16,8 @@ from ...adapters.files import read_adapter, refuse_to_replace, write_adapter
 from ...files import expanded, locked_folder, write_text
 from ...model.patch import BUILTIN, base_model_name
 from ...text.rows import ConversationRow
-from ..dataset import EpisodeDataset
 from ..folder import refuse_to_replace as refuse_run
 from . import steps
-from .directions import head_rows
 from .in_english import English
 from .language import Language
 from .ledger import (
@@ -34,19 +30,17 @@ from .ledger import (
     write_ledger,
 )
 from .little import Little
-from .pace import MachinePace, measured_pace
+from .pace import MachinePace
 from .page import card, figures_text
-from .plan import CoursePlan, plan_for, seconds_of
+from .plan import CoursePlan
+from .preparing import Expected, Preparation
 from .rendering import ChatForm
-from .rows import stage_rows
 from .stages import ENGLISH, LITTLE, Stage
-from .stock import Stock, Wanted, begin, portions
 from .viewing import Planned, Viewer
 from .work import Work
 
 FOLDER, CARD = "course", "README.md"
 HOURS = 3.0
-SAMPLE = 32  # conversations of a stage whose sizes are looked at
 
 
 class CourseStep(NamedTuple):
@@ -132,8 +126,7 @@ class Course:
             return self._run()
 
     def _run(self) -> Finished:
-        ledger = open_course(self.folder / FOLDER, self._settings())
-        plan, seconds = self._planned(ledger)
+        plan, seconds = self._expected()
         work = Work(
             self.model,
             self.chat,
@@ -150,11 +143,31 @@ class Course:
         rows = self._rows(found, plan, seconds)
         self.viewer.plan(rows)
         results: dict[str, Any] = {}
+        expected = spent = 0.0
         for number, (step, row) in enumerate(zip(found, rows, strict=True), start=1):
             left = sum(r.seconds for r in rows[number - 1 :] if not r.done)
-            results[step.name] = self._take(work, step, row, number, left)
+            slower = spent / expected if expected > left / 10 else 1.0
+            results[step.name] = self._take(work, step, row, number, left * slower)
+            if not row.done:
+                expected, spent = expected + row.seconds, spent + results[step.name]["seconds"]
         page = figures_text(results, rows, self.seed)
         return self._finish(work, page, results)
+
+    def _expected(self) -> Expected:
+        """What is done; from the pace that was measured when the course began."""
+        stages: Sequence[Stage] = LITTLE if self.builtin else ENGLISH
+        if self.given is not None:
+            stages = self.given.stages
+        about = Preparation(self.model, self.chat, self.language, stages, self.seed, self.own)
+        for text in about.notes():
+            self.viewer.note(text)
+        plan = None if self.given is None else repr(self.given)
+        settings = about.settings() | {"hours": self.hours, "plan": plan}
+        ledger = open_course(self.folder / FOLDER, settings)
+        if "pace" not in ledger:
+            ledger["pace"] = about.pace()._asdict()
+            write_ledger(self.folder / FOLDER / COURSE, ledger)
+        return about.expected(self.hours, MachinePace(**ledger["pace"]), self.given)
 
     def _steps(self, plan: CoursePlan) -> list[CourseStep]:
         found = [
@@ -204,7 +217,7 @@ class Course:
             begin_step(place, given)
             began = time.perf_counter()
             result = step.run(work, place)
-            took = result.get("seconds", time.perf_counter() - began)
+            took = max(time.perf_counter() - began, result.get("seconds", 0.0))
             end_step(place, given, took, result)
             done = finished_step(place, given)
             assert done is not None
@@ -222,60 +235,6 @@ class Course:
         write_adapter(replace(adapter, tensors=rounded), self.folder)
         write_text(self.folder / CARD, card(adapter, self.folder, page))
         return Finished(self.folder, page, results)
-
-    def _settings(self) -> dict[str, object]:
-        """What tells this course from another."""
-        weights = head_rows(self.model, range(8)).tobytes()
-        rows = [[row.messages, sorted(row.unrelated)] for row in self.own]
-        own = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] if rows else None
-        return {
-            "model": getattr(self.model, "model_type", None),
-            "layers": len(self.model.layers),
-            "weights": hashlib.sha256(weights).hexdigest()[:16],
-            "hours": self.hours,
-            "seed": self.seed,
-            "data": own,
-            "template": dict(self.chat.template_kwargs),
-            "plan": None if self.given is None else repr(self.given),
-        }
-
-    def _planned(self, ledger: dict[str, Any]) -> tuple[CoursePlan, Mapping[str, float]]:
-        """The plan, from the pace that was measured when the course began."""
-        stages: Sequence[Stage] = LITTLE if self.builtin else ENGLISH
-        if self.given is not None:
-            stages = self.given.stages
-        sizes, asked = self._sizes(stages)
-        if "pace" not in ledger:
-            ledger["pace"] = self._pace(stages[0], asked)._asdict()
-            write_ledger(self.folder / FOLDER / COURSE, ledger)
-        pace = MachinePace(**ledger["pace"])
-        plan = self.given or plan_for(self.hours, pace, sizes, stages)
-        return plan, seconds_of(plan, pace, sizes)
-
-    def _stock(self) -> Stock:
-        """Something like what the model will write, to tell how long conversations are."""
-        begun = begin(self.language, Wanted(8, 0, 24), (), self.seed)
-        turns = [(text, "It is as it is, and that is all I can say.") for text in begun.asked]
-        train, valid = portions(begun, turns, [], turns)
-        return Stock(train, valid, {q: "I am not sure about that." for _, q in begun.strangers}, [])
-
-    def _sizes(self, stages: Sequence[Stage]) -> tuple[list[float], list[str]]:
-        """Tokens a conversation of each stage, and things to ask."""
-        stock, sizes = self._stock(), []
-        for stage in stages:
-            report = self._dataset(stage, stock, SAMPLE).report()
-            sizes.append((report.write_tokens + report.read_tokens) / SAMPLE)
-        return sizes, [said for said, _ in stock.train.asked]
-
-    def _dataset(self, stage: Stage, stock: Stock, count: int) -> EpisodeDataset:
-        rows = stage_rows(stage, self.language, stock, count, seed=self.seed)
-        return EpisodeDataset(
-            rows, self.chat.tokenizer, stage.episodes, template_kwargs=self.chat.template_kwargs
-        )
-
-    def _pace(self, stage: Stage, asked: Sequence[str]) -> MachinePace:
-        episodes = self._dataset(stage, self._stock(), 4 * stage.batch_size)
-        return measured_pace(self.model, self.chat, episodes, stage.settings(8, 0), asked)
 
 
 def _language(builtin: bool) -> Language:

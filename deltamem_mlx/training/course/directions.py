@@ -7,7 +7,9 @@ import mlx.nn as nn
 import numpy as np
 
 from ..head import find_heads
+from .layers import width_of
 
+NORMS = ("norm", "final_layernorm", "ln_f", "norm_f", "final_norm")
 CHUNK = 64  # rows that go through a head at once: of a large vocabulary each is long
 
 
@@ -55,25 +57,18 @@ def head_rows(model: nn.Module, tokens: Sequence[int]) -> np.ndarray:
     Raises:
         ValueError: If the model has no head that is known.
     """
-    modules = dict(model.named_modules())
-    paths = find_heads(model)
-    if not paths:
-        raise ValueError("The model's head was not found, so no start can be fitted.")
-    found = [modules[path] for path in paths]
-    head = next((m for m in found if not hasattr(m, "as_linear")), found[0])
+    width, modules = width_of(model), dict(model.named_modules())
+    found = [modules[path] for path in find_heads(model)]
+    layers = [m for m in found if not hasattr(m, "as_linear")]
+    tied = [m for m in found if hasattr(m, "as_linear") and m(mx.array([0])).shape[-1] == width]
     ids = mx.array(list(tokens), mx.int32)
-    if hasattr(head, "as_linear"):
-        rows = np.array(head(ids).astype(mx.float32))
+    if layers:
+        rows = _rows_of_layer(layers[0], ids, width)
+    elif tied:
+        rows = np.array(tied[0](ids).astype(mx.float32))
     else:
-        rows = _rows_of_layer(head, ids, _width(model))
-    return rows * _final_scale(model, rows.shape[1])
-
-
-def _width(model: nn.Module) -> int:
-    """The size of a hidden state."""
-    inside = {id(m) for layer in model.layers for m in layer.modules()}
-    embedding = next(m for m in model.modules() if hasattr(m, "as_linear") and id(m) not in inside)
-    return int(embedding(mx.array([0])).shape[-1])
+        raise ValueError("The model's head was not found, so no start can be fitted.")
+    return rows * _final_scale(model, width)
 
 
 def _rows_of_layer(head: nn.Module, ids: mx.array, width: int) -> np.ndarray:
@@ -87,19 +82,23 @@ def _rows_of_layer(head: nn.Module, ids: mx.array, width: int) -> np.ndarray:
 
 def _final_scale(model: nn.Module, width: int) -> np.ndarray:
     """What the norm before the head multiplies each entry by, [D]; of none: 1."""
-    norms = final_norms(model)
-    if not norms:
+    norm = final_norm(model, width)
+    if norm is None:
         return np.ones(width, np.float32)
     units = mx.eye(width) * width**0.5
-    there = norms[-1](units) - norms[-1](mx.zeros((1, width)))
+    there = norm(units) - norm(mx.zeros((1, width)))
     return np.diagonal(np.array(there.astype(mx.float32))) / width**0.5
 
 
-def final_norms(model: nn.Module) -> list[nn.Module]:
-    """Norms of hidden states outside of the layers, in order; the last comes before the head."""
+def final_norm(model: nn.Module, width: int) -> nn.Module | None:
+    """The norm of hidden states before the head: the last one outside of the layers."""
     inside = {id(m) for layer in model.layers for m in layer.modules()}
-    return [
-        module
-        for module in model.modules()
-        if "Norm" in type(module).__name__ and id(module) not in inside and "weight" in module
+    found = [
+        (path.rpartition(".")[2], module)
+        for path, module in model.named_modules()
+        if "Norm" in type(module).__name__
+        and id(module) not in inside
+        and getattr(module, "weight", mx.zeros(0)).shape == (width,)
     ]
+    named = [module for name, module in found if name in NORMS]
+    return next(iter(named or [module for _, module in found[::-1]]), None)

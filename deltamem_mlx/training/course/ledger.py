@@ -58,6 +58,22 @@ def begin_step(folder: Path, given: str) -> None:
         write_ledger(folder / STEP, {"given": given})
 
 
+def halved(folder: Path) -> int:
+    """How often the learning rate of a step was halved."""
+    return int(_read(folder).get("halved", 0))
+
+
+def begin_slower(folder: Path) -> int:
+    """Begin a training anew with half its learning rate; returns how often that was done."""
+    values = dict(_read(folder)) | {"halved": halved(folder) + 1}
+    # Last, so that a folder without it is begun anew.
+    for path in folder.iterdir():
+        if path.name != STEP:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_ledger(folder / STEP, values)
+    return int(values["halved"])
+
+
 def end_step(folder: Path, given: str, seconds: float, result: Mapping[str, object]) -> None:
     """Write down that a step is done."""
     made = adapter_there(folder)

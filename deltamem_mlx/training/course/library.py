@@ -30,17 +30,18 @@ class Library:
         code (list[str]): Functions.
     """
 
-    def __init__(self, rng: random.Random, count: int = 120):
+    def __init__(self, rng: random.Random, count: int = 60):
         root = Path(sysconfig.get_path("stdlib"))
         files = sorted(p for p in root.rglob("*.py") if not LEFT_OUT & {*p.parts})
         chosen = rng.sample(files, min(count, len(files)))
-        self.texts = list(dict.fromkeys(text for file in chosen for text in paragraphs(file)))
-        self.code = [text for file in chosen for text in functions(file)]
+        modules = [_parsed(file) for file in chosen]
+        texts = (text for _, tree in modules for text in paragraphs(tree))
+        self.texts = list(dict.fromkeys(texts))
+        self.code = [text for source, tree in modules for text in functions(source, tree)]
 
 
-def paragraphs(file: Path) -> Iterator[str]:
+def paragraphs(tree: ast.AST) -> Iterator[str]:
     """Running text in the documentation of a module; code, tables and lists are left out."""
-    _, tree = _parsed(file)
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED):
             for part in (ast.get_docstring(node) or "").split("\n\n"):
@@ -50,12 +51,12 @@ def paragraphs(file: Path) -> Iterator[str]:
                     yield text
 
 
-def functions(file: Path) -> Iterator[str]:
+def functions(source: str, tree: ast.AST) -> Iterator[str]:
     """Functions of a module as they stand there."""
-    source, tree = _parsed(file)
+    lines = source.splitlines()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
-            text = ast.get_source_segment(source, node) or ""
+            text = "\n".join(lines[node.lineno - 1 : node.end_lineno]).strip()
             if 200 < len(text) < MOST:
                 yield text
 
@@ -64,7 +65,7 @@ def _parsed(file: Path) -> tuple[str, ast.AST]:
     try:
         source = file.read_text(encoding="utf-8")
         return source, ast.parse(source)
-    except (SyntaxError, UnicodeDecodeError):  # files that test the parser
+    except (OSError, SyntaxError, UnicodeDecodeError):  # some are there to test the parser
         return "", ast.parse("")
 
 

@@ -73,8 +73,10 @@ def plan_for(
     )
 
 
-def seconds_of(plan: CoursePlan, pace: MachinePace, sizes: Sequence[float]) -> Mapping[str, float]:
-    """How long the steps of a plan take, by name."""
+def seconds_of(
+    plan: CoursePlan, pace: MachinePace, sizes: Sequence[float], wanted: Wanted | None = None
+) -> Mapping[str, float]:
+    """How long the steps of a plan take, by name; ``wanted`` is what there is to write."""
     judging = plan.judged * sizes[0] / pace.judged
     asked = (
         plan.measured.questions
@@ -85,7 +87,7 @@ def seconds_of(plan: CoursePlan, pace: MachinePace, sizes: Sequence[float]) -> M
     )
     read = plan.measured.windows * 2 * 512 + plan.measured.histories * 2500
     found = {
-        "write": writing_tokens(plan.wanted) / pace.spoken,
+        "write": writing_tokens(wanted or plan.wanted) / pace.spoken,
         "start": plan.recorded * sizes[0] / pace.judged + 7 * judging,
         "quiet": 0.4 * plan.recorded * sizes[0] / pace.judged + 2 * judging,
         "close": 4 * judging,

@@ -9,8 +9,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .directions import final_norms
+from .directions import final_norm
 from .language import Teller, messages_of
+from .layers import width_of
 from .rendering import ChatForm
 
 BATCH = 8
@@ -129,7 +130,8 @@ def attention_inputs(
 
     Also the root mean square of the entries of what reaches the final norm, 1 without one.
     """
-    norms = final_norms(model)[-1:]
+    norm = final_norm(model, width_of(model))
+    norms = [] if norm is None else [norm]
     found: dict[int, list] = {layer: [None] * len(parts) for layer in sites}
     order = sorted(range(len(parts)), key=lambda i: len(parts[i]))
     sizes = []
@@ -141,7 +143,7 @@ def attention_inputs(
                 row[: len(parts[i])] = parts[i]  # what follows the end changes nothing before it
             model(mx.array(tokens))
             seen = {layer: vars(module)["seen"] for layer, module in sites.items()}
-            last = [vars(norm)["seen"] for norm in norms]
+            last = [vars(norm)["seen"] for norm in norms if "seen" in vars(norm)]
             mx.eval(seen, last)
             for layer, x in seen.items():
                 rows = np.array(x.astype(mx.float16))

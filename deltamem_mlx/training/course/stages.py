@@ -70,7 +70,7 @@ class Stage:
             write_sparsity=0.0,
             steps_per_report=max(1, min(10, iters // 10)),
             steps_per_eval=max(10, -(-iters // 4)),
-            save_every=max(1, min(20, iters // 4)),
+            save_every=max(1, iters // 12),
             val_batches=4,
             grad_checkpoint=grad_checkpoint,
         )

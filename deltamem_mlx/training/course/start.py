@@ -11,16 +11,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ...config import DeltaMemConfig
 from ...model.patch import attach, detach, memory_layers
-from ...model.sites import choose
 from .directions import Directions, head_rows
 from .fitting import Weights, finished, fit
+from .layers import RANK, able_layers, attentions, config_for, upper
 from .recording import FactScript, record
 
-RANK = 32
 BYTES = 1 << 30  # of recorded attention inputs at a time
-LOWEST = 1 / 3  # of the layers: in lower ones more is lost on the way up
 SHARES = (1 / 2, 0.4, 2 / 3)  # upper layers that get a memory; the first is tried with every gain
 GAINS = (0.4, 0.8, 0.2, 1.6)  # of a word that is read, beside the hidden states before the head
 
@@ -37,36 +34,6 @@ class Tried(NamedTuple):
     layers: tuple[int, ...]
     gain: float
     loss: float
-
-
-def config_for(layers: Sequence[int], rank: int = RANK) -> DeltaMemConfig:
-    """The settings of a course's adapter."""
-    return DeltaMemConfig(
-        rank=rank,
-        alpha=rank,
-        delta_heads=("o",),
-        state_update_mode="no_lambda",
-        rankwise_gates=False,
-        target_layers=tuple(layers),
-    )
-
-
-def attentions(model: nn.Module) -> dict[int, nn.Module]:
-    """Layer → the attention that can have a memory."""
-    sites = choose(model, config_for(())).sites
-    return {site.layer: site.attention for site in sites if site.attention is not None}
-
-
-def able_layers(model: nn.Module) -> list[int]:
-    """The layers that can have such a memory, without the lowest."""
-    layers = list(attentions(model))
-    return layers[round(LOWEST * len(layers)) :] if len(layers) > 2 else layers
-
-
-def upper(model: nn.Module, share: float) -> tuple[int, ...]:
-    """A share of the layers that can have a memory, from the top."""
-    layers = list(attentions(model))
-    return tuple(layers[len(layers) - max(1, round(share * len(layers))) :])
 
 
 def fitted(

@@ -15,15 +15,19 @@ import numpy as np
 from ...adapters.files import write_adapter
 from ...adapters.loading import adapter_of, save_adapter
 from ...model.patch import memory_layers, set_base_model
-from ...model.sites import choose
 from ...text.rows import ConversationRow
+from ..dataset import EpisodeDataset
+from ..guard import Diverged
+from ..settings import TrainSettings
 from ..trainer import Trainer
 from .language import messages_of
+from .layers import able_layers, attentions, width_of
+from .ledger import begin_slower, halved
 from .measures import Measuring
 from .quieting import closed, quieted
 from .recording import record, script
 from .stages import Stage
-from .start import BYTES, able_layers, attentions, best_start, config_for, fitted
+from .start import BYTES, best_start, fitted
 from .vocabulary import words_of
 from .work import Work
 from .writing import stock_of
@@ -34,6 +38,7 @@ FACTS = 3  # told in a recorded conversation
 ROWS = 8000  # of a stage, at most: further ones are repeated
 CLOSINGS = (0.0, 0.25, 0.5, 1.0)
 TALKS = 64  # conversations whose perplexity is measured, at most
+HALVED = 2  # times that a training is begun anew with half its learning rate, at most
 ORDINARY = 200  # turns that a memory is to keep quiet in
 
 
@@ -82,7 +87,7 @@ def quiet(work: Work, folder: Path, stage: Stage) -> Result:
         layers = list(memory_layers(model))
     sites = attentions(work.model)
     tokens = sum(map(len, [*said.parts, *ordinary.parts]))
-    several = max(1, BYTES // (2 * tokens * config_width(work)))
+    several = max(1, BYTES // (2 * tokens * width_of(work.model)))
     new: dict[int, dict[str, mx.array]] = {}
     for first in range(0, len(layers), several):
         here = {layer: sites[layer] for layer in layers[first : first + several]}
@@ -105,24 +110,32 @@ def quiet(work: Work, folder: Path, stage: Stage) -> Result:
     return {"loss before": before, "loss after": after, "kept": after < before}
 
 
-def config_width(work: Work) -> int:
-    """The size of a hidden state."""
-    sites = choose(work.model, config_for(())).sites
-    return sites[0].projections.dims
-
-
 def train(work: Work, folder: Path, stage: Stage) -> Result:
-    """One training; Ctrl-C stops it at a checkpoint.
+    """One training, with half the learning rate if it diverges; Ctrl-C stops it at a checkpoint.
 
     Raises:
-        Stopped: If it was.
-        Diverged: If the loss exploded.
+        Stopped: If it was stopped.
+        Diverged: If the loss exploded again and again.
     """
+    rows = min(ROWS, work.settings(stage).iters * stage.batch_size)
+    parts = work.episodes(stage, rows), work.episodes(stage, work.plan.judged, held_out=True)
+    while True:
+        settings = work.settings(stage, halved(folder))
+        try:
+            return _trained(work, folder, settings, *parts)
+        except Diverged:
+            if begin_slower(folder) > HALVED:
+                raise
+
+
+def _trained(
+    work: Work,
+    folder: Path,
+    settings: TrainSettings,
+    train_on: EpisodeDataset,
+    valid: EpisodeDataset,
+) -> Result:
     assert work.before is not None
-    settings = work.settings(stage)
-    rows = min(ROWS, settings.iters * settings.batch_size)
-    train_on = work.episodes(stage, rows)
-    valid = work.episodes(stage, work.plan.judged, held_out=True)
     with work.adapted(work.before) as model:
         trainer = Trainer(model, train_on, valid, settings, folder, resume=True)
         with work.viewer.training(trainer):
@@ -132,6 +145,7 @@ def train(work: Work, folder: Path, stage: Stage) -> Result:
         tokens = trainer.progress.trained_tokens
     return {
         "iterations": outcome.iteration,
+        "learning rate": settings.learning_rate,
         "tokens": tokens,
         "seconds": outcome.seconds,
         "peak_memory": outcome.peak_memory,

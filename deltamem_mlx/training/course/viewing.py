@@ -35,6 +35,9 @@ class Viewer:
     def plan(self, steps: Sequence[Planned]) -> None:
         """Before the first step."""
 
+    def note(self, text: str) -> None:
+        """What a person should know of their own conversations."""
+
     def begin(self, step: Planned, number: int, left: float) -> None:
         """Before a step, the number-th; all that are left take about so many seconds."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -78,12 +78,13 @@ class Work:
             rows, self.chat.tokenizer, stage.episodes, template_kwargs=self.chat.template_kwargs
         )
 
-    def settings(self, stage: Stage) -> TrainSettings:
-        """How a stage is trained."""
+    def settings(self, stage: Stage, halved: int = 0) -> TrainSettings:
+        """How a stage is trained, its learning rate halved so many times."""
         place = self.plan.stages.index(stage)
-        return stage.settings(
+        settings = stage.settings(
             self.plan.iters[place], self.seed_of(place), grad_checkpoint=self.grad_checkpoint
         )
+        return replace(settings, learning_rate=settings.learning_rate / 2**halved)
 
     def loss(self, stage: Stage, held_out: EpisodeDataset) -> float:
         """What the adapter that is attached loses on held-out conversations of a stage."""
