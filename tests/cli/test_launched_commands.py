@@ -21,7 +21,9 @@ FOR_ONE += [["convert", "a", "b"], ["upload", "a", "--repo", "a/b"]]
 @pytest.fixture
 def commands(tmp_path: Path) -> list[list[str]]:
     """Those that take a model in several processes, each as short as can be."""
-    tiny_model_folder(tmp_path / "model", "qwen3_moe", num_hidden_layers=4)
+    tiny_model_folder(
+        tmp_path / "model", "qwen3_moe", num_hidden_layers=4, max_position_embeddings=4096
+    )
     lower = strong_pair(tmp_path / "model", layers=(0, 1))[0]  # a first process without a memory
     dm.save_adapter(lower, tmp_path / "adapter")
     pair = ["--model", str(tmp_path / "model"), "--adapter", str(tmp_path / "adapter")]
