@@ -36,7 +36,8 @@ def commands(tmp_path: Path) -> list[list[str]]:
     few = ["--limit", "1", "--condition", "memory", "--json"]
     evals = [["eval", name, str(file), *pair, *few] for name, file in files]
     evals += [["eval", "perplexity", str(tmp_path / "book.txt"), *pair, "--limit", "2", "--json"]]
-    evals += [["eval", "silence", *pair, "--limit", "1", "--max-tokens", "4", "--json"]]
+    short = ["--histories", "1", "--chat-tokens", "60"]
+    evals += [["eval", "silence", *pair, "--limit", "1", *short, "--json"]]
     told = ["remember", str(tmp_path / "book.txt"), *pair, "--memory"]
     return [*evals, [*told, str(tmp_path / "me.safetensors")]]
 
