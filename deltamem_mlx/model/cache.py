@@ -137,13 +137,8 @@ class MemoryCache(BaseCache):
 
     @property
     def undisturbed(self) -> bool:
-        """Whether the coming tokens are all read and written one by one."""
-        return (
-            self.ingest is None
-            and self.left_padding is None
-            and self.lengths is None
-            and not any(self.read_only)
-        )
+        """Whether all coming tokens are real and, where anything is, written one by one."""
+        return self.ingest is None and self.left_padding is None and self.lengths is None
 
     def real(self, n: int) -> np.ndarray | None:
         """Bool [B, n], false where one of the next ``n`` positions is padding; None: all real."""

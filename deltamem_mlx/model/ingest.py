@@ -53,7 +53,7 @@ class Ingest:
     @property
     def spans(self) -> int:
         """Number of spans S, the most that any row has."""
-        return max((int(row.max(initial=-1)) + 1 for row in self.rows), default=0)
+        return max((int(row.max()) + 1 for row in self.rows if len(row)), default=0)
 
     def begin(self, real: np.ndarray | None) -> None:
         """Count real tokens only, and drop rows without a span: those fall back to token writes.
@@ -88,6 +88,8 @@ class Ingest:
         ids = np.full(real.shape, -1)
         inside = np.zeros(real.shape, bool)
         for b, row in enumerate(self.rows):
+            if self.fed[b] >= len(row):
+                continue
             coming = row[self.fed[b] :]
             positions = np.flatnonzero(real[b])[: len(coming)]
             ids[b, positions] = coming[: len(positions)]

@@ -1,12 +1,13 @@
 """One layer's memory over one call: the reads of its tokens, and the state they leave."""
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 import numpy as np
 
-from ..ops import ScanSpec, Short, Step, activate, delta_scan, is_short
+from ..ops import DecodeStep, ScanSpec, Short, activate, delta_scan, is_short
 from .cache import MemoryCache
 from .ingest import Ingest
 
@@ -16,12 +17,12 @@ class Served(NamedTuple):
 
     Args:
         spec (ScanSpec): How projections become queries, keys, values and gates.
-        step (Step): What ``step_for`` gives, for one token a conversation.
+        step (DecodeStep): What ``step_for`` gives, for one token a conversation.
         short (Short): What ``short_for`` gives, for few tokens; None where the scan serves them.
     """
 
     spec: ScanSpec
-    step: Step
+    step: DecodeStep
     short: Short | None
 
 
@@ -133,9 +134,9 @@ def _at_once(rows: mx.array, batch_size: int, memory: Memory | None, served: Ser
 
 
 def _undisturbed(rows: mx.array, memory: MemoryCache, served: Served) -> mx.array | None:
-    """Reads [1, B·T, r·H] of a call of few tokens that all write; None: there are many.
+    """Reads [1, B·T, r·H] of a call of few tokens without padding; None: there are many.
 
-    This is what chats do all day, so nothing is asked here that is known.
+    This is what chats and servers do all day, so nothing is asked here that is known.
     """
     B, n = memory.batch_size, rows.shape[1]
     T = n // B
@@ -143,14 +144,29 @@ def _undisturbed(rows: mx.array, memory: MemoryCache, served: Served) -> mx.arra
         return None
     if memory.watched:
         _observe(memory, rows.reshape(B, T, -1), served.spec, None)
+    before, held = memory.states, any(memory.read_only)
+    writes = _all_but(tuple(memory.read_only), T) if held else None
     if T == 1 or served.short is None:
-        reads, state = served.step(memory.states, rows)
+        reads, state = served.step(before, rows, writes)
     else:
         together = rows if B == 1 else rows.reshape(B, T, -1)
-        reads, state = served.short(memory.states, together, None)
+        reads, state = served.short(before, together, writes)
         reads = reads if B == 1 else reads.reshape(1, n, -1)
-    memory.advance(state, T, T)
+    if not held:
+        memory.advance(state, T, T)
+    elif all(memory.read_only):
+        memory.advance(before, T)
+    else:
+        memory.advance(state, T, _written(memory, None, T))
     return reads
+
+
+@lru_cache
+def _all_but(read_only: tuple[bool, ...], T: int) -> mx.array:
+    """Which tokens write, bool [B, T]: made once for all layers and the steps of a batch."""
+    found = mx.array([[not held] * T for held in read_only])
+    mx.eval(found)
+    return found
 
 
 def _scan(projected: mx.array, memory: MemoryCache, served: Served) -> mx.array:
@@ -194,8 +210,7 @@ def _few(
     """
     B, T, _ = projected.shape
     if T == 1:
-        reads, new = served.step(state, projected.reshape(1, B, -1))
-        new = new if writing is None else mx.where(writing[..., None, None], new, state)
+        reads, new = served.step(state, projected.reshape(1, B, -1), writing)
         return reads.reshape(B, 1, -1), new
     if served.short is None or not is_short(served.spec, B, T):
         return None
@@ -209,17 +224,36 @@ def _ingest(projected: mx.array, memory: MemoryCache, served: Served, ingest: In
     if now.inside.any():
         ingest.add(projected, now.ids)
     _observe(memory, projected, served.spec, now.real)
+    after = now.real & ~now.inside
+    finishes = now.finished.any() and ingest.spans > 0
+    if T == 1 and not finishes:  # all read the same state: one step will do
+        reads, state = _step(state, projected, memory, served, now.real, after)
+        _advance(memory, state, T, now)
+        return reads
     reads = _look(state, projected, served, now.real)
-
-    if now.finished.any() and ingest.spans:
+    if finishes:
         means, writes = ingest.means(now.finished)
         state = delta_scan(state, *activate(means, served.spec), mask=writes)[1]
-    after = now.real & ~now.inside
     if after.any():
         token_reads, state = _walk(state, projected, memory, served, after)
         reads = mx.where(mx.array(after)[..., None], token_reads, reads)
     _advance(memory, state, T, now)
     return reads
+
+
+def _step(
+    state: mx.array,
+    projected: mx.array,
+    memory: MemoryCache,
+    served: Served,
+    real: np.ndarray,
+    after: np.ndarray,
+) -> tuple[mx.array, mx.array]:
+    """Reads [B, 1, r·H], zero where ``real`` is false, and the state after writes of ``after``."""
+    writing = mx.array(after & ~np.array(memory.read_only)[:, None])
+    reads, new = served.step(state, projected.swapaxes(0, 1), writing)
+    reads = reads.swapaxes(0, 1)
+    return reads if real.all() else mx.where(mx.array(real)[..., None], reads, 0.0), new
 
 
 class Taken(NamedTuple):

@@ -12,15 +12,15 @@ from .chunk import chunk_scan
 from .metal import metal_scan, metal_short, metal_step, why_not_metal
 from .recurrent import recurrent_scan
 from .spec import Gates, ScanSpec, Tokens, activate
-from .step import Step, compiled_step
+from .step import DecodeStep, compiled_step
 from .triangular import Short, compiled_short, is_short
 
 __all__ = [
     "FORMS",
+    "DecodeStep",
     "Gates",
     "ScanSpec",
     "Short",
-    "Step",
     "Tokens",
     "activate",
     "delta_scan",
@@ -82,7 +82,7 @@ def delta_scan(
     return scan(state.astype(mx.float32), *tokens, mask=mask)
 
 
-def step_for(spec: ScanSpec, dtype: mx.Dtype = mx.float32) -> Step:
+def step_for(spec: ScanSpec, dtype: mx.Dtype = mx.float32) -> DecodeStep:
     """The decode step in the form that serves this device, without checks: for many calls.
 
     Args:
@@ -90,9 +90,10 @@ def step_for(spec: ScanSpec, dtype: mx.Dtype = mx.float32) -> Step:
         dtype (mx.Dtype): What the reads are wanted in: the metal form gives them so.
 
     Returns:
-        Step: Of the states, float32 [B, H, r, r], and one projected token of each conversation,
-        [1, B, packed_width] of any float dtype, biases added: the reads [1, B, r·H], float32 or
-        ``dtype``, and the states that follow.
+        DecodeStep: Of the states, float32 [B, H, r, r], one projected token of each conversation,
+        [1, B, packed_width] of any float dtype, biases added, and bool [B, 1] that is false where
+        it only reads (None: all write): the reads [1, B, r·H], float32 or ``dtype``, and the
+        states that follow.
 
     Raises:
         ValueError: If ``DELTAMEM_SCAN`` names an unknown form.

@@ -14,7 +14,7 @@ from .chunk import chunk_scan
 from .recurrent import recurrent_scan
 from .seams import Arrays, Constant, Kernel, metal_kernel, with_gradient
 from .spec import NORM_FLOOR, ScanSpec, activate
-from .step import Step, compiled_step
+from .step import DecodeStep, compiled_step
 from .triangular import Short
 
 Pair = tuple[mx.array, mx.array]
@@ -189,19 +189,28 @@ def metal_scan(
 
 
 @cache
-def metal_step(spec: ScanSpec, dtype: mx.Dtype = mx.float32) -> Step:
+def metal_step(spec: ScanSpec, dtype: mx.Dtype = mx.float32) -> DecodeStep:
     """Return the function that does what ``compiled_step``'s does, from one launch.
 
     The reads are of ``dtype``: what a model adds them to needs no launch to convert them.
     """
 
-    def launch(state: mx.array, projected: mx.array) -> list[mx.array]:
+    portable = compiled_step(spec)
+
+    def launch(writes: mx.array | None, state: mx.array, projected: mx.array) -> list[mx.array]:
         B = state.shape[0]
-        reads, new = _launch_short(spec, None, dtype, state, projected.reshape(B, 1, -1))
+        reads, new = _launch_short(spec, writes, dtype, state, projected.reshape(B, 1, -1))
         return [reads.reshape(1, B, -1), new]
 
-    step = _differentiable(launch, compiled_step(spec))
-    return lambda state, projected: step(state, projected)  # a model that holds it can be copied
+    all_write = _differentiable(partial(launch, None), portable)
+
+    def step(state: mx.array, projected: mx.array, writes: mx.array | None = None) -> Pair:
+        if writes is None:
+            return all_write(state, projected)
+        run = _differentiable(partial(launch, writes), partial(portable, writes=writes))
+        return run(state, projected)
+
+    return step  # a function of our own: a model that holds it can be copied
 
 
 @cache

@@ -5,6 +5,7 @@ import mlx.core as mx
 from .seams import with_gradient
 
 FEW = 4096  # values, up to which MLX's one operation beats these many
+FEW_FUSED = 1024  # the same within a compiled function, where these are two kernels
 SATURATED = 9.0  # from here on tanh is 1 in float32
 
 
@@ -22,13 +23,13 @@ def sigmoid(x: mx.array) -> mx.array:
     return 0.5 * _tanh(0.5 * x) + 0.5
 
 
-def _suits_mlx(x: mx.array) -> bool:
-    return x.size <= FEW or mx.default_device().type != mx.DeviceType.cpu
+def _suits_mlx(x: mx.array, few: int = FEW) -> bool:
+    return x.size <= few or mx.default_device().type != mx.DeviceType.cpu
 
 
 def fusable_tanh(x: mx.array) -> mx.array:
     """Return what ``tanh`` does, for a compiled function: without its gradient."""
-    return mx.tanh(x) if _suits_mlx(x) else _lambert(x)
+    return mx.tanh(x) if _suits_mlx(x, FEW_FUSED) else _lambert(x)
 
 
 def _lambert(x: mx.array) -> mx.array:

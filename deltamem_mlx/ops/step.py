@@ -2,18 +2,27 @@
 
 import functools
 from collections.abc import Callable
+from typing import Protocol
 
 import mlx.core as mx
 
 from .seams import split
 from .spec import NORM_FLOOR, ScanSpec, coefficients
+from .squash import fusable_tanh
 
 Pair = tuple[mx.array, mx.array]
-Step = Callable[[mx.array, mx.array], Pair]
+
+
+class DecodeStep(Protocol):
+    """A decode step: what ``step_for`` returns."""
+
+    def __call__(
+        self, state: mx.array, projected: mx.array, writes: mx.array | None = None
+    ) -> Pair: ...
 
 
 @functools.cache
-def compiled_step(spec: ScanSpec) -> Step:
+def compiled_step(spec: ScanSpec) -> DecodeStep:
     """Return the function that does what ``activate`` and the recurrent form do for one token.
 
     One product serves the read and the prediction, and hands on the other columns that the update
@@ -24,9 +33,9 @@ def compiled_step(spec: ScanSpec) -> Step:
         spec (ScanSpec): The settings.
 
     Returns:
-        Step: Of the states, float32 [B, H, r, r], and one projected token of each conversation,
-        [1, B, packed_width] of any float dtype, biases added: the reads, float32 [1, B, M], and
-        the states that follow.
+        DecodeStep: Of the states, float32 [B, H, r, r], one projected token of each conversation,
+        [1, B, packed_width] of any float dtype, biases added, and bool [B, 1] that is false where
+        it only reads (None: all write): the reads, float32 [1, B, M], and the states that follow.
     """
     squash, prepare, advance = parts_of_step(spec)
 
@@ -34,8 +43,21 @@ def compiled_step(spec: ScanSpec) -> Step:
         read, new = advance(state, probes, carried)
         return read.reshape(1, -1, spec.read_width), new
 
-    squash, prepare, update = (mx.compile(part) for part in (squash, prepare, update))
-    return lambda state, projected: update(state, *prepare(*squash(projected)))
+    def update_some(state: mx.array, probes: mx.array, carried: mx.array, writes: mx.array) -> Pair:
+        read, new = update(state, probes, carried)
+        return read, mx.where(writes[..., None, None], new, state)
+
+    squash, prepare, all_write, some_write = (
+        mx.compile(part) for part in (squash, prepare, update, update_some)
+    )
+
+    def step(state: mx.array, projected: mx.array, writes: mx.array | None = None) -> Pair:
+        token = prepare(*squash(projected))
+        if writes is None:
+            return all_write(state, *token)
+        return some_write(state, *token, writes)
+
+    return step
 
 
 def parts_of_step(spec: ScanSpec) -> tuple[Callable[..., Pair], ...]:
@@ -49,7 +71,7 @@ def parts_of_step(spec: ScanSpec) -> tuple[Callable[..., Pair], ...]:
     def squash(projected: mx.array) -> Pair:
         y = projected.reshape(-1, spec.heads, spec.rank, J).astype(mx.float32)
         # The sigmoid is half a tanh, which is slow: one for each column.
-        tanh = mx.tanh(mx.where(is_qk, y, 0.5 * y))
+        tanh = fusable_tanh(mx.where(is_qk, y, 0.5 * y))
         qk = tanh if spec.normalize_qk else y
         x = mx.where(is_qk, qk, mx.where(is_v, y, 0.5 * tanh + 0.5))
         return x, mx.square(x)

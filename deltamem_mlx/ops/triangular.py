@@ -21,8 +21,9 @@ Short = Callable[[mx.array, mx.array, mx.array | None], Pair]
 
 ALWAYS, MOST_TOKENS, MOST_READS = 128, 512, 1 << 13  # what is short, see ``is_short``
 STEPS = 4  # tokens, up to which one after the other is faster
-BLOCK = 16  # tokens, at most, of each of several blocks
-LONGEST, FLOATS = 32, 1 << 15  # tokens and decays of a single block, up to which there is but one
+BLOCK = 16  # tokens, at most, of each of several blocks; half of it where there are more rows than
+FEW_ROWS = 16  # these, as a block's tables of decays are the costlier then
+LONGEST, FLOATS = 32, 1 << 14  # tokens and decays of a single block, up to which there is but one
 
 
 def is_short(spec: ScanSpec, batch_size: int, tokens: int) -> bool:
@@ -58,7 +59,7 @@ def compiled_short(spec: ScanSpec) -> Short:
             return steps(state, projected, writes)
         if T <= BLOCK or (T <= LONGEST and B * spec.read_width * T**2 <= FLOATS):
             return one(state, projected, writes)
-        left = T % _block_of(T)
+        left = T % _block_of(T, B * spec.read_width)
         if not left:
             return many(state, projected, writes)
         early, late = (None, None) if writes is None else split(writes, [T - left], axis=1)
@@ -71,9 +72,10 @@ def compiled_short(spec: ScanSpec) -> Short:
 
 
 @functools.cache
-def _block_of(T: int) -> int:
+def _block_of(T: int, rows: int) -> int:
     """Tokens of each of the blocks of T tokens, so that none are left over if that can be."""
-    return next((size for size in range(BLOCK, BLOCK // 2, -1) if T % size == 0), BLOCK)
+    most = BLOCK if rows <= FEW_ROWS else BLOCK // 2
+    return next((size for size in range(most, most // 2, -1) if T % size == 0), most)
 
 
 def _for_writes(all_write: Callable[..., Pair], some_write: Callable[..., Pair]) -> Short:
@@ -205,7 +207,7 @@ def _blocks(spec: ScanSpec) -> Callable[..., Pair]:
 
     def blocks(state: mx.array, projected: mx.array, writes: mx.array | None = None) -> Pair:
         B, T, _ = projected.shape
-        C = _block_of(T)
+        C = _block_of(T, B * spec.read_width)
         N = T // C
         held = None if writes is None else writes.reshape(B * N, C)
         x = solve(projected.reshape(B * N, C, -1), held)

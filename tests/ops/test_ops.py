@@ -268,6 +268,11 @@ def test_step_equals_activate_and_recurrent(spec: ScanSpec, B: int) -> None:
     assert_close("state", new, expected, 1e-6)
 
 
+@pytest.mark.parametrize("spec", [ScanSpec(8, 1), ScanSpec(8, 4)], ids=shape_id)
+def test_conversations_that_only_read_keep_their_state_in_a_step(spec: ScanSpec) -> None:
+    assert_held_step(step_for(spec), spec)
+
+
 def test_step_of_zeros_is_finite() -> None:
     spec = ScanSpec(8, 1)
     reads, state = step_for(spec)(mx.ones((1, 1, 8, 8)), mx.zeros((1, 1, 40)))
@@ -299,6 +304,16 @@ def test_step_is_no_more_than_nine_primitives(spec: ScanSpec, tmp_path: Path) ->
 
 
 # --- few tokens at once
+
+
+def assert_held_step(step: ops.DecodeStep, spec: ScanSpec) -> None:
+    """Where it may not write, a step reads as ever and the state stays bit for bit."""
+    projected = pack(spec, in_file_order(spec, T=1, B=3)).swapaxes(0, 1)
+    state = scan_inputs(3, 1, spec.heads, spec.rank)["state"]
+    writes = mx.array([[True], [False], [True]])
+    (reads, new), (same, moved) = step(state, projected, writes), step(state, projected)
+    assert mx.array_equal(reads, same)
+    assert mx.array_equal(new, mx.where(writes[..., None, None], moved, state))
 
 
 def assert_same_short(
@@ -374,11 +389,18 @@ def test_tokens_that_only_read_leave_the_state_bit_for_bit() -> None:
     assert mx.array_equal(new, state)
 
 
-@pytest.mark.parametrize("spec", [ScanSpec(8, 1), ScanSpec(8, 4)], ids=shape_id)
+@pytest.mark.parametrize(
+    ("spec", "bounds"),
+    [
+        (ScanSpec(8, 1), {2: 23, 4: 31, 8: 42, 32: 46, 64: 72, 65: 74, 128: 76}),
+        (ScanSpec(8, 4), {2: 23, 4: 31, 8: 46, 32: 65, 64: 72, 65: 98, 128: 107}),
+    ],
+    ids=["one-state", "four-states"],
+)
 def test_a_short_call_is_as_many_primitives_whatever_its_tokens(
-    spec: ScanSpec, tmp_path: Path
+    spec: ScanSpec, bounds: dict[int, int], tmp_path: Path
 ) -> None:
-    for T, most in [(2, 23), (4, 31), (8, 42), (32, 46), (64, 72), (65, 74), (128, 76)]:
+    for T, most in bounds.items():
         state = mx.zeros((1, spec.heads, spec.rank, spec.rank))
         projected = mx.zeros((1, T, spec.packed_width))
         mx.eval(state, projected)

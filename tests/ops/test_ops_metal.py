@@ -14,6 +14,7 @@ from test_ops import (
     NAMES,
     SPECS,
     assert_close,
+    assert_held_step,
     assert_same_scan,
     assert_same_short,
     gradients,
@@ -225,6 +226,11 @@ def test_step_kernel_equals_activate_and_recurrent(
     expected_reads, expected = delta_scan(state, *activate(projected, spec), form="recurrent")
     assert_close("reads", reads, expected_reads.flatten(2).swapaxes(0, 1), 1e-5)
     assert_close("state", new, expected, 1e-5)
+
+
+def test_conversations_that_only_read_keep_their_state_in_a_step(emulated: None) -> None:
+    spec = ScanSpec(8, 2)
+    assert_held_step(metal.metal_step(spec), spec)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
