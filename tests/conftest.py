@@ -144,6 +144,22 @@ def run_cli(tmp_path: Path, nursery: Nursery) -> RunCli:
     return run
 
 
+@pytest.fixture
+def call_cli() -> RunCli:
+    """Runs `deltamem-mlx` with these arguments in this process, which is quicker."""
+    from typer.testing import CliRunner
+
+    from deltamem_mlx.cli.main import app
+
+    def call(*args: str | Path, input: str = "") -> subprocess.CompletedProcess[str]:
+        words = [*map(str, args)]
+        done = CliRunner().invoke(app, words, input=input)
+        assert not isinstance(done.exception, Exception), done.exception
+        return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
+
+    return call
+
+
 def _loadable(name: str, factory: pytest.TempPathFactory) -> Path:
     from tiny import with_tokenizer
 

@@ -31,24 +31,24 @@ def test_an_answer_and_its_memory_are_those_without(run_cli: RunCli, tmp_path: P
         assert mx.allclose(mx.array(state), mx.array(other.states[i]), atol=1e-5)
 
 
-def test_a_model_without_a_memory_is_drafted_for_too(run_cli: RunCli) -> None:
+def test_a_model_without_a_memory_is_drafted_for_too(call_cli: RunCli) -> None:
     asked = ("generate", QUESTION, "--model", builtin.base_folder(), "-m", "12")
-    plain, drafted = run_cli(*asked), run_cli(*asked, *DRAFT)
+    plain, drafted = call_cli(*asked), call_cli(*asked, *DRAFT)
     assert drafted.returncode == 0 and "of them drafted" in drafted.stderr
     assert drafted.stdout == plain.stdout
 
 
-def test_a_chat_goes_on_with_its_draft(run_cli: RunCli, tmp_path: Path) -> None:
+def test_a_chat_goes_on_with_its_draft(call_cli: RunCli, tmp_path: Path) -> None:
     lines = f"{FACT}\n/save {tmp_path / 'all'}\n/reset\n/load {tmp_path / 'all'}\n{QUESTION}\n"
     lines += f"/retry\n/undo\n/compare {QUESTION}\n"
-    plain, drafted = (run_cli("chat", *more, input=lines) for more in ((), DRAFT))
+    plain, drafted = (call_cli("chat", *more, input=lines) for more in ((), DRAFT))
     assert drafted.returncode == 0, drafted.stderr
     assert drafted.stdout == plain.stdout and drafted.stdout.count("oslo") >= 2
     assert "draft" in drafted.stderr
 
 
-def test_what_cannot_be_drafted_is_one_sentence(run_cli: RunCli, tmp_path: Path) -> None:
-    quantized = run_cli("generate", FACT, *DRAFT, "--kv-bits", "8")
+def test_what_cannot_be_drafted_is_one_sentence(call_cli: RunCli, tmp_path: Path) -> None:
+    quantized = call_cli("generate", FACT, *DRAFT, "--kv-bits", "8")
     assert quantized.returncode == 2 and "--kv-bits and --draft-model" in quantized.stderr
     other = tmp_path / "other"
     shutil.copytree(builtin.base_folder(), other)
@@ -56,17 +56,17 @@ def test_what_cannot_be_drafted_is_one_sentence(run_cli: RunCli, tmp_path: Path)
     vocabulary = words["model"]["vocab"]
     vocabulary |= {"oslo": vocabulary["paris"], "paris": vocabulary["oslo"]}
     (other / "tokenizer.json").write_text(json.dumps(words))
-    refused = run_cli("generate", FACT, "--draft-model", other)
+    refused = call_cli("generate", FACT, "--draft-model", other)
     assert refused.returncode == 1 and "another vocabulary" in refused.stderr
     assert refused.stderr.splitlines()[-1].startswith("Error: --draft-model: ")
     for wrong in ("0", "65"):
-        done = run_cli("generate", FACT, "--draft-model", "builtin", "--num-draft-tokens", wrong)
+        done = call_cli("generate", FACT, "--draft-model", "builtin", "--num-draft-tokens", wrong)
         assert done.returncode == 2 and "--num-draft-tokens" in done.stderr
 
 
-def test_a_sliding_window_that_fills_up_is_decoded_without(run_cli: RunCli) -> None:
+def test_a_sliding_window_that_fills_up_is_decoded_without(call_cli: RunCli) -> None:
     window = ("generate", QUESTION, "--remember", ROOT / "examples" / "facts.txt")
     window += ("--max-kv-size", "8")
-    plain, drafted = run_cli(*window), run_cli(*window, *DRAFT)
+    plain, drafted = call_cli(*window), call_cli(*window, *DRAFT)
     assert drafted.returncode == 0, drafted.stderr
     assert drafted.stdout == plain.stdout

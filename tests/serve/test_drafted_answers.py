@@ -135,9 +135,9 @@ def test_penalties_count_what_was_said_before(pair: Pair, client: Client) -> Non
             assert plain.chat(text, "p", **asked).text == client.chat(text, "p", **asked).text
 
 
-def test_what_cannot_be_done_with_a_draft_is_one_sentence(run_cli) -> None:
-    refused = run_cli("serve", "--draft-model", "builtin", "--decode-concurrency", "4")
+def test_what_cannot_be_done_with_a_draft_is_one_sentence(call_cli) -> None:
+    refused = call_cli("serve", "--draft-model", "builtin", "--decode-concurrency", "4")
     assert refused.returncode == 2 and "one answer at a time" in refused.stderr
-    nowhere = run_cli("serve", "--draft-model", "/nowhere", "--port", "0")
+    nowhere = call_cli("serve", "--draft-model", "/nowhere", "--port", "0")
     assert nowhere.returncode == 1 and nowhere.stderr.startswith("Error: --draft-model: No folder")
     assert nowhere.stderr.count("\n") == 1

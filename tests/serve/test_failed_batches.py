@@ -57,7 +57,7 @@ def failing(step: Callable, at: int) -> tuple[Callable, list[int]]:
     return next_step, seen
 
 
-@pytest.mark.parametrize("at", [1, 20, 30])
+@pytest.mark.parametrize("at", [1, 20, pytest.param(30, marks=pytest.mark.slow)])
 def test_of_several_all_are_answered_as_if_nothing_had_been(
     client: Client, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:

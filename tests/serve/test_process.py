@@ -105,30 +105,30 @@ def test_killed_at_any_moment_it_has_lost_no_turn_that_was_complete(
     assert "Traceback" not in log.read_text() and "anna" not in log.read_text()
 
 
-def test_what_others_could_reach_needs_a_key(run_cli) -> None:
-    refused = run_cli("serve", "--host", "0.0.0.0", "--port", "0")
+def test_what_others_could_reach_needs_a_key(call_cli) -> None:
+    refused = call_cli("serve", "--host", "0.0.0.0", "--port", "0")
     assert refused.returncode == 2 and "--api-key" in refused.stderr
-    taken = run_cli("serve", "--model", "somewhere")
+    taken = call_cli("serve", "--model", "somewhere")
     assert taken.returncode == 2 and "--adapter" in taken.stderr
 
 
-def test_addresses_that_cannot_be_had_are_named(run_cli) -> None:
-    nowhere = run_cli("serve", "--host", "")
+def test_addresses_that_cannot_be_had_are_named(call_cli) -> None:
+    nowhere = call_cli("serve", "--host", "")
     assert nowhere.returncode == 2 and nowhere.stderr.startswith(
         "Error: --host '': expected a name"
     )
-    key = run_cli("serve", "--api-key", " ")
+    key = call_cli("serve", "--api-key", " ")
     assert key.returncode == 2 and "--api-key: expected text" in key.stderr
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refused = run_cli("serve", "--port", str(port))
+        refused = call_cli("serve", "--port", str(port))
     assert refused.returncode == 1 and f"--port {port}: another program" in refused.stderr
     assert refused.stderr.count("\n") == 1 and not refused.stdout
 
 
-def test_defaults_that_no_request_could_be_answered_with_are_refused(run_cli) -> None:
+def test_defaults_that_no_request_could_be_answered_with_are_refused(call_cli) -> None:
     for given in (["--temp", "nan"], ["--top-k", "342"], ["--max-tokens-limit", "0"]):
-        refused = run_cli("serve", "--port", "0", "--temp", "1", *given)
+        refused = call_cli("serve", "--port", "0", "--temp", "1", *given)
         assert refused.returncode == 2 and given[0] in refused.stderr
         assert "Traceback" not in refused.stderr
 

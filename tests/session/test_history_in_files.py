@@ -220,9 +220,9 @@ def test_a_server_keeps_the_note_and_the_turns_of_a_session(pair: Pair, served) 
     assert same(read_memory(served.path), by_server)
 
 
-def test_commands_keep_what_a_server_stored(served, run_cli) -> None:
+def test_commands_keep_what_a_server_stored(served, call_cli) -> None:
     served(FACT)
-    asked = run_cli("generate", "--memory", served.path, "--prompt", JOB, "-m", "24")
+    asked = call_cli("generate", "--memory", served.path, "--prompt", JOB, "-m", "24")
     assert asked.returncode == 0, asked.stderr
     told = read_memory(served.path)
     assert told.told.turns == 2 and len(told.history) == 2
@@ -231,10 +231,10 @@ def test_commands_keep_what_a_server_stored(served, run_cli) -> None:
     assert served.reply.memory["messages_known"] == 4
 
 
-def test_generate_keeps_its_last_turns_in_the_file(run_cli, tmp_path: Path, pair: Pair) -> None:
+def test_generate_keeps_its_last_turns_in_the_file(call_cli, tmp_path: Path, pair: Pair) -> None:
     path = tmp_path / "me.safetensors"
     for number, text in enumerate((FACT, JOB), start=1):
-        assert run_cli("generate", "--memory", path, "--prompt", text).returncode == 0
+        assert call_cli("generate", "--memory", path, "--prompt", text).returncode == 0
         assert len(read_memory(path).history) == number
     first = copy.copy(read_memory(path)).before()
     assert same(dm.undo_memory_file(path), first)
@@ -244,15 +244,15 @@ def test_generate_keeps_its_last_turns_in_the_file(run_cli, tmp_path: Path, pair
     assert np.allclose(np.array(states(session)), held, atol=1e-5)
 
 
-def test_a_chat_takes_back_what_a_former_one_told(run_cli, tmp_path: Path) -> None:
+def test_a_chat_takes_back_what_a_former_one_told(call_cli, tmp_path: Path) -> None:
     path, kept = tmp_path / "me.safetensors", []
     for text in (FACT, OTHER):
-        assert run_cli("chat", "--memory", path, input=f"{text}\n").returncode == 0
+        assert call_cli("chat", "--memory", path, input=f"{text}\n").returncode == 0
         kept.append(read_memory(path))
-    refused = run_cli("chat", "--memory", path, input="/retry\n/edit ben is a doctor .\n")
+    refused = call_cli("chat", "--memory", path, input="/retry\n/edit ben is a doctor .\n")
     assert refused.stderr.count("in this chat; /undo goes back before it.") == 2
     assert same(read_memory(path), kept[1])
-    undone = run_cli("chat", "--memory", path, input=f"/undo\n{QUESTION}\n")
+    undone = call_cli("chat", "--memory", path, input=f"/undo\n{QUESTION}\n")
     assert "oslo" in undone.stdout and "1 more can be" in undone.stderr
     assert same(read_memory(path).before(), kept[0])
 
