@@ -8,6 +8,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 MODELS := .models
 PYTEST := $(BIN)/python -m pytest
+CHROMIUM := chromium chromium-browser google-chrome google-chrome-stable
 
 # Apple machines get the Metal build of mlx by default; Linux has to name a backend.
 ifeq ($(shell uname -s),Linux)
@@ -22,7 +23,7 @@ demo: $(STAMP)
 	$(BIN)/deltamem-mlx demo
 
 test: lint
-	$(PYTEST) -q -n auto --maxprocesses 4
+	$(PYTEST) -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -41,8 +42,12 @@ test-slow: $(STAMP)
 	$(PYTEST) -q -m slow
 
 test-browser: $(STAMP)
+	@for name in $(CHROMIUM); do command -v $$name >/dev/null && exit; done; \
+	if [ -z "$$DELTAMEM_CHROMIUM" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && apt-get install -qq --no-install-recommends chromium; \
+	fi  # a container, as CI may have; elsewhere a test says what is missing
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[browser]"
-	$(PYTEST) -q -m browser --only-skips tests/skips.txt
+	$(PYTEST) -q -m browser --only-skips tests/skips.txt tests/serve/page
 
 test-metal: $(STAMP)
 	$(PYTEST) -q -m metal

@@ -38,15 +38,16 @@ def test_its_python_runs_as_it_stands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page, commands", [("README.md", 2), ("docs/daily.md", 9)])
 def test_its_commands_say_what_it_shows(
-    page: str, commands: int, run_cli: RunCli, tmp_path: Path
+    page: str, commands: int, call_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     text = (ROOT / page).read_text(encoding="utf-8")
     shown = re.findall(r"^\$ deltamem-mlx ([^\n]*)\n((?:[^\n$`][^\n]*\n)+)", text, re.M)
     assert len(shown) == commands
     for command, answer in shown:
         words = re.findall(r'"[^"]*"|\S+', command)
-        done = run_cli(*(word.strip('"') for word in words))
+        done = call_cli(*(word.strip('"') for word in words))
         # How long it took, and where, is another's.
         assert _but_for_times(done.stdout.strip()) == _but_for_times(answer.strip())
 

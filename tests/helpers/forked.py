@@ -5,7 +5,9 @@ CPU. What is imported there is neither this package nor anything that has starte
 a process forked from there does what a fresh one does. On Linux only; elsewhere all are fresh.
 """
 
+import atexit
 import fcntl
+import gc
 import json
 import os
 import runpy
@@ -14,11 +16,13 @@ import socket
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).parent.parent.parent
 # What libraries read when they are imported; another value needs a fresh process.
@@ -203,8 +207,15 @@ def _own_terminal(file: int) -> None:
 def _serve(channel: socket.socket) -> list[str]:
     """Fork for everybody who asks; returns in the processes that were asked for, their words."""
     import mlx_lm  # noqa: F401
+    import prompt_toolkit.shortcuts  # noqa: F401
+    import pydantic  # noqa: F401
+    import rich.markdown
+    import rich.progress  # noqa: F401
+    import safetensors.numpy  # noqa: F401
+    import typer  # noqa: F401
     from transformers import AutoTokenizer, PreTrainedTokenizer  # noqa: F401
 
+    gc.freeze()  # nobody who is forked looks through all of this, and gets pages of its own by that
     while True:
         data, files, *_ = socket.recv_fds(channel, 1 << 20, 4)
         with suppress(ChildProcessError):
@@ -270,5 +281,31 @@ def _run(words: list[str]) -> None:
         runpy.run_path(how, run_name="__main__")
 
 
+def _run_and_end(words: list[str]) -> NoReturn:
+    """The same to its end: as Python ends, but that it does not take all its objects apart."""
+    code: object = 0
+    try:
+        _run(words)
+    except SystemExit as end:
+        code = end.code or 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = 120
+    os._exit(code & 0xFF)
+
+
 if __name__ == "__main__":
-    _run(_serve(socket.socket(fileno=int(sys.argv[1]))))
+    _run_and_end(_serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -4,15 +4,13 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import ROOT
+from forked import Nursery
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -119,7 +117,12 @@ def test_a_fresh_session_can_be_saved(pair: tuple, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["session", "memory.safetensors"])
 def test_another_process_gives_the_same_answer(
-    name: str, told: dm.MemorySession, saved: Path, qwen3_tiny: Path, adapter: Path
+    name: str,
+    told: dm.MemorySession,
+    saved: Path,
+    qwen3_tiny: Path,
+    adapter: Path,
+    nursery: Nursery,
 ) -> None:
     code = (
         "import sys, deltamem_mlx as dm\n"
@@ -131,14 +134,9 @@ def test_another_process_gives_the_same_answer(
     if name != "session":
         here = dm.MemorySession.restore(saved / name, told.model, told.tokenizer)
     tokens = [response.token for response in here.stream(QUESTION, max_tokens=12)]
-    done = subprocess.run(
-        [sys.executable, "-c", code, qwen3_tiny, adapter, saved / name, QUESTION],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.stdout == f"{tokens}\n", done.stderr
+    with nursery.piped("-c", code, qwen3_tiny, adapter, saved / name, QUESTION) as other:
+        said, notes = other.communicate(300)
+    assert said == f"{tokens}\n", notes
 
 
 def test_a_memory_file_is_the_memory_alone(told: dm.MemorySession, saved: Path) -> None:

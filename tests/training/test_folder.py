@@ -2,13 +2,13 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from forked import Nursery
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 from tiny import TOKENIZER, tiny_model
 
@@ -293,7 +293,7 @@ def test_lines_of_metrics_that_no_run_wrote_are_passed_over(
 
 @pytest.mark.parametrize("room", [0, 1, 300, 2000, 6000, 20_000])
 def test_a_disk_that_is_full_ends_a_run_with_the_files_name_and_it_goes_on(
-    episodes: EpisodeDataset, finished: Path, tmp_path: Path, room: int
+    episodes: EpisodeDataset, finished: Path, tmp_path: Path, room: int, nursery: Nursery
 ) -> None:
     """The system refuses files of more bytes, as a full disk does, wherever the writer is."""
     code = (
@@ -307,12 +307,13 @@ def test_a_disk_that_is_full_ends_a_run_with_the_files_name_and_it_goes_on(
         "try: run.run(); print('done')\n"
         "except OSError as error: print(type(error).__name__, error)\n"
     )
-    words = [sys.executable, "-c", code, str(tmp_path), str(room), *sys.path]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(("WriteError", "done")), done.stdout
-    if done.stdout.startswith("WriteError"):
-        assert str(tmp_path) in done.stdout
-        assert "could not be written" in done.stdout
+    with nursery.piped("-c", code, tmp_path, str(room), *sys.path) as run:
+        said, notes = run.communicate()
+        assert run.wait() == 0, notes
+    assert said.startswith(("WriteError", "done")), said
+    if said.startswith("WriteError"):
+        assert str(tmp_path) in said
+        assert "could not be written" in said
     assert trainer(episodes, tmp_path, resume=True).run().finished
     assert same_weights(tmp_path, finished)
 
