@@ -113,7 +113,10 @@ def held_words_text(held: Sequence[HeldWord], name: str, text: str) -> str:
         "does not hold": [w for w in held if abs(w.gain) < HELD],
         "was told otherwise": [w for w in held if w.gain <= -HELD],
     }
-    lines = [f"Of the {len(held)} strongest words of {text}, {name} holds {len(kinds['holds'])}."]
+    count, kept = len(held), len(kinds["holds"])
+    lines = [f"Of the {count} strongest words of {text}, {name} holds {kept}."]
+    if count == 1:
+        lines = [f"{name} {'holds' if kept else 'does not hold'} the one strong word of {text}."]
     said = {"holds": "It holds", "does not hold": "It has let go of, or was never told"}
     said["was told otherwise"] = "It makes less likely, as where it was told otherwise since"
     for kind, words in kinds.items():

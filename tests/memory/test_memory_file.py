@@ -115,13 +115,29 @@ def intact(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-@settings(
-    max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+MUTATED = settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+
+
+@MUTATED
 @given(data=st.data())
 def test_mutated_files_are_refused_or_whole(
     data: st.DataObject, intact: bytes, tmp_path: Path
 ) -> None:
+    check_mutated(data, intact, tmp_path)
+
+
+@pytest.mark.slow
+@settings(MUTATED, max_examples=5000)
+@given(data=st.data())
+def test_thousands_of_mutated_files_are_refused_or_whole(
+    data: st.DataObject, intact: bytes, tmp_path: Path
+) -> None:
+    check_mutated(data, intact, tmp_path)
+
+
+def check_mutated(data: st.DataObject, intact: bytes, folder: Path) -> None:
     """Whatever happens to the bytes, reading gives the same memory or our error."""
     broken = bytearray(intact)
     for _ in range(data.draw(st.integers(1, 4))):
@@ -135,7 +151,7 @@ def test_mutated_files_are_refused_or_whole(
             broken[at:at] = data.draw(st.binary(min_size=1, max_size=20))
         else:
             broken[at:at] = broken[at : at + 50]
-    path = tmp_path / "m.safetensors"
+    path = folder / "m.safetensors"
     path.write_bytes(broken)
     try:
         memory = read_memory(path)

@@ -56,7 +56,7 @@ def feed(model: nn.Module, cache: list, tokens: list[int]) -> mx.array:
     return logits
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     calls=st.lists(st.integers(1, 9), min_size=1, max_size=6),
     most=st.integers(1, 12),
@@ -232,7 +232,7 @@ def half(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("k", [1, 3, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 5))])
 @pytest.mark.parametrize("draft", [half, lambda _: base_model("models/qwen3-tiny")])
-@pytest.mark.parametrize("most", [1, 2, 7, 24])
+@pytest.mark.parametrize("most", [1, 2, pytest.param(7, marks=pytest.mark.slow), 24])
 def test_drafted_tokens_and_memory_are_those_of_plain_decoding(
     model: nn.Module, draft: Callable, k: int, most: int
 ) -> None:

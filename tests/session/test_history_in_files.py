@@ -116,7 +116,9 @@ def test_a_reset_is_undone_from_a_file(pair: Pair, tmp_path: Path) -> None:
     assert mx.array_equal(states(dm.MemorySession.restore(path, *pair)), before)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 6))]
+)
 def test_what_was_filed_before_is_filed_as_if_anew(pair: Pair, tmp_path: Path, seed: int) -> None:
     """A save packs only the turns since the last one; whatever was done in between."""
     choices, path = random.Random(seed), tmp_path / "me.safetensors"

@@ -328,27 +328,47 @@ def _mutated(data: bytes, draw: st.DataObject) -> bytes:
     return data[:start] + draw.draw(st.binary(max_size=64)) + data[end:]
 
 
-@settings(
-    max_examples=1000,
+MUTATED = settings(
+    max_examples=150,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+SAVED = pytest.mark.parametrize("name", ["memory.safetensors", "session.json", "context"])
+
+
+@MUTATED
 @given(draw=st.data())
-@pytest.mark.parametrize("name", ["memory.safetensors", "session.json", "context"])
+@SAVED
 def test_mutated_files(
+    name: str, draw: st.DataObject, pair: tuple, saved: Path, tmp_path: Path
+) -> None:
+    check_mutated(name, draw, pair, saved, tmp_path)
+
+
+@pytest.mark.slow
+@settings(MUTATED, max_examples=2000)
+@given(draw=st.data())
+@SAVED
+def test_thousands_of_mutated_files(
+    name: str, draw: st.DataObject, pair: tuple, saved: Path, tmp_path: Path
+) -> None:
+    check_mutated(name, draw, pair, saved, tmp_path)
+
+
+def check_mutated(
     name: str,
     draw: st.DataObject,
     pair: tuple[object, TokenizerWrapper],
     saved: Path,
-    tmp_path: Path,
+    folder: Path,
 ) -> None:
-    root = saved / "memory.safetensors"
+    """A file that was changed is refused by its name, or means the same."""
     if name == "memory.safetensors":
-        target = path = tmp_path / name
-        original = root.read_bytes()
+        target = path = folder / name
+        original = (saved / name).read_bytes()
     else:
-        path = tmp_path / "session"
+        path = folder / "session"
         if not path.exists():
             shutil.copytree(saved / "session", path)
         target = path / "session.json" if name == "session.json" else _context(path)
@@ -357,7 +377,7 @@ def test_mutated_files(
     try:
         restored = dm.MemorySession.restore(path, *pair)
     except (ValueError, FileNotFoundError) as error:
-        assert str(tmp_path) in str(error)
+        assert str(folder) in str(error)
     else:
         # A blank between two values, say.
         assert_same(restored, dm.MemorySession.restore(saved / path.name, *pair))
