@@ -4,14 +4,13 @@ import http.client
 import random
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import openai
 import pytest
+from forked import Nursery
 from serving import Client, server
 
 from deltamem_mlx.memory.file import read_memory
@@ -133,7 +132,7 @@ def test_defaults_that_no_request_could_be_answered_with_are_refused(call_cli) -
         assert "Traceback" not in refused.stderr
 
 
-def test_a_server_whose_model_thread_ends_ends_with_an_error() -> None:
+def test_a_server_whose_model_thread_ends_ends_with_an_error(nursery: Nursery) -> None:
     """A supervisor starts it again; one that answers 503 for ever would be left alone."""
     broken = """
 import sys
@@ -147,12 +146,9 @@ RunningBatch.__init__ = broken
 sys.argv = ["deltamem-mlx", "serve", "--port", "0"]
 main()
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", broken], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    with process:
+    with nursery.piped("-c", broken) as process:
         assert process.stdout.readline().startswith("http://")
-        assert process.wait(60) == 1
-        said = process.stderr.read()
+        _, said = process.communicate(60)
+        assert process.wait() == 1
     assert "SystemError" in said and said.splitlines()[-1].startswith("Error: ")
     assert "Traceback" not in said

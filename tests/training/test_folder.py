@@ -291,7 +291,9 @@ def test_lines_of_metrics_that_no_run_wrote_are_passed_over(
     assert read_metrics(tmp_path) == before
 
 
-@pytest.mark.parametrize("room", [0, 1, 300, 2000, 6000, 20_000])
+@pytest.mark.parametrize(
+    "room", [0, 2000, 20_000, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 300, 6000))]
+)
 def test_a_disk_that_is_full_ends_a_run_with_the_files_name_and_it_goes_on(
     episodes: EpisodeDataset, finished: Path, tmp_path: Path, room: int, nursery: Nursery
 ) -> None:
