@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx_lm
 import pytest
-from conftest import FIXTURES, RunCli
+from conftest import FIXTURES, ROOT, RunCli
 from hub_server import HubServer
 from mlx_lm.models.cache import make_prompt_cache
 from safetensors.numpy import save_file
@@ -256,7 +256,7 @@ def test_pictures_without_matplotlib(run_cli: RunCli, memory: Path, tmp_path: Pa
     (tmp_path / "matplotlib.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'matplotlib'\", name='matplotlib')"
     )
-    path = f"{tmp_path}:{FIXTURES.parent.parent}"
+    path = f"{ROOT}:{tmp_path}"
     done = run_cli("inspect", memory, "--plot", "it.png", env={"PYTHONPATH": path})
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.endswith("pip install 'deltamem-mlx[plot]'\n")
