@@ -17,7 +17,7 @@ from mlx_lm.models.cache import (
     trim_prompt_cache,
 )
 from mlx_lm.tokenizer_utils import load
-from spread_models import TOKENS, adapted, built, config_for, spread
+from spread_models import TOKENS, adapted, built, config_for, fed, spread
 from tiny import TOKENIZER
 
 import deltamem_mlx as dm
@@ -51,21 +51,21 @@ def batched(model: nn.Module, folder: Path) -> Found:
         batch = [pair[0].merge(list(pair)) for pair in zip(*singles, strict=True)]
         for entry in batch:
             entry.prepare(lengths=[12, 9], right_padding=[0, 3])
-        model(mx.concatenate([TOKENS, TOKENS]), cache=batch)
+        fed(model, batch, mx.concatenate([TOKENS, TOKENS]))
         for entry in batch:
             entry.finalize()
-        model(mx.array([[5], [6]]), cache=batch)
+        fed(model, batch, mx.array([[5], [6]]))
     found = memory(batch)
     for row in range(2):
         found += memory([entry.extract(row) for entry in batch])
-    return [*found, refused(lambda: model(TOKENS, cache=batch)) != ADMITTED]
+    return [*found, refused(lambda: fed(model, batch, TOKENS)) != ADMITTED]
 
 
 def taken_back(model: nn.Module, folder: Path) -> Found:
     cache = make_prompt_cache(model)
-    model(TOKENS, cache=cache)
+    fed(model, cache, TOKENS)
     with rewindable(cache, 3):
-        model(TOKENS[:, :5], cache=cache)
+        fed(model, cache, TOKENS[:, :5])
         trim_prompt_cache(cache, 2)
         found = memory(cache)
         found.append(refused(lambda: trim_prompt_cache(cache, 2)))
@@ -76,14 +76,14 @@ def by_spans(model: nn.Module, folder: Path) -> Found:
     """Writes of whole messages, fed in two calls; and an ingest that ends too soon."""
     cache, ids = make_prompt_cache(model), [[0] * 5 + [1] * 6 + [-1]]
     with write_spans(cache, ids):
-        model(TOKENS[:, :7], cache=cache)
+        fed(model, cache, TOKENS[:, :7])
         found = memory(cache)
-        model(TOKENS[:, 7:], cache=cache)
-    model(TOKENS[:, :2], cache=cache)
+        fed(model, cache, TOKENS[:, 7:])
+    fed(model, cache, TOKENS[:, :2])
 
     def too_soon() -> None:
         with write_spans(cache, ids):
-            model(TOKENS[:, :7], cache=cache)
+            fed(model, cache, TOKENS[:, :7])
 
     return [*found, *memory(cache), refused(too_soon), *memory(cache)]
 
@@ -91,7 +91,7 @@ def by_spans(model: nn.Module, folder: Path) -> Found:
 def emptied(model: nn.Module, folder: Path) -> Found:
     """Forgotten, copied, set, and read back from mlx-lm's own file."""
     cache = make_prompt_cache(model)
-    model(TOKENS, cache=cache)
+    fed(model, cache, TOKENS)
     held = dm.memory_state(cache)
     dm.forget_context(cache)
     other = copy.deepcopy(cache)
@@ -99,13 +99,13 @@ def emptied(model: nn.Module, folder: Path) -> Found:
     found = [*memory(cache), *memory(other)]
     found.append(refused(lambda: dm.set_memory_state(cache, {0: held[next(iter(held))]})))
     dm.set_memory_state(cache, held)
-    model(TOKENS, cache=cache)
+    fed(model, cache, TOKENS)
     mx.eval([entry.state for entry in cache])
     folder.mkdir(parents=True, exist_ok=True)
     file = str(folder / f"{spread_of_memory(model).ranks.rank}.safetensors")
     save_prompt_cache(file, cache)
     again = load_prompt_cache(file)
-    model(TOKENS, cache=again)
+    fed(model, again, TOKENS)
     return [*found, *memory(cache), *memory(again)]
 
 

@@ -138,6 +138,13 @@ def fresh(name: str, kind: str, folder: Path, group: mx.distributed.Group) -> di
     return {"same": all(same)}
 
 
+def fed(model: nn.Module, cache: list, tokens: mx.array) -> mx.array:
+    """The logits, computed: messages of calls that are computed together may change places."""
+    logits = model(tokens, cache=cache)
+    mx.eval(logits, [entry.state for entry in cache])
+    return logits
+
+
 def held(model: nn.Module) -> dict[str, int]:
     """Bytes of each of the adapter's parameters that lie here, over the layers."""
     found: dict[str, int] = {}
@@ -203,9 +210,8 @@ def compared(name: str, kind: str, folder: Path, group: mx.distributed.Group) ->
     sent.append(sent_for_a_token(part))
     caches = make_prompt_cache(whole), make_prompt_cache(part)
     both = list(zip((whole, part), caches, strict=True))
-    logits = [model(TOKENS, cache=cache) for model, cache in both]
-    again = [model(TOKENS[:, :1], cache=cache) for model, cache in both]
-    mx.eval(logits, again)
+    logits = [fed(model, cache, TOKENS) for model, cache in both]
+    again = [fed(model, cache, TOKENS[:, :1]) for model, cache in both]
     states = [dm.memory_state(cache) for cache in caches]
     dm.save_memory(alone / "alone.safetensors", caches[0], whole)
     dm.save_memory(folder / f"{name}.safetensors", caches[1], part)

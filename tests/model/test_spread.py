@@ -56,7 +56,7 @@ RUNS = [
         [
             *named("model", "tensor", "qwen3_5:8+onekv"),
             *named("model", "pipeline", "qwen3_moe qwen3_next qwen2+lower qwen2+upper"),
-            *named("actions", "pipeline", "qwen3_next"),
+            *named("actions", "pipeline", "qwen2+upper"),
             *golden("pipeline"),
         ],
     ),
