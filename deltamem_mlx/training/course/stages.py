@@ -99,13 +99,14 @@ ENGLISH = (
     Stage(
         "silence",
         "to leave everything else as it is",
-        TalkShape(facts=(2, 4), asked=2, updates=0.3, chats=1, noted=0.3, any_word=0.4),
+        TalkShape(facts=(4, 5), asked=4, updates=0.3, noted=0.3, any_word=0.4),
         share=0.25,
         most=3000,
         batch_size=4,
-        learning_rate=8e-4,
-        unrelated=0.5,
-        joined=6,
+        learning_rate=7e-4,
+        unrelated=1.0,
+        beside=0.6,
+        joined=4,
         no_harm=1.5,
     ),
 )

@@ -72,16 +72,19 @@ class Unrelated:
 
     def beside(self, shape: TalkShape) -> Silent:
         """One with facts, whose last turns are half questions for them, half something else."""
-        rng, asked = self.rng, shape.asked
-        conversation = self.teller.conversation(shape)
-        told, end = conversation[: -2 * asked], conversation[-2 * asked :]
-        parts = [told]
-        for _ in range(self._several() - 1):
-            parts.insert(rng.randint(0, len(parts)), self._history(facts=False))
-        history = list(chain(*parts))
+        rng = self.rng
+        silent = rng.sample(self.talk, min(max(1, shape.asked // 2), len(self.talk)))
+        asked, (fewest, most) = shape.asked - len(silent), shape.facts
+        own = shape._replace(asked=asked, facts=(max(1, fewest - len(silent)), most))
+        conversation = self.teller.conversation(own)
+        place = len(conversation) - 2 * asked
+        told, end = conversation[:place], conversation[place:]
+        others = [self._history(facts=False) for _ in range(self._several() - 1)]
+        # A history that is too long is cut at its start: one at most stands behind the facts.
+        place = len(others) - (rng.random() < 0.5 and len(others) > 0)
+        history = list(chain(*others[:place], told, *others[place:]))
         turns = [(end[i : i + 2], False) for i in range(0, len(end), 2)]
-        silent = rng.sample(self.talk, min(max(1, asked // 2), len(self.talk)))
-        turns[: len(silent)] = [(messages_of([turn]), True) for turn in silent]
+        turns += [(messages_of([turn]), True) for turn in silent]
         rng.shuffle(turns)
         replies = {len(history) + 2 * i + 1 for i, (_, is_silent) in enumerate(turns) if is_silent}
         return Silent(history + list(chain(*(turn for turn, _ in turns))), frozenset(replies))
