@@ -53,6 +53,7 @@ def pair(qwen3_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     (tmp_path / STORY).write_text(json.dumps(TOLD))
     monkeypatch.setattr(builtin, "__file__", str(tmp_path / "__init__.py"))
     monkeypatch.setattr(builtin, "_HERE", tmp_path)
+    monkeypatch.setattr(command, "MAX_TOKENS", 4)
     monkeypatch.setattr(builtin, "_ADAPTERS", tmp_path)
     return tmp_path
 

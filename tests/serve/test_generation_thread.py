@@ -51,8 +51,19 @@ def refusing(make: Callable) -> Callable:
     return made
 
 
-@pytest.mark.parametrize("memory", [{}, {"memory": {"session": "seeded"}}], ids=["", "memory"])
-@pytest.mark.parametrize("seed", [-1, -2, 0, 2**31, 2**32, 2**63, 2**64, -(2**31), 10**30, 1e300])
+SEEDS = [-1, -2, 0, 2**31, 2**32, 2**63, 2**64, -(2**31), 10**30, 1e300]
+SEEDED = {"memory": {"session": "seeded"}}
+
+
+@pytest.mark.parametrize(
+    ("seed", "memory"),
+    [
+        *((seed, {}) for seed in SEEDS),
+        (2**32, SEEDED),
+        (2**64, SEEDED),
+        *(pytest.param(seed, SEEDED, marks=pytest.mark.slow) for seed in SEEDS),
+    ],
+)
 def test_a_seed_is_used_or_refused(client: Client, seed: float, memory: dict) -> None:
     reply = client.chat(QUESTION, seed=seed, **SAMPLED, **memory)
     assert reply.status in (200, 400)

@@ -183,14 +183,22 @@ NOTES = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("one_in", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_whatever_a_note_says_of_the_conversation_the_memory_can_be_used(
-    client: Client, parts: tuple[dict, dict[str, str], Tensors]
+    client: Client, parts: tuple[dict, dict[str, str], Tensors], one_in: int
 ) -> None:
     """The history in it is the server's own account; another's begins a new one."""
     values, metadata, tensors = parts
     values = {name: value for name, value in values.items() if name not in ("told", "history")}
     tensors = {name: x for name, x in tensors.items() if name.startswith("state.")}
-    notes = ["", "[]", "null", "{", "[" * 100_000, *(json.dumps(NOTE | change) for change in NOTES)]
+    notes = [
+        "",
+        "[]",
+        "null",
+        "{",
+        "[" * 100_000,
+        *(json.dumps(NOTE | change) for change in NOTES[::one_in]),
+    ]
     for note in notes:
         sent = client.memory(
             "PUT", "noted", body=forged(values | {"note": note}, metadata, tensors)
