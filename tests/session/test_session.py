@@ -572,7 +572,9 @@ def talk(session: dm.MemorySession, n: int) -> Iterator[str]:
     yield session.ask("Which number?", max_tokens=6)
 
 
-@pytest.mark.parametrize("granularity", ["token", "message_mean"])
+@pytest.mark.parametrize(
+    "granularity", ["token", pytest.param("message_mean", marks=pytest.mark.slow)]
+)
 def test_sessions_in_threads_answer_as_one_after_the_other(
     granularity: str, tokenizer: TokenizerWrapper
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from forked import Nursery
 
 import deltamem_mlx as dm
 from deltamem_mlx.memory.file import read_memory
@@ -65,10 +66,13 @@ def run(code: str, path: Path, times: int) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("times", [25, pytest.param(200, marks=pytest.mark.slow)])
-def test_two_sessions_that_save_one_file_lose_nothing(tmp_path: Path, times: int) -> None:
+def test_two_sessions_that_save_one_file_lose_nothing(
+    tmp_path: Path, times: int, nursery: Nursery
+) -> None:
     path = tmp_path / "m.safetensors"
-    both = [run(SAVING, path, times) for _ in range(2)]
-    said = [json.loads(process.communicate()[0]) for process in both]
+    words = ("-c", SAVING, path, str(times))
+    with nursery.piped(*words) as one, nursery.piped(*words) as other:
+        said = [json.loads(process.communicate()[0]) for process in (one, other)]
     assert read_memory(path).tokens_written == [sum(written for written, _ in said)]
 
 
