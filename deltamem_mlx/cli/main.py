@@ -43,7 +43,11 @@ COMMANDS = {
         "Show on the built-in pair what a memory does; needs no network and less than a minute.",
         _DAILY,
     ),
-    "train": Listed(f"{_CLI}.train:train", "Train an adapter on conversations.", _ADAPTERS),
+    "train": Listed(
+        f"{_CLI}.train:train",
+        "Make an adapter: without any data, or from conversations.",
+        _ADAPTERS,
+    ),
     "eval": Listed(
         f"{_CLI}.eval.app:app",
         "Measure an adapter: each task with the memory and without, on the same questions.",

@@ -99,7 +99,8 @@ def _course(options: TrainOptions) -> None:
     try:
         found = course_of(options).run()
     except Stopped as error:
-        output.note("Everything is saved; the same command goes on.")
+        without = " without --overwrite" if options.overwrite else ""
+        output.note(f"Everything is saved; the same command{without} goes on.")
         raise typer.Exit(INTERRUPTED) from error
     except ArithmeticError as error:
         output.fail(str(error))

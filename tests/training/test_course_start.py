@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from deltamem_mlx import builtin, load
+from deltamem_mlx.training.course import start
 from deltamem_mlx.training.course.directions import Directions, head_rows
 from deltamem_mlx.training.course.fitting import ELSEWHERE, finished, fit
 from deltamem_mlx.training.course.layers import RANK, attentions
@@ -163,3 +164,13 @@ def test_quieting_changes_ordinary_text_and_leaves_facts():
 
     assert gates(text, new).mean() < 0.1
     assert np.abs(gates(facts, new) - gates(facts, weights)).mean() < 0.1
+
+
+def test_the_gain_is_sought_where_it_gets_better(plain):
+    for best in (0.05, 0.4, 1.6):
+        tried = []
+        for layers, gain in start._candidates(plain[0], 10.0, tried):
+            tried.append(start.Tried(layers, gain, abs(np.log(gain / (10 * best)))))
+        assert min(tried, key=lambda one: one.loss).gain == pytest.approx(10 * best)
+        assert len({one.layers for one in tried}) == 2, "of four layers"
+        assert len(tried) <= 7

@@ -162,7 +162,11 @@ class Course:
         for text in about.notes():
             self.viewer.note(text)
         plan = None if self.given is None else repr(self.given)
-        settings = about.settings() | {"hours": self.hours, "plan": plan}
+        settings = about.settings() | {
+            "hours": self.hours,
+            "grad_checkpoint": self.grad_checkpoint,
+            "plan": plan,
+        }
         ledger = open_course(self.folder / FOLDER, settings)
         if "pace" not in ledger:
             ledger["pace"] = about.pace()._asdict()

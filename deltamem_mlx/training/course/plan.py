@@ -9,7 +9,7 @@ from .stages import Stage
 from .stock import Wanted
 
 # Shares of the time.
-WRITING, STARTING, CHOOSING, TRAINING, MEASURING = 0.08, 0.06, 0.05, 0.66, 0.15
+WRITING, STARTING, CHOOSING, TRAINING, MEASURING = 0.08, 0.08, 0.05, 0.65, 0.14
 CHOICES = 14  # adapters that are looked at, in all
 VALIDATING = 1.15  # of a training's time: validations, checkpoints
 FACTS, QUESTION = 3, 12  # told in a recorded conversation; tokens of an answer
@@ -60,7 +60,7 @@ def plan_for(
     reading = MEASURING * seconds * pace.judged
     return CoursePlan(
         wanted=wanted,
-        recorded=_within(STARTING * seconds * pace.judged / size, 60, 700),
+        recorded=_within(STARTING * seconds * pace.judged / size, 120, 700),
         judged=_within(CHOOSING * seconds * pace.judged / (CHOICES * size), 8, 64),
         stages=tuple(stages),
         iters=tuple(iters),

@@ -18,8 +18,9 @@ from .layers import RANK, able_layers, attentions, config_for, upper
 from .recording import FactScript, record
 
 BYTES = 1 << 30  # of recorded attention inputs at a time
-SHARES = (1 / 2, 0.4, 2 / 3)  # upper layers that get a memory; the first is tried with every gain
-GAINS = (0.4, 0.8, 0.2, 1.6)  # of a word that is read, beside the hidden states before the head
+SHARES = (1 / 2, 0.4, 2 / 3)  # upper layers that get a memory; gains are tried with the first
+GAINS = (0.4, 0.2)  # of a word that is read, beside the hidden states before the head
+FURTHER = 3  # gains in the direction of the better of these, at most
 
 
 class Tried(NamedTuple):
@@ -116,10 +117,16 @@ def best_start(
 def _candidates(
     model: nn.Module, size: float, tried: Sequence[Tried]
 ) -> Iterator[tuple[tuple[int, ...], float]]:
-    """Every gain in the upper half, then other layers with the best of them."""
+    """Gains in the upper half, as long as they get better; then other layers with the best."""
     first, *others = dict.fromkeys(upper(model, share) for share in SHARES)
     for gain in GAINS:
         yield first, gain * size
     best = min(tried, key=lambda one: one.loss)
+    factor = 0.5 if best is tried[1] else 2.0
+    for _ in range(FURTHER):
+        yield first, factor * best.gain
+        if tried[-1].loss >= best.loss:
+            break
+        best = tried[-1]
     for layers in others:
         yield layers, best.gain
