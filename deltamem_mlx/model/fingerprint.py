@@ -4,6 +4,7 @@ import hashlib
 import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import mlx.core as mx
 import numpy as np
@@ -12,6 +13,7 @@ from ..config import HEADS, DeltaMemConfig
 from .spread import Spread
 
 Tensors = Mapping[str, mx.array]
+Arrays = tuple[mx.array, ...]
 
 
 def is_off(name: str, config: DeltaMemConfig) -> bool:
@@ -59,12 +61,12 @@ class AdapterMark:
         self,
         config: DeltaMemConfig,
         whole: Callable[[], Tensors],
-        parameters: Callable[[], Sequence[mx.array]],
+        parameters: Callable[[], Sequence[Arrays]],
         spread: Spread,
     ):
         self.config, self._whole, self._parameters = config, whole, parameters
         self.spread, self.apart = spread, spread.pipelined
-        self._sources: Sequence[mx.array] = ()
+        self._sources: Arrays = ()
         self._fingerprint = ""
 
     @property
@@ -75,14 +77,15 @@ class AdapterMark:
             RuntimeError: If parameters were replaced in one of several processes, of which the
               others do not know.
         """
-        sources = self._parameters()
-        if not self._fingerprint or not all(map(operator.is_, sources, self._sources)):
+        layers = self._parameters()
+        same = map(operator.is_, chain.from_iterable(layers), self._sources)
+        if not self._fingerprint or not all(same):
             if self.apart and self._fingerprint:
                 raise RuntimeError(
                     "The adapter of a model in several processes was changed after it was loaded. "
                     "Change its files, and load it again."
                 )
-            self._sources = sources
+            self._sources = tuple(chain.from_iterable(layers))
             self._fingerprint = fingerprint_of(self.config, self._whole())
         return self._fingerprint
 

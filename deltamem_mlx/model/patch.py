@@ -85,7 +85,7 @@ def patch(model: nn.Module, config: DeltaMemConfig, choice: Choice) -> None:
     mark = AdapterMark(
         config,
         lambda: whole_tensors(model),
-        lambda: [x for layer in patched for x in layer.adapter_parameters()],
+        lambda: [layer.adapter_parameters() for layer in patched],
         choice.spread,
     )
     for site in sorted(choice.sites, key=lambda site: (-site.rank, site.cache_path, site.layer)):

@@ -113,8 +113,8 @@ class _Solved(NamedTuple):
     """What follows from the projections of blocks of T tokens, whatever the state before them.
 
     Args:
-        along (mx.array): Queries and keys, [B, H, 2, T, r].
-        across (mx.array): The same, [B, H, 2, r, T].
+        across (mx.array): Queries and keys, a token's side by side, [B, H, r, 2 T].
+        keys (mx.array): The keys, [B, H, T, r].
         from_start (mx.array): What is left of the state at each token, [B, H, r, T, 1].
         old, new (mx.array): What is left at the end of the state, [B, H, r, 1], and of each
           token's change, [B, H, r, T].
@@ -123,8 +123,8 @@ class _Solved(NamedTuple):
         weights (mx.array): Of the changes in each read, [B, H, r, T, T].
     """
 
-    along: mx.array
     across: mx.array
+    keys: mx.array
     from_start: mx.array
     old: mx.array
     new: mx.array
@@ -152,7 +152,7 @@ def _solver(spec: ScanSpec) -> Callable[..., _Solved]:
         if spec.normalize_qk:
             squares = mx.square(qk).sum(2, keepdims=True)
             qk = qk * mx.rsqrt(mx.maximum(squares, NORM_FLOOR**2))
-        across = qk.transpose(0, 1, 4, 2, 3)
+        across = qk.flatten(-2)
         along = across.swapaxes(-1, -2)
         keep, erase, write = coefficients(gates, spec)  # [B, H, r, T, 1], as v is
         if writes is not None:
@@ -165,12 +165,15 @@ def _solver(spec: ScanSpec) -> Callable[..., _Solved]:
         kept = mx.where(grows, mx.broadcast_to(keep, v.shape), 1.0)
         decays = mx.cumprod(kept, axis=-2, inclusive=False)  # [B, H, r, T, 1 + T]
         from_start, decay = split(decays, [1], axis=-1)
-        read_alike, alike = split(along @ across[:, :, 1:], 2, axis=2)  # to k: [B, H, 1, T, T]
+        # Of all pairs those with a key: the product of the two as they lie needs no copy.
+        pairs = mx.unflatten(along @ across, 2, (T, 2))[..., 1::2]
+        read_alike, alike = split(pairs.swapaxes(2, 3), 2, axis=2)  # to k: [B, H, 1, T, T]
         inverse = _inverse(one + erase * lower * decay * alike)
         to_end = decays[..., -1:, :] * kept[..., -1:, :]
         old, new = split(to_end.squeeze(-2), [1], axis=-1)
         weights = lower * decay * read_alike
-        return _Solved(along, across, from_start, old, new, erase, write * v, inverse, weights)
+        keys = along[..., 1::2, :]
+        return _Solved(across, keys, from_start, old, new, erase, write * v, inverse, weights)
 
     return solve
 
@@ -182,12 +185,10 @@ def _block(spec: ScanSpec) -> Callable[..., Pair]:
     def block(state: mx.array, projected: mx.array, writes: mx.array | None = None) -> Pair:
         B, T, _ = projected.shape
         x = solve(projected, writes)
-        found = (state[:, :, None] @ x.across).transpose(0, 1, 3, 4, 2)
-        read, found = split(found, 2, axis=-1)
+        read, found = split(mx.unflatten(state @ x.across, -1, (T, 2)), 2, axis=-1)
         changes = x.inverse @ (x.written - x.erase * x.from_start * found)
         read = x.from_start * read + x.weights @ changes
-        k = x.along[:, :, 1]
-        new = mx.addmm(x.old * state, x.new * changes.squeeze(-1), k)
+        new = mx.addmm(x.old * state, x.new * changes.squeeze(-1), x.keys)
         return read.transpose(0, 3, 1, 2, 4).reshape(B, T, spec.read_width), new
 
     return block
@@ -211,7 +212,7 @@ def _blocks(spec: ScanSpec) -> Callable[..., Pair]:
         N = T // C
         held = None if writes is None else writes.reshape(B * N, C)
         x = solve(projected.reshape(B * N, C, -1), held)
-        k = x.along[:, :, 1:]
+        k = x.keys[:, :, None]
         wide = mx.pad(k, [(0, 0)] * 4 + [(0, 1)])
         given = mx.where(nothing_written, -x.erase * x.from_start * wide, x.written)
         changes = x.inverse @ given  # [B N, H, r, C, r + 1]
@@ -223,7 +224,7 @@ def _blocks(spec: ScanSpec) -> Callable[..., Pair]:
             rows.append(row)
             row = mx.addmm(offset, row, step)
         before = mx.concatenate(rows, axis=1).reshape(B * N, spec.heads, r, 1, r)
-        found = (before.squeeze(3) @ x.across[:, :, 0])[..., None]  # [B N, H, r, C, 1]
+        found = (before.squeeze(3) @ x.across)[..., ::2, None]  # [B N, H, r, C, 1]
         starts = mx.pad(before, [(0, 0)] * 4 + [(0, 1)], constant_values=1.0)
         changes = (changes * starts).sum(-1, keepdims=True)
         reads = mx.addmm(x.from_start * found, x.weights, changes)
