@@ -32,6 +32,8 @@ from deltamem_mlx.bench.timing import CLOCKS, Samples, alternate
 from deltamem_mlx.bench.training import conversation, lora_update
 from deltamem_mlx.cli.main import app
 
+pytestmark = pytest.mark.fused
+
 ADAPTER = FIXTURES / "golden" / "tsw_qo" / "adapter"
 QUICK = ("--rounds", "1", "--decode-tokens", "2")
 SMALL = (*QUICK, "--shape", "tiny", "--layers", "2", "--prompt-lengths", "9", "--depths", "4")

@@ -17,6 +17,8 @@ import deltamem_mlx as dm
 from deltamem_mlx.bench import STRATEGIES
 from deltamem_mlx.bench.models import twin
 
+pytestmark = pytest.mark.fused
+
 HISTORY, PROMPT, MESSAGE = 32, 96, 16  # tokens: the first call, the first two, and a message
 ALLOWED = 1.5
 
