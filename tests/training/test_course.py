@@ -126,6 +126,7 @@ def test_a_training_that_diverges_begins_anew_with_half_its_learning_rate(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killed_at_three_places_and_resumed_it_has_the_same_weights(tmp_path: Path) -> None:
     """In the middle of a training, as soon as one begins, and while gates are closed."""
     command = [sys.executable, str(ROOT / "tests" / "helpers" / "tiny_course.py")]
@@ -151,6 +152,7 @@ def test_killed_at_three_places_and_resumed_it_has_the_same_weights(tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_course_of_minutes_is_about_as_good_as_the_built_in_pair(tmp_path: Path) -> None:
     """Of the iterations that an idle CPU does in some minutes."""
     cells = tuple(Cell("told", facts, 0) for facts in (1, 2, 4))
