@@ -149,7 +149,7 @@ def test_a_server_under_tensor_parallelism_answers_as_one_process_and_ends_grace
 
 
 # Where the second process kills itself: a function that it calls, and the call.
-PREFILL = "deltamem_mlx.model.attention:read_and_write", "300"
+PREFILL = "deltamem_mlx.model.attention:read_and_write", "50"
 SAVE = "deltamem_mlx.serve.turns.turn:memory_state", "3"
 NEVER = "deltamem_mlx.serve.turns.turn:memory_state", "1000"
 
@@ -181,7 +181,7 @@ def test_whenever_a_process_dies_the_server_ends_and_what_was_acknowledged_is_ke
             time.sleep(1.0)  # with nothing to do
             second.kill()
         else:
-            answered_or_not(client, "x" * (600 if when is PREFILL else 10))
+            answered_or_not(client, "x" * (100 if when is PREFILL else 10), most=40)
         assert second.wait(timeout=120) == -signal.SIGKILL
         began = time.monotonic()
         notes = first.communicate(timeout=30)[1]
@@ -191,7 +191,7 @@ def test_whenever_a_process_dies_the_server_ends_and_what_was_acknowledged_is_ke
     assert_kept(tmp_path, {"ann": replies[-1].memory["total_tokens_written"]})
 
 
-def answered_or_not(client: Client, text: str = "On and on.") -> None:
-    """Ask for a long answer, which is not to come."""
+def answered_or_not(client: Client, text: str = "On and on.", most: int = 3000) -> None:
+    """Ask for an answer, which is not to come; a long one unless ``most`` is few tokens."""
     with suppress(OSError):
-        client.chat(text, "ann", max_tokens=3000)
+        client.chat(text, "ann", max_tokens=most)

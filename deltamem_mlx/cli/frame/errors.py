@@ -8,6 +8,7 @@ import sys
 import traceback
 import zipfile
 from pathlib import Path
+from typing import TypeGuard
 
 import typer
 
@@ -39,7 +40,7 @@ class UsageError(typer.BadParameter):
 
 def report(error: Exception) -> int:
     """Says what went wrong, with the traceback if `--debug`, and returns the exit code."""
-    if isinstance(error, typer.TyperException) and error.exit_code == MISUSED:
+    if misused(error):
         output.fail(_cut(_usage(error)))
         return MISUSED
     if output.settings.debug:
@@ -49,6 +50,11 @@ def report(error: Exception) -> int:
     rank = rank_of(error)
     output.fail(_cut(f"{'' if rank is None else f'rank {rank}: '}{sentence(error)}"))
     return FAILED
+
+
+def misused(error: Exception) -> TypeGuard[typer.TyperException]:
+    """Whether a command was used wrongly, as a command says it or as Typer does."""
+    return isinstance(error, typer.TyperException) and error.exit_code == MISUSED
 
 
 def rank_of(error: Exception) -> int | None:

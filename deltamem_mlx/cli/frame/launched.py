@@ -60,7 +60,7 @@ def report(error: Exception) -> int:
     if lines is not None and mine:
         lines.part(sentence(error))
     time.sleep(_PATIENCE)
-    if isinstance(error, UsageError):
+    if errors.misused(error):
         return MISUSED
     if lines is None and mine:
         print(f"Error: rank {rank()}: {sentence(error)}", file=sys.__stderr__, flush=True)
