@@ -172,6 +172,10 @@ class Conversation:
                 turn = self._turn_of(new, reply)
         return turn
 
+    def length_of(self, new: list[Message]) -> int:
+        """How many tokens messages would add, as the chat template has them."""
+        return len(self._turn_of(new, reply=False).new.token_ids)
+
     def _turn_of(self, new: list[Message], reply: bool) -> Turn:
         coming = [*self.said.pending, *new]
         return turn_of(

@@ -41,10 +41,16 @@ def written(
     Closing the iterator keeps the parts that were fed whole.
     """
     lengths = [len(talk.tokenizer.encode(str(m.get("content") or ""))) for m in new]
+    # What the template puts around the second message, and so around all that follow.
+    around = 0
+    if len(new) > 1:
+        around = talk.length_of(list(new[:2])) - talk.length_of(list(new[:1])) - lengths[1]
+    about = [max(1, length + around) for length in lengths]
     tokens, first = 0, 0
     for end in _ends(lengths, step_size):
-        began, left = tokens, sum(lengths[end:])
-        part = sum(lengths[first:end])
+        fits = tokens / sum(about[:first]) if first else 1.0  # so far, to what was guessed
+        began, left = tokens, round(fits * sum(about[end:]))
+        part = round(fits * sum(about[first:end]))
         some = list(new[first:end])
         with closing(
             talk.feeding(some, write=write, step_size=step_size, goes_on=first > 0)

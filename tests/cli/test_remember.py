@@ -158,3 +158,24 @@ def test_pictures_and_the_like_in_a_folder_are_named(tmp_path: Path, memory: Pat
     done = call(tmp_path / "notes", "--memory", memory)
     assert "photo.png is neither text nor messages by its name" in done.stderr
     assert read_memory(memory).tokens_written[0] > 0
+
+
+def test_notes_stand_above_the_bar_whose_total_is_known_from_the_start(
+    tmp_path: Path, memory: Path, nursery: Nursery
+) -> None:
+    (tmp_path / "big").mkdir()
+    for name, fact, count in (("n1", FACTS[0], 60), ("n2", "anna .", 90), ("n3", FACTS[1], 40)):
+        (tmp_path / "big" / f"{name}.txt").write_text("\n\n".join([fact] * count))
+    terminal = Terminal(["remember", "big", "--memory", memory.name], tmp_path, nursery, 100)
+    terminal.until(" of about ")
+    first = re.search(r"of about ([\d,]+) tokens", terminal.shown)
+    terminal.until("second), ")
+    assert terminal.end() == 0
+    _, *lines = [line for line in terminal.shown.splitlines() if line]  # the memory is new
+    terminal.close()
+    assert len(lines) == 4, terminal.shown
+    for line, name in zip(lines, ("n1", "n2", "n3"), strict=False):
+        assert re.fullmatch(rf"Remembered big/{name}.txt: [\d,]+ tokens\.", line)
+    assert first is not None
+    guessed = int(first[1].replace(",", ""))
+    assert read_memory(memory).tokens_written[0] == pytest.approx(guessed, rel=0.1)

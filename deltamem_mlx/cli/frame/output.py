@@ -22,6 +22,7 @@ class Settings:
 
     quiet: bool = False
     debug: bool = False
+    bar: Console | None = None  # that of a bar, while one is shown: what is said stands above it
 
 
 settings = Settings()
@@ -29,7 +30,7 @@ settings = Settings()
 
 def reset() -> None:
     """Back to the defaults; a test runs several commands in one process."""
-    settings.quiet = settings.debug = False
+    settings.quiet, settings.debug, settings.bar = False, False, None
     # Closed before the command began (`>&-`): what is said goes nowhere, what is kept is kept.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
@@ -92,7 +93,7 @@ def _labelled(label: str, style: str, text: str) -> None:
 
 def _write(text: str, style: str | None = None, end: str = "\n") -> None:
     """Text as it is: brackets are no markup, :words: no emoji, long lines the terminal's affair."""
-    stderr.print(
+    (settings.bar or stderr).print(
         text, style=style, end=end, markup=False, emoji=False, highlight=False, soft_wrap=True
     )
 

@@ -70,10 +70,10 @@ def watched(stream: "Callable[[Generation], Iterator[T]]", generation: "Generati
 
 @contextmanager
 def telling(total: int) -> Iterator[Callable[[str, float, int], None]]:
-    """A bar over ``total`` characters that are told, which shows tokens.
+    """A bar over about ``total`` tokens that are told.
 
-    Gives a function to call with the file's name, how many characters are done, and the tokens
-    that they were.
+    Gives a function to call with the file's name, how many of those are done, and the tokens that
+    they really were.
     """
     from rich.progress import TextColumn
 
@@ -97,5 +97,10 @@ def _bar(figures: "ProgressColumn") -> Iterator["Progress"]:
     console = Console(file=sys.stderr)
     name = TextColumn("{task.description}", markup=False)
     columns = (name, BarColumn(), figures, TimeRemainingColumn())
+    before = output.settings.bar
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        yield bar
+        output.settings.bar = before if hidden else console
+        try:
+            yield bar
+        finally:
+            output.settings.bar = before

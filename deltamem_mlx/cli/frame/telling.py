@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from deltamem_mlx.text.sources import Source
 
 
+# Messages and characters that a file's tokens are guessed by; tokens around a message, usually.
+_SAMPLED, _SAMPLE, _AROUND = 200, 10_000, 4
+
+
 @dataclass
 class FilesTold:
     """What became of files that were to be told.
@@ -96,7 +100,7 @@ def tell(
     for source in sources:
         _note_told_before(session, source)
     told, began, done = FilesTold(), time.perf_counter(), 0
-    sizes = [sum(len(str(m.get("content") or "")) for m in s.messages) or 1 for s in sources]
+    sizes = [_about_tokens(session.tokenizer, source) for source in sources]
     with interrupts.noted() as pressed, progress.telling(sum(sizes)) as show:
         for source, size in zip(sources, sizes, strict=True):
             before = told.messages, told.tokens
@@ -118,6 +122,17 @@ def tell(
                 tell_unknown_words(session.tokenizer, str(message.get("content") or ""))
     told.seconds = time.perf_counter() - began
     return told
+
+
+def _about_tokens(tokenizer: "TokenizerWrapper", source: "Source") -> int:
+    """About how many tokens a file is: by its characters, and how many make a token at its start.
+
+    The bar says "of about" how many for all files together, before the first has been read.
+    """
+    texts = [str(message.get("content") or "") for message in source.messages]
+    start = "\n".join(texts[:_SAMPLED])[:_SAMPLE]
+    rate = len(tokenizer.encode(start)) / max(1, len(start))
+    return max(1, round(rate * sum(map(len, texts))) + _AROUND * len(texts))
 
 
 def _note_told_before(session: "MemorySession", source: "Source") -> None:
