@@ -55,6 +55,15 @@ def memory_path(text: str | Path, folder: Path | None = None) -> Path:
     )
 
 
+def memory_called(text: str) -> Path | None:
+    """The file of the user's memory of this name; None: there is none.
+
+    A name comes before files and folders that are called so: those are written ``./name``.
+    """
+    path = memories_folder() / f"{text}{MEMORY_SUFFIX}"
+    return path if is_name(text) and path.is_file() else None
+
+
 def shown_memory(path: Path) -> str:
     """A memory's file as people call it: its name, if it lies in their folder, else the path."""
     return path.stem if path.parent == memories_folder() and is_name(path.stem) else str(path)

@@ -86,13 +86,14 @@ def memory_words(memory: MemoryContents) -> str:
     if not any(layer.norm for layer in memory.layers):
         return f"{name} is empty: nothing is written into it ({kept})."
     written, told = memory.tokens_written, memory.file.told
-    turns = f" in {told.turns} turn{'s' * (told.turns != 1)}" if told and told.turns else ""
+    answers = told.turns if told else 0
+    among = f", {answers} answer{'s' * (answers != 1)} among them" if answers else ""
     r = next(iter(memory.states.values())).shape[-1]
     used = float(np.mean([layer.effective_rank for layer in memory.layers]))
     most = max(memory.layers, key=lambda layer: layer.norm)
     have = "token has" if written == 1 else "tokens have"
     lines = [
-        f"{written:,} {have} been written into {name}{turns}: {kept}.",
+        f"{written:,} {have} been written into {name}{among}: {kept}.",
         f"It uses about {used:.0f} of {r} directions, and holds most in layer {most.layer}.",
     ]
     if memory.file.note:

@@ -14,6 +14,7 @@ import deltamem_mlx as dm
 from deltamem_mlx.cli.chat.commands import _spread
 from deltamem_mlx.cli.chat.loop import Chat
 from deltamem_mlx.cli.main import app
+from deltamem_mlx.files.places import memory_path
 from deltamem_mlx.memory.file import read_memory
 
 
@@ -159,6 +160,70 @@ def test_save_and_load(flags: list[str], session: dm.MemorySession, tmp_path: Pa
     assert b"I am Al." not in file.read_bytes()
     transcript = json.loads(read_memory(text).note)
     assert [message["content"] for message in transcript] == ["I am Al.", first]
+
+
+def test_load_goes_on_in_what_it_loads_and_leaves_the_memory_as_it_was(
+    flags: list[str], session: dm.MemorySession, tmp_path: Path
+) -> None:
+    """Turns are saved to what was loaded: a memory by its name, a file, a folder; and back."""
+    mine, folder = tmp_path / "mine.safetensors", tmp_path / "all"
+    talk([*flags, "--memory", "ben"], "I am Ben.")
+    chat = [*flags, "--memory", str(mine)]
+    talk(chat, "I am Al.", f"/save {folder}")
+    ben, left = memory_path("ben"), mine.read_bytes()
+    done = talk(chat, "/load ben", "Who?", "/undo", "So?", f"/save {mine}")
+    assert "loaded ben: " in done.stderr
+    assert f"saved to it from now on; {mine} stays as it was" in done.stderr
+    assert "is there already, and was left as it is" in done.stderr
+    assert mine.read_bytes() == left
+    assert [len(read_memory(path).history) for path in (mine, ben)] == [1, 2]
+    ours = ben.read_bytes()
+    done = talk(chat, f"/load {folder}", "Who?", "/undo", "So?")
+    assert f"loaded {folder}: " in done.stderr
+    assert (mine.read_bytes(), ben.read_bytes()) == (left, ours)
+    again = dm.MemorySession.restore(folder, session.model, session.tokenizer)
+    assert [said["content"] for said in again.messages[::2]] == ["I am Al.", "So?"]
+    talk(chat, "/load ben", f"/load {mine}", "Who?")
+    assert ben.read_bytes() == ours
+    assert len(read_memory(mine).history) == 2
+    written = mine.read_bytes()
+    reading = talk([*chat, "--read-only"], "/load ben", "Who?")
+    assert "turns are not saved (--read-only)" in reading.stderr
+    unsaved = talk(flags, "/load ben", "Who?")
+    assert "turns are not saved (no --memory)" in unsaved.stderr
+    assert (mine.read_bytes(), ben.read_bytes()) == (written, ours)
+
+
+def test_a_loaded_memory_that_another_program_changes_is_not_replaced(
+    session: dm.MemorySession, tmp_path: Path
+) -> None:
+    mine, other = tmp_path / "mine.safetensors", tmp_path / "other.safetensors"
+    for path in (mine, other):
+        session.save(path, history=4)
+    lines = [f"/load {other}", "changed", "I am Al.", f"/load {other}", "I am Bo."]
+    problems: list[str] = []
+
+    class Changing(_ScriptedUI):
+        def ask(self) -> str:
+            line = super().ask()
+            if line == "changed":  # by another program
+                there = dm.MemorySession.restore(other, session.model, session.tokenizer)
+                there.remember("I am Cy.")
+                there.save(other, history=4)
+                return ""
+            return line
+
+        def answer_piece(self, text: str) -> None: ...
+        def done(self, what: str, more: str = "") -> None: ...
+        def problem(self, text: str) -> None:
+            problems.append(text)
+
+    settings = {"system_prompt": None}
+    Chat(session, Changing(*lines), settings, {"max_tokens": 3}, mine).run()
+    (problem,) = problems
+    assert f"{other} has been saved by another program" in problem
+    assert len(read_memory(other).history) == 2
+    assert sum(read_memory(mine).tokens_written) == 0
 
 
 def test_fork_and_back(flags: list[str], session: dm.MemorySession, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ class Answering:
 
     - session: the conversation.
     - settings, generation: what new sessions and answers are made with.
-    - memory: the file that the memory is saved to after each answer.
+    - memory: the file, or the folder of a saved session, that is saved to after each answer.
     - read_only: never learn, never save.
     """
 

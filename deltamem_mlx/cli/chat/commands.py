@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deltamem_mlx.cli.chat.answering import Answering
 from deltamem_mlx.cli.frame import launched
 from deltamem_mlx.cli.frame.session import without_memory
+from deltamem_mlx.files.places import memory_called, shown_memory
 
 if TYPE_CHECKING:
     from deltamem_mlx.session.stats import LayerNumbers
@@ -90,22 +91,36 @@ class Commands(Answering):
         self.ui.done("saved", f"{what}{' with text' if transcript and alone else ''} to {path}")
 
     def load(self, argument: str) -> None:
-        path = launched.first(lambda: _by_name(_path(argument, "/load PATH")))
+        """Go on in what was saved, and save there: the memory that is left stays as it was."""
+        path = launched.first(lambda: _memory_or_path(_word(argument, "/load PATH")))
         settings = self.settings
         if launched.first(path.is_dir):
             settings = {"draft_model": settings.get("draft_model")}
         model, tokenizer = self.session.model, self.session.tokenizer
         self.session = type(self.session).restore(path, model, tokenizer, **settings)
         self.branches, self.question = [], None
-        self.own.add(path)
-        stats = self.session.stats()
+        self.own = {path}  # what is saved elsewhere now would be another memory
+        where = self._save_to(path)
+        stats, name = self.session.stats(), shown_memory(path)
         written, context = stats["tokens_written"], stats["context_tokens"]
-        self.ui.done("loaded", f"{written:,} tokens written, {context:,} in the context")
+        self.ui.done(
+            "loaded", f"{name}: {written:,} tokens written, {context:,} in the context; {where}"
+        )
+
+    def _save_to(self, path: Path) -> str:
+        """Save there from now on, if turns are saved at all; returns what is said of it."""
+        if self.memory is None:
+            return "turns are not saved (no --memory): /save does"
+        left, name, self.memory, self.name = self.memory, self.name, path, shown_memory(path)
+        if self.read_only:
+            return "turns are not saved (--read-only)"
+        same = left.resolve() == path.resolve()
+        return "saved to it from now on" + ("" if same else f"; {name} stays as it was")
 
     def fork(self, _: str) -> None:
         self.branches.append(self.session)
         self.session = self.session.fork()
-        saved = " and is not saved to the --memory file" if self.memory else ""
+        saved = f"; what is said in a branch is not saved to {self.name}" if self.memory else ""
         self.ui.done("forked", f"branch {len(self.branches)}: /back ends it{saved}")
 
     def back(self, _: str) -> None:
@@ -215,20 +230,19 @@ class Commands(Answering):
         self.ui.say("bye", "muted")
 
 
-def _path(argument: str, usage: str) -> Path:
+def _word(argument: str, usage: str) -> str:
     words = shlex.split(argument)
     if len(words) != 1:
         raise ValueError(f"Expected {usage}.")
-    return Path(words[0]).expanduser()
+    return words[0]
 
 
-def _by_name(path: Path) -> Path:
-    """The file of a memory that is called so, where no file or folder is."""
-    from deltamem_mlx.files.places import is_name, memory_path
+def _path(argument: str, usage: str) -> Path:
+    return Path(_word(argument, usage)).expanduser()
 
-    if is_name(str(path)) and not path.exists() and memory_path(path).is_file():
-        return memory_path(path)
-    return path
+
+def _memory_or_path(text: str) -> Path:
+    return memory_called(text) or Path(text).expanduser()
 
 
 def _spread(layers: dict[int, "LayerNumbers"]) -> list[tuple[int, "LayerNumbers"]]:

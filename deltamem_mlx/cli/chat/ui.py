@@ -26,7 +26,7 @@ COMMANDS = {
     "/remember FILE": "write files or folders into the memory",
     "/forget": "drop the context and keep the memory",
     "/save PATH": "memory to FILE.safetensors, or everything to a folder; --with-transcript",
-    "/load PATH": "go on with what was saved, or with a memory by its name",
+    "/load PATH": "go on in another memory, by its name or file, or in a saved folder",
     "/fork": "branch off; /back returns to where you were",
     "/stats": "what the memory holds, in numbers",
     "/probe QUESTION": "ask the memory alone, and the model without; nothing is learnt",
