@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "mlx.launch -n 2 deltamem-mlx train --model MODEL --data conversations/",
 )
 def train(options: TrainOptions) -> None:
-    """Train an adapter, on conversations or without any data.
+    """Make an adapter: without any data, or from conversations.
 
     Without --data the package's own course makes an adapter for any chat model, within about
     --hours: the model writes conversations, an adapter is fitted and trained on facts, ordinary

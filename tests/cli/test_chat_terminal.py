@@ -132,7 +132,7 @@ def test_a_resized_terminal_is_filled(chat: Open) -> None:
 
 def test_ctrl_c_while_the_prompt_is_read_takes_the_turn_back(chat: Open, tmp_path: Path) -> None:
     path = tmp_path / "me.safetensors"
-    terminal = chat("--memory", path, "--prefill-step-size", "16")
+    terminal = chat("--memory", path, "--prefill-step-size", "2")
     terminal.type("ben is a doctor .\r")
     terminal.until("KB")
     before = read_memory(path).tokens_written

@@ -112,7 +112,11 @@ def test_teachers_are_shown_from_the_table_to_the_metrics(base: list[str], tmp_p
     flags = ("--data", mixed, "--iters", "2", "--steps-per-report", "2", "--distill", "0.5")
     done = call(*base, *flags)
     assert done.exit_code == 0, done.stderr
-    for said in ("4 episodes: the plain model", "from its context", "from silence"):
+    for said in (
+        "4 episodes with replies of which the plain model",
+        "from its context",
+        "from silence",
+    ):
         assert said in done.stderr
     assert "train_kl_unrelated" in read_metrics(tmp_path / "out")[-2]
     changed = refused(1, *base, *flags[:-1], "0.7", "--resume")

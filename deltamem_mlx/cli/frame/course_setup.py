@@ -5,7 +5,6 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from deltamem_mlx.cli.frame import launched, output
-from deltamem_mlx.cli.frame.course_view import CourseView
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import load_plain
 from deltamem_mlx.cli.frame.session import template_kwargs
@@ -75,6 +74,7 @@ def course_of(options: TrainOptions) -> "Course":
     Raises:
         FileNotFoundError, ValueError: As the library says, in one sentence each.
     """
+    from deltamem_mlx.cli.frame.course_view import CourseView
     from deltamem_mlx.training.course.course import HOURS, Course
 
     own = _own_rows(options)
