@@ -12,7 +12,7 @@ from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.held import Pair, states_of, words_held, words_of_its_own
 from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
 from deltamem_mlx.cli.frame.progress import answering, reading
-from deltamem_mlx.cli.frame.session import ChatTemplateConfig, template_kwargs
+from deltamem_mlx.cli.frame.session import ChatTemplateConfig, named_memory, template_kwargs
 from deltamem_mlx.cli.options import inspect as i
 from deltamem_mlx.cli.options import shared as o
 from deltamem_mlx.cli.options.memories import or_default
@@ -99,13 +99,15 @@ def inspect(
 
 
 def _by_name(target: str) -> str:
-    """The file of a memory that is called so, where no file or folder is.
+    """The file of a memory that is called so; else what is given, a file or a folder.
 
-    Raises FileNotFoundError if there is none either, but others are.
+    Raises FileNotFoundError if there is none of these, but there are other memories.
     """
     from deltamem_mlx.files.places import is_name
     from deltamem_mlx.memory.shelf import MemoryShelf
 
+    if (named := named_memory(target)) is not None:
+        return str(named)
     shelf = MemoryShelf()
     if not is_name(target) or Path(target).exists() or not shelf.names():
         return target

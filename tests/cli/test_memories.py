@@ -265,6 +265,27 @@ def test_inspect_knows_names(shelf: MemoryShelf) -> None:
     assert "tokens have been written into anna" in done.stdout
 
 
+def test_a_name_comes_before_what_is_called_so_here(
+    shelf: MemoryShelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = tmp_path / "anna"
+    here.mkdir()
+    (here / "notes.txt").write_text("anna lives in rome .")
+    looked = CliRunner().invoke(app, ["inspect", "anna"])
+    assert "tokens have been written into anna" in looked.stdout
+    assert "anna is taken for the memory of that name; the folder here is ./anna" in looked.stderr
+    assert CliRunner().invoke(app, ["inspect", "./anna"]).exit_code == 1
+    loaded = CliRunner().invoke(app, ["chat"], input="/load anna\n/load ./anna\nq\n")
+    assert "loaded anna: " in loaded.stderr
+    assert "anna is no saved session" in loaded.stderr
+    here.rename(tmp_path / "texts")
+    here.write_text("a file")
+    looked = CliRunner().invoke(app, ["inspect", "anna"])
+    assert "the file here is ./anna" in looked.stderr
+    assert looked.stdout.startswith(tuple("123456789"))
+
+
 def test_where_none_is_named_it_is_the_default_memory(
     shelf: MemoryShelf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from deltamem_mlx.cli.chat.answering import Answering
 from deltamem_mlx.cli.frame import launched
-from deltamem_mlx.cli.frame.session import without_memory
-from deltamem_mlx.files.places import memory_called, shown_memory
+from deltamem_mlx.cli.frame.session import named_memory, without_memory
+from deltamem_mlx.files.places import shown_memory
 
 if TYPE_CHECKING:
     from deltamem_mlx.session.stats import LayerNumbers
@@ -242,7 +242,7 @@ def _path(argument: str, usage: str) -> Path:
 
 
 def _memory_or_path(text: str) -> Path:
-    return memory_called(text) or Path(text).expanduser()
+    return named_memory(text) or Path(text).expanduser()
 
 
 def _spread(layers: dict[int, "LayerNumbers"]) -> list[tuple[int, "LayerNumbers"]]:

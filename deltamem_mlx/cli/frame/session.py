@@ -78,6 +78,17 @@ def template_kwargs(config: str | None) -> dict[str, Any]:
     return json_object("--chat-template-config", config)
 
 
+def named_memory(text: str) -> Path | None:
+    """The file of the user's memory of this name, if there is one; says what else is called so."""
+    from deltamem_mlx.files.places import memory_called
+
+    path = memory_called(text)
+    if path is not None and (here := Path(text)).exists():
+        what = "folder" if here.is_dir() else "file"
+        output.note(f"{text} is taken for the memory of that name; the {what} here is ./{text}")
+    return path
+
+
 def check_memory_path(memory: Path | None) -> None:
     """Raises UsageError unless a memory can lie at this path."""
     if memory is not None and memory.is_dir():
