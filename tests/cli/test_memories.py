@@ -62,6 +62,16 @@ def test_what_was_told_by_name_is_found_by_name_from_any_folder(
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_without_a_command_it_takes_the_options_of_list(saved: Path) -> None:
+    folder = saved.parent
+    (listed,) = json.loads(call("--folder", folder, "--json").stdout)
+    assert listed["name"] == "anna"
+    quiet = call("-q", "--folder", folder)
+    assert (quiet.stdout, quiet.stderr) == (call("list", "--folder", folder).stdout, "")
+    after = call("--folder", folder, "show", "anna", code=2).stderr
+    assert "--folder comes after the command: memories show … --folder" in after
+
+
 def test_memories_folder_is_for_its_owner_only(shelf: MemoryShelf) -> None:
     assert shelf.folder == memories_folder()
     assert shelf.folder.stat().st_mode & 0o777 == 0o700

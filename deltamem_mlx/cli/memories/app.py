@@ -2,23 +2,38 @@
 
 import typer
 
+from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.memories.ask import ask
 from deltamem_mlx.cli.memories.change import copy, export, rename, take_in
 from deltamem_mlx.cli.memories.look import list_all, show
 from deltamem_mlx.cli.memories.remove import remove
 from deltamem_mlx.cli.memories.undo import undo
+from deltamem_mlx.cli.options import memories as m
+from deltamem_mlx.cli.options import shared as o
 
 app = typer.Typer()
 
 
 @app.callback(invoke_without_command=True)
-def _root(ctx: typer.Context) -> None:
+def _root(
+    ctx: typer.Context,
+    folder: m.Folder = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
     """List, show, ask, rename, copy, undo and remove memories; take them out and in.
 
     --memory NAME names one in a folder of yours; --folder is another, a server's for instance.
+    Without a command, the memories are listed.
     """
     if ctx.invoked_subcommand is None:
-        list_all()
+        list_all(folder=folder, json=json)
+    elif folder is not None or json:
+        flag = "--json" if folder is None else "--folder"
+        raise UsageError(
+            f"{flag} comes after the command: memories {ctx.invoked_subcommand} … {flag}"
+        )
 
 
 app.command("list")(list_all)
