@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, RunCli
 
+import deltamem_mlx as dm
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -34,6 +36,21 @@ def test_its_python_runs_as_it_stands(tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines()[-1] == "anna lives in oslo.", done.stderr
     assert (tmp_path / "anna.safetensors").stat().st_size < 10_000
+
+
+def test_the_page_on_python_runs_and_has_every_public_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    own = [name for name in dir(dm.MemorySession) if not name.startswith("_")]
+    names = [f"dm.{name}" for name in dm.__all__ if name != "__version__"]
+    names += [f"{'MemorySession' if name == 'restore' else 'session'}.{name}" for name in own]
+    assert [name for name in names if not re.search(rf"`{re.escape(name)}\b", page)] == []
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "python.md", "exec"), {})
+    assert capsys.readouterr().out == "anna lives in oslo.\n"
+    assert (tmp_path / "copy.safetensors").exists()
 
 
 @pytest.mark.parametrize("page, commands", [("README.md", 2), ("docs/daily.md", 9)])
