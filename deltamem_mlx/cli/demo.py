@@ -2,7 +2,9 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
@@ -27,14 +29,39 @@ NEXT = (
 )
 
 
-@command("deltamem-mlx demo", "deltamem-mlx demo --json")
-def demo(json: o.Json = False) -> None:
-    """Show on the built-in pair what a memory does; needs no network and less than a minute.
+Words = Annotated[
+    bool,
+    typer.Option("--words", help="Say how to speak to the pair instead: its patterns and words."),
+]
+
+
+@command("deltamem-mlx demo", "deltamem-mlx demo --words")
+def demo(words: Words = False, json: o.Json = False) -> None:
+    """Show on the built-in pair what a memory does; needs no network and about a minute.
 
     A small model is told about several people, and the context is dropped. It is then asked with
     its memory, without, and with the memory of another conversation. A short evaluation follows.
     """
-    show(as_json=json)
+    if words:
+        _show_words(json)
+    else:
+        show(as_json=json)
+
+
+def _show_words(as_json: bool) -> None:
+    from deltamem_mlx.builtin.phrasebook import patterns, small_talk, words
+    from deltamem_mlx.views.columns import table
+
+    if as_json:
+        output.result_json(
+            {"patterns": patterns(), "words": words(), "small_talk": small_talk()},
+        )
+        return
+    output.result(table(["<Tell it", "<ask it"], patterns()))
+    output.result("\nAll in small letters. To tell it that something has changed: actually , …\n")
+    for name, listed in words().items():
+        output.result(f"{name}: {' '.join(listed)}")
+    output.result(f"\nSmall talk: {' | '.join(small_talk())}")
 
 
 def show(

@@ -100,7 +100,7 @@ def generate(options: GenerateOptions) -> None:
     context: the answer comes from the memory alone, unless --keep-context.
 
     With --memory, the memory goes on from one command to the next. Without --model and --adapter,
-    the built-in demo pair answers.
+    the built-in demo pair answers; how to speak to it: deltamem-mlx demo --words.
     """
     text = _prompt(options)
     notes = _checked(options)

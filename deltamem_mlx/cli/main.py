@@ -40,7 +40,7 @@ COMMANDS = {
     ),
     "demo": Listed(
         f"{_CLI}.demo:demo",
-        "Show on the built-in pair what a memory does; needs no network and less than a minute.",
+        "Show on the built-in pair what a memory does; needs no network and about a minute.",
         _DAILY,
     ),
     "train": Listed(

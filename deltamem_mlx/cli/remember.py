@@ -78,7 +78,7 @@ def remember(options: RememberOptions) -> None:
     any depth. The memory is saved after each file. Ctrl-C ends it between two steps: what was
     written so far is saved.
 
-    Without --model and --adapter, the built-in demo pair reads.
+    Without --model and --adapter, the built-in demo pair reads: deltamem-mlx demo --words.
     """
     from deltamem_mlx.cli.frame.telling import sources_of, tell
     from deltamem_mlx.memory.history import HISTORY_TURNS

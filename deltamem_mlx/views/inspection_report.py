@@ -73,7 +73,7 @@ def memory_text(memory: MemoryContents) -> str:
             "tokens written": f"{memory.tokens_written:,}",
             "states": f"{len(memory.states)} layers of {f'{heads} × ' * (heads > 1)}{r} × {r} "
             f"numbers, {size / 1000:.1f} KB",
-            "created": memory.file.created,
+            "saved": memory.file.created,
             "note": memory.file.note or None,
         }
     )

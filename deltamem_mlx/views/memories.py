@@ -23,7 +23,7 @@ def memories_text(memories: Sequence[ShelvedMemory]) -> str:
             said = [_tokens(memory), _turns(memory), _size(memory), _base(memory), file.adapter[:8]]
         rows.append([_name(memory), *said, _when(memory)])
     columns = ["<name", "tokens", "can undo", "size", "<base model", "<adapter", "<last used"]
-    if not any(row[2] for row in rows):
+    if not any(row[2] not in ("", "0") for row in rows):
         columns, rows = _without(2, columns), [_without(2, row) for row in rows]
     return table(columns, rows)
 
@@ -41,7 +41,7 @@ def memory_card(memory: ShelvedMemory) -> str:
         {
             "memory": memory.name,
             "tokens written": _tokens(memory),
-            "turns that can be undone": _turns(memory) or None,
+            "turns that can be undone": _turns(memory),
             "conversations": f"{several}" if several > 1 else None,
             "size": _size(memory),
             "layers": f"{len(file.states)}",
@@ -76,7 +76,7 @@ def _what(turn: KeptTurn) -> str:
         return "emptied"
     told = turn.messages - turn.answers
     if turn.answers > 0:
-        return "asked and answered" if turn.answers == 1 else f"{turn.answers} answers"
+        return "a message and its answer" if turn.answers == 1 else f"{turn.answers} answers"
     return f"told {told} message{'s' * (told != 1)}" if told > 0 else "told"
 
 
@@ -125,7 +125,7 @@ def _tokens(memory: ShelvedMemory) -> str:
 
 def _turns(memory: ShelvedMemory) -> str:
     """How many can be taken back."""
-    return f"{len(memory.file.history)}" if memory.file and memory.file.history else ""
+    return f"{len(memory.file.history)}" if memory.file else ""
 
 
 def _size(memory: ShelvedMemory) -> str:

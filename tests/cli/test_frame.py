@@ -209,6 +209,7 @@ def test_every_command_has_examples_and_the_common_flags(path: list[str]) -> Non
     done = CliRunner().invoke(real_app, [*path, "--help"])
     assert done.exit_code == 0
     assert f"$ deltamem-mlx {' '.join(path)}" in done.stdout
+    assert "\n $" not in done.stdout  # examples are indented, whatever stands before them
     for flag in ("--config", "--quiet", "--debug", "--help"):
         assert flag in done.stdout
 

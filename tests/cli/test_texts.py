@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from typer.testing import CliRunner, Result
 
+import deltamem_mlx as dm
 from deltamem_mlx import builtin
 from deltamem_mlx.cli.main import app
+from deltamem_mlx.text.unknown import unknown_words
 
 MESSAGE = {"role": "user", "content": "anna lives in oslo ."}
 REPLY = {"role": "assistant", "content": "noted ."}
@@ -220,10 +224,30 @@ def test_words_that_a_model_cannot_read_are_named(tmp_path: Path) -> None:
     told = tmp_path / "told.txt"
     told.write_text("carl lives in paris .")
     done = CliRunner().invoke(
-        app, ["generate", "-p", "where does xaver live ?", "-m", "1", "--remember", str(told)]
+        app, ["generate", "-p", "where does xaver: live ?", "-m", "1", "--remember", str(told)]
     )
     assert done.exit_code == 0, done.stderr
     assert "The model has no word for: carl." in done.stderr
     assert "The model has no word for: xaver." in done.stderr
     known = CliRunner().invoke(app, ["generate", "-p", "where does anna live ?", "-m", "1"])
     assert "no word for" not in known.stderr
+
+
+def test_chat_and_memories_ask_name_them_too() -> None:
+    said = "my sister lives in oslo .\nanna lives in oslo .\nq\n"
+    done = CliRunner().invoke(app, ["chat", "--memory", "me"], input=said)
+    assert done.stderr.count("The model has no word for: sister.") == 1, done.stderr
+    assert done.stderr.count("no word for") == 1
+    done = CliRunner().invoke(app, ["memories", "ask", "is it true:. sister ?"])
+    assert "The model has no word for: true, sister." in done.stderr
+
+
+def test_the_demo_says_how_to_speak_to_the_pair() -> None:
+    done = CliRunner().invoke(app, ["demo", "--words"])
+    assert re.search(r"NAME likes FOOD \. +what does NAME like \?", done.stdout)
+    found = json.loads(CliRunner().invoke(app, ["demo", "--words", "--json"]).stdout)
+    texts = [*(" ".join(listed) for listed in found["words"].values()), *found["small_talk"]]
+    assert unknown_words(dm.load()[1], " ".join(texts)) == []
+    page = (ROOT / "docs" / "daily.md").read_text(encoding="utf-8")
+    for tell, ask in found["patterns"]:
+        assert f"| `{tell}` | `{ask}` |" in page

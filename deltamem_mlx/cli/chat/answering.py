@@ -5,6 +5,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltamem_mlx.cli.frame.telling import unknown_words_text
 from deltamem_mlx.files.places import shown_memory
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Answering:
                 generation = self.watched_prompt()
                 said = self.show(self.session.stream(new, **generation))
             self.keep()
+        if isinstance(new, str) and (unknown := unknown_words_text(self.session.tokenizer, new)):
+            self.ui.say(unknown, "muted")
         if watch.written:
             texts = [new] if isinstance(new, str) else [str(m.get("content")) for m in new]
             self.ui.written(watch.written, watch.strongest(3, [*texts, said]), self.session.stats())

@@ -40,8 +40,8 @@ def chat(options: ChatOptions) -> None:
 
     With --memory, the memory is loaded from the file and saved to it after each answer; /load
     goes on in another one, and leaves this one as it is. Without --model and --adapter, the
-    built-in demo pair answers. With --web, the chat is a page in the browser, which shows what a
-    memory holds as well.
+    built-in demo pair answers (deltamem-mlx demo --words). With --web, the chat is a page in the
+    browser, which shows what a memory holds as well.
     """
     if not has_memory(options.model, options.adapter):
         raise errors.UsageError(

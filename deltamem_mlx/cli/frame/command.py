@@ -115,7 +115,10 @@ def help_text(function: Callable[..., None], *examples: str) -> str:
     paragraphs = escape(inspect.getdoc(function) or "").split("\n\n")
     joined = [text if "\n " in f"\n{text}" else text.replace("\n", " ") for text in paragraphs]
     if examples:
-        joined += ["Examples:", "\n".join(escape(_pasteable(example)) for example in examples)]
+        shown = "\n".join(escape(_pasteable(example)) for example in examples)
+        # Where they follow the first paragraph, Typer would take their indentation away, were it
+        # not for a line without: markup of nothing begins it.
+        joined += ["Examples:", shown if len(joined) > 1 else f"[bold][/]{shown}"]
     return "\n\n".join(joined)
 
 

@@ -148,10 +148,16 @@ def _note_told_before(session: "MemorySession", source: "Source") -> None:
 
 def tell_unknown_words(tokenizer: "TokenizerWrapper", text: str) -> None:
     """Says which words the model cannot read: it will never know of them."""
+    if said := unknown_words_text(tokenizer, text):
+        output.note(said)
+
+
+def unknown_words_text(tokenizer: "TokenizerWrapper", text: str) -> str:
+    """A sentence that names the words which the model cannot read; empty where it can all."""
     from deltamem_mlx.text.unknown import unknown_words
 
-    if words := unknown_words(tokenizer, text):
-        output.note(f"The model has no word for: {', '.join(first_few(words, 8))}.")
+    words = unknown_words(tokenizer, text)
+    return f"The model has no word for: {', '.join(first_few(words, 8))}." if words else ""
 
 
 def _steps(

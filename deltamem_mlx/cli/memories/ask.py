@@ -8,6 +8,7 @@ from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.load import has_memory, load_pair, refuse_without_memory
 from deltamem_mlx.cli.frame.progress import answering
+from deltamem_mlx.cli.frame.telling import tell_unknown_words
 from deltamem_mlx.cli.options import memories as m
 from deltamem_mlx.cli.options import shared as o
 
@@ -49,6 +50,7 @@ def ask(
         output.result(f"There are no memories in {shelf.folder}.")
         return
     loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
+    tell_unknown_words(tokenizer, question)
     mine = [one for one in found if one.file and one.file.adapter == fingerprint(loaded)]
     options = {"system_prompt": system_prompt, "max_tokens": max_tokens}
     answers = []
