@@ -196,7 +196,7 @@ def _notes(paths: list[Path]) -> list["Source"]:
 
 def _remember(session: "MemorySession", notes: list["Source"], options: GenerateOptions) -> int:
     """Write the notes into the memory. What was written before Ctrl-C is saved with it."""
-    from deltamem_mlx.cli.frame.telling import tell
+    from deltamem_mlx.cli.frame.telling import tell, undo_line
     from deltamem_mlx.files.places import shown_memory
     from deltamem_mlx.memory.history import HISTORY_TURNS
 
@@ -205,7 +205,13 @@ def _remember(session: "MemorySession", notes: list["Source"], options: Generate
         if not options.keep_context:
             session.forget_context()
 
-    told = tell(session, notes, step_size=options.prefill_step_size, after_each=remembered)
+    told = tell(
+        session,
+        notes,
+        step_size=options.prefill_step_size,
+        undo=None if options.memory is None or options.read_only else undo_line(options.memory),
+        after_each=remembered,
+    )
     if told.stopped_in is not None:
         saved = ""
         if options.memory is not None and not options.read_only and told.tokens:

@@ -80,11 +80,13 @@ def remember(options: RememberOptions) -> None:
 
     Without --model and --adapter, the built-in demo pair reads: deltamem-mlx demo --words.
     """
-    from deltamem_mlx.cli.frame.telling import sources_of, tell
+    from deltamem_mlx.cli.frame.telling import sources_of, tell, undo_line
     from deltamem_mlx.memory.history import HISTORY_TURNS
 
     if options.memory is None:
-        raise UsageError("Say which memory is to remember: --memory FILE.safetensors")
+        raise UsageError(
+            "Say which memory is to remember: --memory NAME, or --memory FILE.safetensors"
+        )
     if not has_memory(options.model, options.adapter):
         refuse_without_memory({"remember": True})
     launched.first(lambda: check_memory_path(options.memory))
@@ -100,7 +102,13 @@ def remember(options: RememberOptions) -> None:
         session.forget_context()
         output.note(f"Remembered {source.name}: {tokens:,} tokens.")
 
-    told = tell(session, sources, step_size=options.prefill_step_size, after_each=remembered)
+    told = tell(
+        session,
+        sources,
+        step_size=options.prefill_step_size,
+        undo=undo_line(options.memory),
+        after_each=remembered,
+    )
     if told.tokens:
         session.save(options.memory, history=HISTORY_TURNS)
     _report(told, session, options)

@@ -140,10 +140,9 @@ class Past:
             ValueError: If so many are not kept.
         """
         if turns > len(self._kept):
-            raise ValueError(
-                f"{turns} turns cannot be taken back: {len(self._kept)} are kept (at most "
-                f"{self.turns}, of {self.most_bytes:,} bytes together)."
-            )
+            kept = len(self._kept)
+            has = "none is" if not kept else f"{kept} {'is' if kept == 1 else 'are'}"
+            raise ValueError(f"{turns} turn{'s' * (turns != 1)} cannot be taken back: {has} kept.")
         return [self._kept.pop() for _ in range(turns)][::-1]
 
     def copy(self) -> "Past":

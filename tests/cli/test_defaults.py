@@ -85,6 +85,16 @@ def test_who_names_a_model_takes_no_memory_and_adapter_of_another(
     assert shown == {"model": {"value": "builtin", "from": "DELTAMEM_MODEL"}}
 
 
+def test_config_refuses_what_other_commands_take_and_says_where_defaults_are(
+    tmp_path: Path,
+) -> None:
+    options = tmp_path / "c.yaml"
+    options.write_text("memory: anna\n")
+    done = CliRunner().invoke(app, ["config", "-c", str(options)])
+    assert done.exit_code == 2
+    assert f"It shows the defaults of {defaults_file()}" in done.stderr
+
+
 def test_config_says_what_is_set_and_where_to_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = call("config").stdout
     assert f"{defaults_file()} (not there yet)" in shown

@@ -301,7 +301,9 @@ def test_where_none_is_named_it_is_the_default_memory(
 ) -> None:
     for command in (["show"], ["undo"], ["export", tmp_path / "a.safetensors"]):
         assert "Say which memory" in call(*command, code=2).stderr
+    assert "The file to write is missing: " in call("export", "anna", code=2).stderr
     monkeypatch.setenv("DELTAMEM_MEMORY", "anna")
+    assert "memories export anna FILE" in call("export", "anna", code=2).stderr
     assert call("show").stdout.splitlines()[0].split() == ["memory", "anna"]
     assert "cannot be taken back" in call("undo", code=1).stderr
     out = tmp_path / "a.safetensors"

@@ -94,7 +94,7 @@ def test_nothing_is_written_where_one_file_cannot_be(tmp_path: Path, memory: Pat
     "args, said",
     [
         ([], "Missing argument 'FILE...'"),
-        (["a.txt"], "Say which memory is to remember"),
+        (["a.txt"], "Say which memory is to remember: --memory NAME, or"),
         (["a.txt", "--memory", "m.bin"], "m.bin"),
         (["a.safetensors", "--memory", "m.safetensors"], "'a.safetensors' is no text"),
         (["-", "--memory", "m.safetensors"], "standard input is empty"),
@@ -145,7 +145,8 @@ def test_what_is_told_twice_is_said_and_written_again(tmp_path: Path, memory: Pa
     assert "before" not in first.stderr
     tokens = read_memory(memory).tokens_written[0]
     again = call(path, "--memory", memory)
-    assert f"{path}: this memory was told it before, and is told again." in again.stderr
+    assert f"{path}: this memory was told it before, and is told again. " in again.stderr
+    assert "To take that back: deltamem-mlx memories undo " in again.stderr
     assert read_memory(memory).tokens_written == [2 * tokens]
     path.write_text("\n\n".join(FACTS))
     assert "told 2 of its 3 messages before" in call(path, "--memory", memory).stderr

@@ -1,5 +1,6 @@
 """Telling a session what files hold: watched, and stopped between two steps by Ctrl-C."""
 
+import shlex
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from deltamem_mlx.cli.frame import interrupts, launched, output, progress
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.parse import STANDARD_INPUT, standard_input
+from deltamem_mlx.files.places import shown_memory
 from deltamem_mlx.problems import first_few
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ def tell(
     sources: Sequence["Source"],
     *,
     step_size: int | None,
+    undo: str | None = "/undo",
     after_each: Callable[["Source", int], None] = lambda source, tokens: None,
 ) -> FilesTold:
     """Write what files tell into the memory, with a bar.
@@ -95,10 +98,11 @@ def tell(
     Ctrl-C ends it after the present step, pressed twice within it; what was written stays.
 
     - step_size: tokens a step; None: as the device is fast.
+    - undo: what one would type to take it back; None: nothing is kept.
     - after_each: called with each file that was told whole, and its tokens.
     """
     for source in sources:
-        _note_told_before(session, source)
+        _note_told_before(session, source, undo)
     told, began, done = FilesTold(), time.perf_counter(), 0
     sizes = [_about_tokens(session.tokenizer, source) for source in sources]
     with interrupts.noted() as pressed, progress.telling(sum(sizes)) as show:
@@ -135,15 +139,18 @@ def _about_tokens(tokenizer: "TokenizerWrapper", source: "Source") -> int:
     return max(1, round(rate * sum(map(len, texts))) + _AROUND * len(texts))
 
 
-def _note_told_before(session: "MemorySession", source: "Source") -> None:
+def _note_told_before(session: "MemorySession", source: "Source", undo: str | None) -> None:
     """Says what a memory is told again: it is written again as well."""
     if before := session.told_before(source.messages):
         count = len(source.messages)
         which = "it" if before == count else f"{before:,} of its {count:,} messages"
-        output.note(
-            f"{source.name}: this memory was told {which} before, and is told again. To take that "
-            "back: `memories undo NAME`, or /undo in a chat."
-        )
+        back = "" if undo is None else f" To take that back: {undo}"
+        output.note(f"{source.name}: this memory was told {which} before, and is told again.{back}")
+
+
+def undo_line(memory: Path) -> str:
+    """The command line that takes a memory's last turn back."""
+    return f"deltamem-mlx memories undo {shlex.quote(shown_memory(memory))}"
 
 
 def tell_unknown_words(tokenizer: "TokenizerWrapper", text: str) -> None:

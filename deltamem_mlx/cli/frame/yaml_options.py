@@ -109,8 +109,14 @@ def _refuse_unknown(
     for key in unknown:
         near = [match.replace("_", "-") for match in get_close_matches(as_key(key), params)]
         said.append(f"{key!r}" + (f" (close: {', '.join(near)})" if near else ""))
+    more = ""
+    if ctx.command.name == "config":
+        from deltamem_mlx.files.places import defaults_file
+
+        more = f" It shows the defaults of {defaults_file()}; -c is for commands that take these."
     raise typer.BadParameter(
-        f"{str(path)!r} has keys that are no flags of '{ctx.command_path}': {', '.join(said)}."
+        f"{str(path)!r} has keys that are no flags of '{ctx.command_path}': "
+        f"{', '.join(said)}.{more}"
     )
 
 

@@ -56,11 +56,16 @@ def copy(name: m.Name, new_name: m.NewName, folder: m.Folder = None) -> None:
 )
 def export(names: NameAndTarget, folder: m.Folder = None, overwrite: Overwrite = False) -> None:
     """Copy a memory to a file elsewhere."""
+    from deltamem_mlx.files.places import is_name
     from deltamem_mlx.memory.shelf import MemoryShelf
 
     if len(names) > 2:
         raise UsageError(f"Expected a memory and a file; found {len(names)} names.")
     *named, target = names
+    if not named and (folder is not None or (is_name(target) and not Path(target).is_dir())):
+        raise UsageError(
+            f"The file to write is missing: deltamem-mlx memories export {target} FILE.safetensors"
+        )
     name = m.or_default(named[0] if named else None, folder)
     written = MemoryShelf(folder).export(name, target, overwrite=overwrite)
     output.result(f"{name} is in {written} as well.")
