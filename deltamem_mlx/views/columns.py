@@ -22,6 +22,19 @@ def one_line(text: str, length: int = 1000) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
+def up_to(before: str, word: str, length: int) -> str:
+    """A word and the last whole words before it, on one line of about ``length`` characters."""
+    word = one_line(word, length)
+    room, kept = length - len(word) - 2, list[str]()
+    words = before.split()
+    for earlier in reversed(words):
+        room -= len(earlier) + 1
+        if room < 0:
+            break
+        kept.insert(0, earlier)
+    return " ".join(["…"] * (len(kept) < len(words)) + kept + [word])
+
+
 def fields(values: Mapping[str, str | list[str] | None]) -> str:
     """Names and what stands under them, in two columns."""
     width = max(len(name) for name, value in values.items() if value)

@@ -12,7 +12,7 @@ from ..inspection.holding import HELD, HeldWord
 from ..inspection.memory_contents import Comparison, MemoryContents
 from ..inspection.probe import GivenAnswer, Probed, given_answers
 from ..inspection.trace import Trace
-from .columns import one_line
+from .columns import one_line, up_to
 
 _LONGEST = 200
 _MOST = 12  # words that are named
@@ -122,7 +122,7 @@ def held_words_text(held: Sequence[HeldWord], name: str, text: str) -> str:
     said["was told otherwise"] = "It makes less likely, as where it was told otherwise since"
     for kind, words in kinds.items():
         if words:
-            shown = [f"{w.word} ({one_line(f'{w.before} {w.word}', 40)})" for w in words[:_MOST]]
+            shown = [f"{w.word} ({up_to(w.before, w.word, 40)})" for w in words[:_MOST]]
             more = f", and {len(words) - _MOST} more" if len(words) > _MOST else ""
             lines.append(f"{said[kind]}: {', '.join(shown)}{more}.")
     return "\n".join(lines)

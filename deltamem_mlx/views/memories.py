@@ -66,9 +66,10 @@ def _turns_text(turns: Sequence[KeptTurn]) -> str:
     shown = table(columns, rows[:_TURNS])
     rest = len(rows) - _TURNS
     more = f"\n… and {rest} before them: all with --json" if rest > 0 else ""
-    return (
-        f"{shown}{more}\n\nleft: how much of the change that the turn made is still in the states"
-    )
+    said = "left: how much of the change that the turn made is still in the states"
+    if any(turn.left > 1.005 for turn in turns):
+        said += "; over 100%: later turns added to it"
+    return f"{shown}{more}\n\n{said}"
 
 
 def _what(turn: KeptTurn) -> str:

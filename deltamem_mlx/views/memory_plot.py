@@ -3,24 +3,27 @@
 Needs matplotlib: the extra ``plot``.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..files.places import shown_memory
 from ..inspection.holding import HELD, HeldWord
 from ..inspection.memory_contents import MemoryContents
 from ..memory.kept import KeptTurn, kept_turns
-from .columns import one_line, signed
+from .columns import one_line, signed, up_to
 from .figures import BLUE, GREEN, GREY, ORANGE, abreast, drawn, figure, stacked, whole_numbers
 from .layer_plots import bars, heatmaps, level
 
 _BEST, _GONE = 8, 6  # words
 _TURNS = 24
+_EACH_NAMED = 10  # with more turns only some have their number below
 _NO_WORDS = (
-    "A memory keeps no words. What it holds of those of a text: deltamem-mlx inspect … --told TEXT "
-    "--plot …"
+    "A memory keeps no words. What it holds of those of a text: deltamem-mlx inspect {name} --told "
+    "TEXT --plot words.png"
 )
 
 
@@ -39,7 +42,8 @@ def draw_memory(memory: MemoryContents, held: Sequence[HeldWord] = ()) -> Figure
     tokens = f"{memory.tokens_written:,} token{'s' * (memory.tokens_written != 1)} written"
     picture.suptitle(f"The memory {Path(memory.name).stem}: {tokens}", fontsize=13)
     if not words:
-        picture.supxlabel(_NO_WORDS, x=0.012, ha="left", fontsize=8.5, color=GREY)
+        name = shlex.quote(shown_memory(Path(memory.name)))
+        picture.supxlabel(_NO_WORDS.format(name=name), x=0.012, ha="left", fontsize=8.5, color=GREY)
     *first, top, bottom = stacked(picture, [*([told] if told else []), 3.4, 3.0])
     for part in first:
         parts = abreast(part, [1.7, 1]) if words and turns else [part]
@@ -73,7 +77,7 @@ def _draw_words(axes: Axes, words: Sequence[HeldWord]) -> None:
         held = word.gain >= HELD
         axes.barh(y, word.gain, height=0.62, color=BLUE if held else ORANGE,
                   hatch=None if held else "///", edgecolor="white")  # fmt: skip
-        said = f"{signed(word.gain)}  {one_line(f'{word.before[-30:]} {word.word}', 34)}"
+        said = f"{signed(word.gain)}  {up_to(word.before, word.word, 34)}"
         axes.annotate(said, (max(word.gain, 0), y), (5, 0), textcoords="offset points",
                       va="center", fontsize=8.5, color=GREY,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
@@ -85,7 +89,10 @@ def _draw_words(axes: Axes, words: Sequence[HeldWord]) -> None:
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.set_title("Strongest words: held (plain), let go of or told otherwise (hatched)")
-    axes.set_xlabel("log-probability that the memory adds to the word, in nats")
+    axes.set_xlabel(
+        "log-probability that the memory adds to the word, in nats\n"
+        f"(dotted: from {HELD:g} on it counts as held)"
+    )
 
 
 def _draw_turns(axes: Axes, turns: Sequence[KeptTurn]) -> None:
@@ -95,10 +102,15 @@ def _draw_turns(axes: Axes, turns: Sequence[KeptTurn]) -> None:
     drawn_bars = axes.bar(places, shares, color=colors, width=0.75, edgecolor="white")
     for bar, share in zip(drawn_bars, shares, strict=True):
         bar.set_hatch("" if share >= 0.5 else "///")
-    axes.set_xlim(-max(len(turns), 6) - 0.6, -0.4)
+    lack = max(0, 6 - len(turns)) / 2  # few bars would be as wide as walls
+    axes.set_xlim(-len(turns) - 0.6 - lack, lack - 0.4)
     axes.set_ylim(0, max(1.15, max(shares) * 1.1))
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.grid(axis="x", visible=False)
-    whole_numbers(axes)
+    if len(turns) <= _EACH_NAMED:
+        axes.set_xticks(list(places))
+    else:
+        whole_numbers(axes)
     axes.set_title(f"What is left of the last {len(turns)} turn{'s' * (len(turns) != 1)}")
-    axes.set(xlabel="turn (-1: the last)", ylabel="of the change it made")
+    more = "\n(over 100 %: later turns added to it)" * (max(shares) > 1.005)
+    axes.set(xlabel=f"turn (-1: the last){more}", ylabel="of the change it made")

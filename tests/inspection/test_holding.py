@@ -12,6 +12,7 @@ from deltamem_mlx.cli.frame.held import words_of_its_own
 from deltamem_mlx.cli.main import app
 from deltamem_mlx.inspection.holding import HELD, held_words
 from deltamem_mlx.inspection.memory_contents import inspect_memory
+from deltamem_mlx.views.columns import up_to
 
 TOLD = ["anna lives in oslo .", "ben is a doctor .", "anna lives in paris ."]
 NEVER = "maria lives in rome ."
@@ -59,6 +60,9 @@ def test_what_was_told_is_held_and_what_was_told_otherwise_since_is_not(tmp_path
     assert [label.get_text() for label in first.get_yticklabels()] == [w.word for w in found]
     assert [bar.get_hatch() for bar in first.patches] == [None, None, "///", "///"]
     assert turns.get_title(loc="left") == "What is left of the last 3 turns"
+    assert list(turns.get_xticks()) == [-3, -2, -1]
+    bare = draw_memory(inspect_memory(tmp_path / "me.safetensors"))
+    assert f"inspect {tmp_path / 'me.safetensors'} --told" in bare.get_supxlabel()
 
 
 def test_the_picture_of_a_saved_session_begins_with_its_own_words(tmp_path: Path) -> None:
@@ -90,3 +94,11 @@ def test_the_picture_of_a_saved_session_begins_with_its_own_words(tmp_path: Path
 def test_what_cannot_be_asked_for_with_a_text_is_said(more: list[str], said: str) -> None:
     done = CliRunner().invoke(app, ["inspect", "a.safetensors", "--told", "x.txt", *more])
     assert (done.exit_code, said in done.stderr) == (2, True), done.stderr
+
+
+def test_an_excerpt_ends_with_its_word() -> None:
+    assert up_to("anna lives in", "oslo", 40) == "anna lives in oslo"
+    assert (
+        up_to("chris plays viola david always wants", "pasta", 30) == "… david always wants pasta"
+    )
+    assert up_to("", "a" * 50, 20) == "a" * 19 + "…"
