@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 import deltamem_mlx as dm
 from deltamem_mlx.cli.main import app
+from deltamem_mlx.cli.memories.ask import _report
 from deltamem_mlx.files.places import memories_folder, memory_path
 from deltamem_mlx.memory.shelf import MemoryShelf
 
@@ -261,6 +262,18 @@ def test_all_are_asked_which_of_them_knows(shelf: MemoryShelf, qwen3_tiny: Path)
     assert [answer["name"] for answer in found] == ["ben", "anna"]
     assert found[0]["gain"] > 1
     assert {name: shelf.path(name).read_bytes() for name in shelf.names()} == before
+
+
+def test_what_is_about_as_likely_without_a_memory_is_not_taken_for_knowing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = [("anna", "anna lives in oslo.", 16.0), ("ben", "noted.", 0.2), ("tom", "i see.", 0.3)]
+    _report([{"name": n, "answer": a, "without": "i see.", "gain": gain} for n, a, gain in said])
+    assert capsys.readouterr().out.splitlines() == [
+        "anna  anna lives in oslo.",
+        "About as likely without a memory: ben ('noted.')",
+        "No better than without a memory ('i see.'): tom",
+    ]
 
 
 def test_ask_says_where_there_is_nothing_to_ask(tmp_path: Path) -> None:

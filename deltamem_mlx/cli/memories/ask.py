@@ -1,5 +1,6 @@
 """`memories ask`: which of them knows."""
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,8 @@ from deltamem_mlx.cli.options import shared as o
 if TYPE_CHECKING:
     from deltamem_mlx.memory.shelf import ShelvedMemory
 
+# In nats, of a whole answer. What was told has more; "noted." and the like, said to anything, less.
+_KNOWS = math.log(5)
 Question = Annotated[str, typer.Argument(metavar="QUESTION", help="In quotes.", show_default=False)]
 
 
@@ -36,7 +39,8 @@ def ask(
     """Ask all memories one question, to see which of them knows.
 
     Nothing is written. Those come first that make their answer likelier than it is without a
-    memory. Memories of other adapters are left out.
+    memory. One that makes its answer less than five times as likely does not count as knowing: such
+    answers are said to anything. Memories of other adapters are left out.
     """
     if not has_memory(model, adapter):
         refuse_without_memory({"memories ask": True})
@@ -86,15 +90,20 @@ def _report(answers: list[dict[str, Any]]) -> None:
     from deltamem_mlx.evals.recall.correct import says_unknown
     from deltamem_mlx.views.columns import one_line
 
-    knowing = [
+    said_otherwise = [
         answer
         for answer in answers
         if answer["answer"] != answer["without"] and not says_unknown(answer["answer"])
     ]
+    knowing = [answer for answer in said_otherwise if answer["gain"] >= _KNOWS]
+    likely_anyway = [answer for answer in said_otherwise if answer["gain"] < _KNOWS]
     width = max((len(answer["name"]) for answer in knowing), default=0)
     for answer in knowing:
         output.result(f"{answer['name']:<{width}}  {one_line(answer['answer'], 200)}")
-    rest = [answer["name"] for answer in answers if answer not in knowing]
+    if likely_anyway:
+        each = (f"{one['name']} ({one_line(one['answer'], 60)!r})" for one in likely_anyway)
+        output.result(f"About as likely without a memory: {', '.join(each)}")
+    rest = [answer["name"] for answer in answers if answer not in said_otherwise]
     if rest:
         said = one_line(answers[0]["without"], 200)
         output.result(f"No better than without a memory ({said!r}): {', '.join(rest)}")
