@@ -66,7 +66,7 @@ def test_all_of_it_is_one_turn_to_undo(undo_turns: int, pair: tuple) -> None:
     for _ in session.remembering(MESSAGES, prefill_step_size=32):
         pass
     if not undo_turns:
-        with pytest.raises(ValueError, match="0 are kept"):
+        with pytest.raises(ValueError, match="none is kept"):
             session.undo()
         return
     assert session.undo() == MESSAGES

@@ -442,7 +442,7 @@ def test_a_restored_session_can_be_taken_back_as_far(
     for mark in reversed(marks):
         restored.undo()
         assert np.array_equal(states(restored), mark)
-    with pytest.raises(ValueError, match="0 are kept"):
+    with pytest.raises(ValueError, match="none is kept"):
         restored.undo()
 
 
