@@ -95,7 +95,13 @@ class ReadParts(NamedTuple):
 
     def read(self, shown: Sequence[int]) -> ReadPart:
         """Some messages with the replies of the loss mode as labels."""
-        return self._of(shown, self._learned(shown), self.settings.max_length)
+        return labelled_sequence(
+            self.tokenizer,
+            self._messages(shown),
+            max_length=self.settings.max_length,
+            assistant_loss_mode=self._mode,
+            template_kwargs=self.template_kwargs,
+        )
 
     def plain(self, shown: Sequence[int]) -> ReadPart | None:
         """The same with the labels of unrelated replies alone, if there are any."""
@@ -121,14 +127,20 @@ class ReadParts(NamedTuple):
 
     def _learned(self, shown: Sequence[int]) -> list[int]:
         """Replies to be learned: the visible ones, or the last."""
-        replies = [i for i in shown if self.messages[i]["role"] == "assistant"]
+        return [shown[turn] for turn in supervised_turns(self._messages(shown), self._mode)]
+
+    @property
+    def _mode(self) -> str:
         visible = self.settings.assistant_loss_mode == "visible_assistant_turns"
-        return replies if visible else replies[-1:]
+        return "all_assistant_turns" if visible else "final_assistant_only"
+
+    def _messages(self, shown: Sequence[int]) -> list[Message]:
+        return [self.messages[i] for i in shown]
 
     def _of(self, shown: Sequence[int], learned: Sequence[int], most: int) -> ReadPart:
         """Some messages, their last ``most`` tokens."""
-        messages = [self.messages[i] for i in shown]
         turns = [place for place, i in enumerate(shown) if i in learned]
+        messages = self._messages(shown)
         return _labelled(self.tokenizer, messages, turns, most, self.template_kwargs)
 
 
