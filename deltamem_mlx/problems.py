@@ -42,6 +42,11 @@ def as_whole(name: str, value: object) -> int:
     raise TypeError(f"{name} is {shortened(value)}, expected a whole number.")
 
 
+def differing(there: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """The names, in order, of what is not the same in both."""
+    return [name for name in sorted({*there, *now}) if there.get(name) != now.get(name)]
+
+
 def kind_of(value: object) -> str:
     """What a value is, in the words of JSON."""
     if value is None or isinstance(value, bool):

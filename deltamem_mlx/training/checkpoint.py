@@ -21,7 +21,17 @@ from ..adapters.loading import adapter_of, base_model_of
 from ..adapters.weights import read_weights, sealed, write_safetensors
 from ..files import parse_json, write_atomically
 from ..model.patch import config_of
-from ..problems import Field, first_few, list_of, misfits, number, optional, shortened, whole_number
+from ..problems import (
+    Field,
+    differing,
+    first_few,
+    list_of,
+    misfits,
+    number,
+    optional,
+    shortened,
+    whole_number,
+)
 from .episodes import Episode
 from .settings import TrainSettings
 
@@ -198,15 +208,14 @@ def check_identity(saved: Identity, wanted: Identity, folder: Path) -> None:
         ValueError: If anything differs that the result follows from; all of it is listed.
     """
     wanted = json.loads(json.dumps(wanted))
-    differing = [
+    other = [
         f"{name}: {shortened(saved.get(name), 200)}, now {shortened(wanted.get(name), 200)}"
-        for name in sorted({*saved, *wanted})
-        if saved.get(name) != wanted.get(name)
+        for name in differing(saved, wanted)
     ]
-    if differing:
+    if other:
         raise ValueError(
             f"The run in {folder} was started with other settings or data:\n  "
-            + "\n  ".join(differing)
+            + "\n  ".join(other)
             + "\nResume with those, or begin another run from its weights: "
             f"--resume-adapter-file {folder / 'adapters.safetensors'} and another --adapter-path."
         )

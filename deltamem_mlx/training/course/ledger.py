@@ -9,7 +9,7 @@ from typing import Any
 from ...adapters.files import read_adapter
 from ...adapters.loading import fingerprint_of
 from ...files import read_json, write_text
-from ...problems import shortened
+from ...problems import differing, shortened
 
 COURSE, STEP = "course.json", "step.json"
 
@@ -30,8 +30,7 @@ def open_course(folder: Path, settings: Mapping[str, object]) -> Values:
     before = before if isinstance(before, dict) else {}
     other = [
         f"{name}: {shortened(before.get(name))} there, {shortened(settings.get(name))} now"
-        for name in sorted({*before, *settings})
-        if before.get(name) != settings.get(name)
+        for name in differing(before, settings)
     ]
     if other:
         raise ValueError(
