@@ -8,6 +8,7 @@ from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import load_plain
 from deltamem_mlx.cli.frame.session import template_kwargs
+from deltamem_mlx.cli.frame.train_setup import check_any
 from deltamem_mlx.cli.options.train import TrainOptions
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def check_course(options: TrainOptions) -> None:
     """Raise UsageError for flags that a course has no use for, before anything is loaded."""
     from deltamem_mlx.training.course.course import refuse_foreign
 
-    if options.model is None:
-        raise UsageError("Missing: --model.")
+    check_any(options)
     given = [
         "--" + field.name.replace("_", "-")
         for field in fields(options)
@@ -55,13 +55,8 @@ def check_course(options: TrainOptions) -> None:
         )
     if options.hours is not None and not 0 < options.hours < math.inf:
         raise UsageError(f"--hours is {options.hours}; expected a positive number.")
-    if options.resume and options.overwrite:
-        raise UsageError("--resume and --overwrite: give one of them.")
-    if options.adapter_path.is_file():
-        raise UsageError(f"--adapter-path: {str(options.adapter_path)!r} is a file.")
     if not launched.world().alone:
         raise UsageError("The course runs in one process: start it without mlx.launch.")
-    template_kwargs(options.chat_template_config)
     try:
         refuse_foreign(options.adapter_path, overwrite=options.overwrite)
     except FileExistsError as error:

@@ -99,21 +99,26 @@ def _datasets(
     ]
 
 
-def check(options: TrainOptions) -> None:
-    """Raise UsageError for flags that are missing or do not go together."""
+def check_any(options: TrainOptions) -> None:
+    """Raise UsageError for flags that are wrong with and without data."""
     if options.model is None:
         raise UsageError("Missing: --model.")
+    if options.resume and options.overwrite:
+        raise UsageError("--resume and --overwrite: give one of them.")
+    if options.adapter_path.is_file():
+        raise UsageError(f"--adapter-path: {str(options.adapter_path)!r} is a file.")
+    template_kwargs(options.chat_template_config)
+
+
+def check(options: TrainOptions) -> None:
+    """Raise UsageError for flags that are missing or do not go together."""
+    check_any(options)
     if options.hours is not None:
         raise UsageError("--hours is for a course: leave --data out, or give --course as well.")
     if options.iters is not None and options.epochs is not None:
         raise UsageError("--iters and --epochs: give one of them.")
     if options.epochs is not None and not 0 < options.epochs < math.inf:
         raise UsageError(f"--epochs is {options.epochs}; expected a positive number.")
-    if options.resume and options.overwrite:
-        raise UsageError("--resume and --overwrite: give one of them.")
-    if options.adapter_path.is_file():
-        raise UsageError(f"--adapter-path: {str(options.adapter_path)!r} is a file.")
-    template_kwargs(options.chat_template_config)
     adapter_config(adapter_values(options))
     train_settings(options, options.iters or DEFAULT_ITERS)
     episode_settings(options, "token")
