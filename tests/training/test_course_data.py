@@ -109,6 +109,18 @@ def test_a_conversation_ends_with_its_questions_and_what_was_told_last():
             assert any(value in told for value in values)
 
 
+def test_where_fewer_facts_are_told_than_turns_are_wanted_talk_is_between_the_questions():
+    make = EnglishTeller(3)
+    for _ in range(50):
+        ends = make.conversation(TalkShape((1, 1), 3))[-6:]
+        turns = [(ends[i]["content"], ends[i + 1]["content"]) for i in (0, 2, 4)]
+        assert len(set(turns)) == 3
+        assert sum(turn in CHATS for turn in turns) == 2
+    make_unrelated = unrelated(ENGLAND, make, joined=1)
+    silent = [len(make_unrelated.beside(TalkShape((1, 5), 4)).replies) for _ in range(50)]
+    assert set(silent) == {2, 3}  # 3 where one fact was told
+
+
 def test_notes_are_told_without_replies():
     shape = TalkShape((2, 3), 1, 0.3, noted=0.5)
     rows = [EnglishTeller(i).conversation(shape) for i in range(60)]

@@ -1,7 +1,7 @@
 """Conversations in English: facts told, changed, and asked for in other words."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from . import words
@@ -153,15 +153,20 @@ class EnglishTeller:
         turns = self.turns(said)
         for _ in range(rng.randint(0, shape.chats)):
             turns.insert(rng.randint(0, len(turns)), rng.choice(chatted))
-        messages, end = messages_of(turns), talk or self._questions(now, shape.asked)
+        messages = messages_of(turns)
+        end = talk or self._questions(now, shape.asked)
         # As a file that is remembered: its paragraphs are messages that nobody replied to.
         if shape.noted and rng.random() < shape.noted:
             messages = [m for m in messages if m["role"] == "user"]
         return messages + messages_of(end)
 
-    def _questions(self, known: Sequence[ToldFact], count: int) -> Iterable[Turn]:
-        """Each fact at most once, or its answer would stand in the visible part."""
-        return [self.question(fact) for fact in self.rng.sample(known, count)]
+    def _questions(self, known: Sequence[ToldFact], count: int) -> Sequence[Turn]:
+        """Each fact at most once, or its answer would stand in the visible part; else short talk."""
+        facts = self.rng.sample(known, min(count, len(known)))
+        turns = [self.question(fact) for fact in facts]
+        turns += self.rng.sample(CHATS, count - len(facts))
+        self.rng.shuffle(turns)
+        return turns
 
     def turns(self, said: Sequence[str]) -> list[Turn]:
         """What is told, one to three sentences at a time, and a reply to each."""

@@ -22,7 +22,8 @@ class TalkShape(NamedTuple):
 
     Attributes:
         facts (tuple[int, int]): The fewest and the most that are told.
-        asked (int): Questions at its end, each with its answer; no more than the fewest facts.
+        asked (int): Turns at its end: questions with their answers, and where fewer facts are told,
+            talk in place of the rest.
         updates (float): Share of conversations in which a fact is changed.
         chats (int): Turns between what is told that tell nothing, at most.
         noted (float): Share of conversations in which nobody replies to what is told.

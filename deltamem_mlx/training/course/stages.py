@@ -80,7 +80,7 @@ ENGLISH = (
     Stage(
         "facts",
         "to find what was told, and to say it",
-        TalkShape(facts=(2, 4), asked=2, updates=0.25, any_word=0.6),
+        TalkShape(facts=(1, 5), asked=3, updates=0.25, any_word=0.6),
         share=0.5,
         most=30000,
         learning_rate=1.5e-3,
@@ -90,7 +90,7 @@ ENGLISH = (
     Stage(
         "mixed",
         "facts among ordinary talk and texts",
-        TalkShape(facts=(2, 4), asked=2, updates=0.3, chats=1, noted=0.3, any_word=0.4),
+        TalkShape(facts=(1, 4), asked=2, updates=0.3, chats=1, noted=0.3, any_word=0.4),
         share=0.25,
         most=3000,
         learning_rate=1e-3,
@@ -99,7 +99,7 @@ ENGLISH = (
     Stage(
         "silence",
         "to leave everything else as it is",
-        TalkShape(facts=(4, 5), asked=4, updates=0.3, noted=0.3, any_word=0.4),
+        TalkShape(facts=(1, 5), asked=4, updates=0.3, noted=0.3, any_word=0.4),
         share=0.25,
         most=3000,
         batch_size=4,

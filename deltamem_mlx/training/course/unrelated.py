@@ -71,18 +71,19 @@ class Unrelated:
         return Silent(history + messages_of(turns), frozenset(replies))
 
     def beside(self, shape: TalkShape) -> Silent:
-        """One with facts, whose last turns are half questions for them, half something else."""
+        """One with facts, whose last turns are questions for them, half at most, and other talk."""
         rng = self.rng
-        silent = rng.sample(self.talk, min(max(1, shape.asked // 2), len(self.talk)))
-        asked, (fewest, most) = shape.asked - len(silent), shape.facts
-        own = shape._replace(asked=asked, facts=(max(1, fewest - len(silent)), most))
+        told = rng.randint(*shape.facts)
+        asked = max(min(shape.asked // 2, told), shape.asked - len(self.talk))
+        silent = rng.sample(self.talk, shape.asked - asked)
+        own = shape._replace(asked=asked, facts=(max(told, asked),) * 2)
         conversation = self.teller.conversation(own)
         place = len(conversation) - 2 * asked
-        told, end = conversation[:place], conversation[place:]
+        before, end = conversation[:place], conversation[place:]
         others = [self._history(facts=False) for _ in range(self._several() - 1)]
         # A history that is too long is cut at its start: one at most stands behind the facts.
         place = len(others) - (rng.random() < 0.5 and len(others) > 0)
-        history = list(chain(*others[:place], told, *others[place:]))
+        history = list(chain(*others[:place], before, *others[place:]))
         turns = [(end[i : i + 2], False) for i in range(0, len(end), 2)]
         turns += [(messages_of([turn]), True) for turn in silent]
         rng.shuffle(turns)
