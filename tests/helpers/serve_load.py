@@ -35,6 +35,7 @@ from pathlib import Path
 import mlx.core as mx
 from loading import Load, Session, Turn, floors
 from mlx_lm.sample_utils import make_logits_processors
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 from serving import Client, free_port, module
 
 import deltamem_mlx as dm
@@ -42,6 +43,8 @@ from deltamem_mlx import builtin
 
 # Of log-probability: what another size of batch may change by rounding.
 TIE = 1e-3
+# Tokens that are tried where only the text of an answer is known.
+LIKELY = 8
 # Of RSS. Where nothing is kept it differs by 5 %; 10 kB a turn over 120 s made it 17 % more.
 GROWTH = 1.1
 
@@ -109,7 +112,6 @@ def main() -> int:
             args.tokens,
             ends,
             apis=("chat", "responses", "messages"),
-            encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
         )
         rss = {"at start": ours.rss()}
         for load in loads:
@@ -189,8 +191,8 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-# Turns of sessions that began alike are told once: (message, tokens) → what followed.
-Tree = dict[tuple[str, tuple[int, ...]], "Tree"]
+# Turns of sessions that began alike are told once: (message, answer, its length) → what followed.
+Tree = dict[tuple[str, tuple[int, ...] | str, int], "Tree"]
 
 
 def tree_of(rounds: Sequence[Sequence[Turn]]) -> Tree:
@@ -199,7 +201,7 @@ def tree_of(rounds: Sequence[Sequence[Turn]]) -> Tree:
     for turns in rounds:
         at = tree
         for turn in sorted(turns, key=lambda turn: turn.number):
-            at = at.setdefault((turn.asked, tuple(turn.tokens)), {})
+            at = at.setdefault((turn.asked, turn.said, turn.usage["completion_tokens"]), {})
     return tree
 
 
@@ -245,10 +247,11 @@ class Teller:
         """Tokens that were not the most likely, and by how much at most."""
         others, worst = 0, 0.0
         told = told or dm.MemorySession(*cls.pair)
-        for (asked, tokens), after in tree.items():
-            alone, forced = told.fork(), Forced(tokens)
-            alone.ask(asked, max_tokens=len(tokens), sampler=forced, logits_processors=cls.bias)
-            gaps = mx.array(forced.gaps[: len(tokens)])
+        for (asked, said, length), after in tree.items():
+            alone = told.fork()
+            forced = Spelled(cls.pair[1], said) if isinstance(said, str) else Forced(said)
+            alone.ask(asked, max_tokens=length, sampler=forced, logits_processors=cls.bias)
+            gaps = mx.array(forced.gaps[:length])
             later, gap = cls.tell(after, alone)
             others += int((gaps > 0).sum()) + later
             worst = max(worst, gaps.max().item(), gap)
@@ -265,6 +268,29 @@ class Forced:
         token = self._tokens[min(len(self.gaps), len(self._tokens) - 1)]
         self.gaps.append(logprobs.max() - logprobs[0, token])
         return mx.array([token])
+
+
+class Spelled:
+    """A sampler that takes the likeliest tokens that spell a text, and notes the same."""
+
+    def __init__(self, tokenizer: TokenizerWrapper, text: str):
+        self._tokenizer, self._text = tokenizer, text.strip()
+        self._taken: list[int] = []
+        self.gaps: list[mx.array] = []
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        best = mx.argsort(-logprobs[0])[:LIKELY].tolist()
+        # None of them: the likeliest, which then counts as one that was not given.
+        token = next((t for t in best if self._spells([*self._taken, t])), None)
+        gap = mx.array(float("inf")) if token is None else logprobs.max() - logprobs[0, token]
+        self._taken.append(best[0] if token is None else token)
+        self.gaps.append(gap)
+        return mx.array([self._taken[-1]])
+
+    def _spells(self, tokens: Sequence[int]) -> bool:
+        """White space at the ends of an answer is not part of it."""
+        text = self._tokenizer.decode(tokens).lstrip().rstrip("\N{REPLACEMENT CHARACTER}")
+        return self._text.startswith(text) or text.rstrip() == self._text
 
 
 if __name__ == "__main__":
