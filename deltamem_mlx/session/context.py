@@ -11,7 +11,14 @@ import mlx.nn as nn
 from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import CacheList
 
-from ..memory.actions import PromptCache, forget_context, memories, read_only, write_spans
+from ..memory.actions import (
+    PromptCache,
+    forget_context,
+    memories,
+    read_only,
+    spread_in,
+    write_spans,
+)
 from ..model.layer_cache import DeltaMemCache
 from ..text.spans import Spans
 
@@ -97,8 +104,9 @@ class Context:
 
     def can_draft(self, room: int) -> bool:
         """Whether each of the next ``room`` tokens can be taken back from the KV cache."""
+        reach = spread_in(self.cache).reach
         return all(
-            kv.is_trimmable() and kv.offset + room < getattr(kv, "max_size", math.inf)
+            kv.is_trimmable() and kv.offset + room < min(reach, getattr(kv, "max_size", math.inf))
             for kv in kv_caches(self.cache)
         )
 
@@ -109,7 +117,7 @@ class Context:
 
     def can_trim(self) -> bool:
         """Whether the KV cache can drop its last tokens: a full sliding window cannot."""
-        return all(kv.is_trimmable() for kv in kv_caches(self.cache))
+        return can_cut(self.cache)
 
     def back_to(self, mark: Mark) -> None:
         """Restore the memory of ``mark``, and the KV cache; that is dropped if it cannot be."""
@@ -126,7 +134,7 @@ class Context:
         caches = list(kv_caches(self.cache))
         if not caches:
             return length == 0
-        if not all(hasattr(kv, "offset") for kv in caches):
+        if not all(hasattr(kv, "offset") for kv in caches) or not spread_in(self.cache).reach:
             return False
         # A call that failed halfway has reached some layers only: each is cut by its own excess.
         excess = [kv.offset - length for kv in caches]
@@ -151,6 +159,13 @@ class Context:
         new = copy.copy(self)
         new.cache, new.tokens = copy.deepcopy(self.cache), list(self.tokens)
         return new
+
+
+def can_cut(cache: PromptCache) -> bool:
+    """Whether a prompt cache's keys and values can lose their last tokens, in all processes."""
+    parts = list(kv_caches(cache))
+    held = max((int(kv.offset) for kv in parts if hasattr(kv, "offset")), default=0)
+    return all(kv.is_trimmable() for kv in parts) and held < spread_in(cache).reach
 
 
 def kv_caches(caches: Sequence[Any]) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """Models that mlx-lm spreads over several processes, each with its part of the memory."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,12 @@ from conftest import ROOT
 from forked import Nursery
 from golden import TOLERANCE, cases, read_case
 from launching import launch
+from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
 from spread_models import adapted, built, config_for
 
 import deltamem_mlx as dm
 from deltamem_mlx.memory.file import read_memory
+from deltamem_mlx.model.spread import reach_of
 
 TENSOR = "qwen3:4 llama qwen3_moe gpt_oss minimax qwen3_5+onekv deepseek_v3 phi3"
 PIPELINE = "qwen2 qwen3_moe:4 qwen3_next qwen3_5 glm4_moe deepseek_v3 ministral3 minimax_m3_vl"
@@ -85,6 +88,21 @@ def test_several_processes_compute_what_one_does(
             _, way, name = case.split("/")
             assert_held_once([report[case]["held"] for report in reports], way, name)
             assert_one_process_goes_on(tmp_path / "model" / way, name)
+
+
+@pytest.mark.parametrize(
+    ("cache", "reach"),
+    [
+        ([KVCache(), KVCache()], math.inf),
+        ([KVCache(), RotatingKVCache(64), RotatingKVCache(32)], 32),
+        ([RotatingKVCache(64), ArraysCache(2)], 0),
+        ([KVCache(), CacheList(KVCache(), RotatingKVCache(16))], 16),
+        ([CacheList(ArraysCache(1), KVCache())], 0),
+        ([], math.inf),
+    ],
+)
+def test_how_long_a_context_can_be_cut(cache: list, reach: float) -> None:
+    assert reach_of(cache) == reach
 
 
 def of_model(way: str, name: str, found: dict) -> Iterator[str]:

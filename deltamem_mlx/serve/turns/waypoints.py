@@ -11,7 +11,7 @@ from itertools import pairwise
 import mlx.core as mx
 
 from ...memory.actions import memories
-from ...session.context import kv_caches
+from ...session.context import can_cut, kv_caches
 from ..provider import ExactPromptCache
 
 EVERY = 512  # tokens; a call of fewer is slower for each of them
@@ -85,10 +85,7 @@ class Waypoints:
 
 
 def _trim(cache: list, tokens: int) -> bool:
-    caches = list(kv_caches(cache))
-    if not all(kv.is_trimmable() for kv in caches):
-        return False
-    return all(kv.trim(tokens) == tokens for kv in caches)
+    return can_cut(cache) and all(kv.trim(tokens) == tokens for kv in kv_caches(cache))
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
