@@ -82,7 +82,9 @@ def test_what_is_described_is_what_is_listed_and_the_pages_parts(client: Client)
         assert client.request("GET", part).status == 200
 
 
-@pytest.mark.parametrize("status", ["400", "401", "403", "404", "409", "411", "413", "429", "500"])
+@pytest.mark.parametrize(
+    "status", ["400", "401", "403", "404", "405", "409", "411", "413", "429", "500"]
+)
 def test_every_refusal_is_described_in_the_form_that_it_has(status: str) -> None:
     for methods in description(ROUTES)["paths"].values():
         for operation in methods.values():

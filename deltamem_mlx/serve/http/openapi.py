@@ -96,6 +96,7 @@ _WHY = {
     "401": "the API key is missing or wrong",
     "403": "a web page, or a name in Host, that may not call",
     "404": "there is no such thing",
+    "405": "the address takes other methods: one ends at a # that is not written as %23",
     "408": "the body did not come in time",
     "409": "the memory is busy, or is not what the request takes it to be",
     "411": "no Content-Length",

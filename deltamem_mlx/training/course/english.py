@@ -161,7 +161,7 @@ class EnglishTeller:
         return messages + messages_of(end)
 
     def _questions(self, known: Sequence[ToldFact], count: int) -> Sequence[Turn]:
-        """Each fact at most once, or its answer would stand in the visible part; else short talk."""
+        """Each fact at most once, or its answer would stand in the visible part; else talk."""
         facts = self.rng.sample(known, min(count, len(known)))
         turns = [self.question(fact) for fact in facts]
         turns += self.rng.sample(CHATS, count - len(facts))
