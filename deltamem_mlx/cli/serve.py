@@ -4,7 +4,7 @@ import signal
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from deltamem_mlx.cli.frame import launched
+from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import (
@@ -17,6 +17,8 @@ from deltamem_mlx.cli.frame.parse import json_object
 from deltamem_mlx.cli.frame.serving import serve_until_ended, served_name
 from deltamem_mlx.cli.options import serve as s
 from deltamem_mlx.cli.options import shared as o
+from deltamem_mlx.files.places import is_own_folder, memories_folder
+from deltamem_mlx.problems import first_few
 from deltamem_mlx.serve.requests.sampling import check_defaults
 from deltamem_mlx.serve.settings import ServeSettings, SettingsError, check_exposure
 
@@ -30,6 +32,7 @@ USUAL = ServeSettings()
 @command(
     "deltamem-mlx serve --memory-dir memories",
     "deltamem-mlx serve --model MODEL --adapter ADAPTER --port 8080 --memory-dir memories",
+    "deltamem-mlx serve --named",
     """curl localhost:8080/v1/chat/completions -H 'X-Delta-Mem-Session: me' -d '{"messages": """
     """[{"role": "user", "content": "My dog is called Rex."}]}'""",
     defaults=True,
@@ -46,6 +49,7 @@ def serve(
     allowed_origins: s.AllowedOrigins = "",
     allowed_hosts: s.AllowedHosts = "",
     memory_dir: s.MemoryDir = USUAL.memory_dir,
+    named: s.Named = USUAL.named,
     memory_bytes: s.MemoryBytes = USUAL.memory_bytes,
     context_dir: s.ContextDir = USUAL.context_dir,
     context_bytes: s.ContextBytes = USUAL.context_bytes,
@@ -80,8 +84,7 @@ def serve(
     """Serve a model to OpenAI's and Anthropic's clients, with memories that stay.
 
     mlx-lm's server, and more: a request that names a memory (the header X-Delta-Mem-Session) is
-    answered from it and written into it, and may send its new message alone. Others leave nothing
-    behind. docs/server.md describes the requests.
+    answered from it and written into it. Others leave nothing behind. docs/server.md has the rest.
 
     Prints its address when it is ready: a browser shows a chat with the memories there. Ctrl-C ends
     it. Without --model and --adapter, the built-in demo pair answers.
@@ -91,16 +94,15 @@ def serve(
         refuse_without_memory({"serve": True})
     settings = _settings({f.name: given[f.name] for f in fields(ServeSettings) if f.name in given})
     _check_together(draft_model, settings, pipeline)
-    how = {"pipeline": pipeline, "trust_remote_code": trust_remote_code}
+    _say_what_lasts(settings)
     answer = _follow if launched.follows() else serve_until_ended
-    answer(*_load(model, adapter, draft_model, **how), settings, log_format)
+    answer(*_load(model, adapter, draft_model, pipeline, trust_remote_code), settings, log_format)
 
 
 def _load(
     model: str | None,
     adapter: str | None,
     draft_model: str | None,
-    *,
     pipeline: bool,
     trust_remote_code: bool,
 ) -> tuple["nn.Module", "TokenizerWrapper", str, "nn.Module | None"]:
@@ -135,8 +137,41 @@ def _check_spread(draft_model: str | None, settings: ServeSettings, pipeline: bo
         )
 
 
+def _say_what_lasts(settings: ServeSettings) -> None:
+    """Notes on where memories lie, and on files there that no key would reach."""
+    from deltamem_mlx.memory.shelf import MemoryShelf
+
+    if launched.follows():
+        return
+    if settings.memory_dir is None:
+        output.note(
+            "Memories are gone when this server ends. To keep them: --memory-dir FOLDER, or "
+            "--named for those that `deltamem-mlx memories` lists."
+        )
+        return
+    shelf = MemoryShelf(settings.memory_dir)
+    if settings.named and (hashed := shelf.hashed()):
+        output.warn(
+            f"Memories in {shelf.folder} that a server without --named keeps by their keys' "
+            f"hashes: {len(hashed)}. With --named they have those hashes for names."
+        )
+    elif not settings.named and (named := shelf.named()):
+        output.warn(
+            f"Memories in {shelf.folder} that go by names are not this server's, whose files go by "
+            f"hashes of keys: {', '.join(first_few(named, 8))}. --named serves them by their names."
+        )
+
+
 def _settings(options: dict[str, Any]) -> ServeSettings:
     """The command's options as settings."""
+    folder = options["memory_dir"]
+    if options["named"] and folder is None:
+        options["memory_dir"] = memories_folder()
+    elif not options["named"] and folder is not None and is_own_folder(folder):
+        raise UsageError(
+            f"--memory-dir {folder}: that is your own folder, where memories go by their names. "
+            "Add --named to serve them, or give another folder."
+        )
     for name in ("session_headers", "task_headers"):
         options[name] = tuple(options[name] or ())
     text = options["chat_template_args"]

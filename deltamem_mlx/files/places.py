@@ -1,5 +1,6 @@
 """Where a user's memories and defaults lie, and what names of memories are."""
 
+import os
 import re
 from pathlib import Path
 
@@ -15,6 +16,11 @@ _NAME = re.compile(r"[^\W_][\w -]{0,62}[^\W_]|[^\W_]")
 def memories_folder() -> Path:
     """The user's folder of memories; it need not be there."""
     return user_data_path("deltamem-mlx", appauthor=False) / "memories"
+
+
+def is_own_folder(folder: str | Path) -> bool:
+    """Whether it is the user's folder of memories, however it is written."""
+    return os.path.realpath(expanded(folder)) == os.path.realpath(memories_folder())
 
 
 def defaults_file() -> Path:

@@ -11,7 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ..files import checked_file, expanded, write_atomically
-from ..files.places import MEMORY_SUFFIX, is_name, memories_folder
+from ..files.locks import LOCK
+from ..files.places import MEMORY_SUFFIX, is_name, is_own_folder, memories_folder
 from ..problems import first_few, shortened
 from .file import MOST_BYTES, MemoryFile, read_memory
 
@@ -61,6 +62,22 @@ class MemoryShelf:
                 if path.suffix == MEMORY_SUFFIX and not path.name.startswith(".")
             )
         return []
+
+    def hashed(self) -> list[str]:
+        """Those of them that are hashes of keys, as a server names its files."""
+        return [name for name in self.names() if _HASH.fullmatch(name)]
+
+    def named(self) -> list[str]:
+        """The others."""
+        return [name for name in self.names() if not _HASH.fullmatch(name)]
+
+    @property
+    def goes_by_keys(self) -> bool:
+        """Whether what is new here is named by the hash of its key: in the folder of a server."""
+        if is_own_folder(self.folder):
+            return False
+        began = (self.folder / LOCK).exists() and not self.named()
+        return began or bool(self.hashed())
 
     def all(self) -> list[ShelvedMemory]:
         """All memories, the last used first. Those that cannot be read are among them.
@@ -174,8 +191,7 @@ class MemoryShelf:
         return target
 
     def _free(self, name: str) -> Path:
-        names = self.names()
-        if names and all(map(_HASH.fullmatch, names)):  # a server's
+        if self.goes_by_keys:
             path = self._file(_hash(name))
         elif is_name(name):
             path = self._file(name)

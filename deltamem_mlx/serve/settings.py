@@ -123,6 +123,9 @@ class ServeSettings:
         object.__setattr__(self, "api_key", key)
 
     def _check_folders(self) -> None:
+        for option, folder in (("memory", self.memory_dir), ("context", self.context_dir)):
+            if folder is not None and os.path.isfile(_place(folder)):
+                raise SettingsError(f"--{option}-dir {folder}: is a file; expected a folder.")
         if self.context_dir is None:
             return
         if self.memory_dir is None:

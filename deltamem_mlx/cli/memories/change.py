@@ -79,5 +79,13 @@ def take_in(file: Taken, name: GivenName = None, folder: m.Folder = None) -> Non
     """Copy a memory file into the folder of memories."""
     from deltamem_mlx.memory.shelf import MemoryShelf
 
-    written = MemoryShelf(folder).take_in(file, name)
-    output.result(f"{file} is the memory {written.stem} now.")
+    shelf = MemoryShelf(folder)
+    by_key = shelf.goes_by_keys
+    written = shelf.take_in(file, name)
+    if by_key:
+        called = file.stem if name is None else name
+        output.result(
+            f"{file} is the memory of the key {called} now, for the server of this folder."
+        )
+    else:
+        output.result(f"{file} is the memory {written.stem} now.")

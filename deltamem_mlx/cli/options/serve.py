@@ -78,6 +78,15 @@ MemoryDir = Annotated[
         help="Keep a file for each memory here, written after each turn. Default: in RAM only.",
     ),
 ]
+Named = Annotated[
+    bool,
+    _option(
+        "--named",
+        panel=o.MEMORY,
+        help="Keys are the memories' names, and so are their files': those of --memory NAME and "
+        "`memories`, where --memory-dir gives no other folder. Else files have hashes of keys.",
+    ),
+]
 MemoryBytes = Annotated[
     int,
     _option(

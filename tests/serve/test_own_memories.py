@@ -1,0 +1,100 @@
+"""`serve --named`: the memories of `--memory NAME`; what is said of files that are another's."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import RunCli
+from serving import ANSWER, FACT, QUESTION, Client, Pair, memory_files
+
+import deltamem_mlx as dm
+from deltamem_mlx.cli import serve
+from deltamem_mlx.files.places import memories_folder
+from deltamem_mlx.serve.server import Server
+from deltamem_mlx.serve.settings import ServeSettings
+
+Started = Callable[..., tuple[ServeSettings, str]]
+
+
+@pytest.fixture
+def saved(pair: Pair, tmp_path: Path) -> Path:
+    """A memory file that knows where anna lives."""
+    session = dm.MemorySession(*pair)
+    session.remember(FACT)
+    session.save(tmp_path / "work.safetensors")
+    return tmp_path / "work.safetensors"
+
+
+@pytest.fixture
+def started(call_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> Started:
+    """What `serve` with these flags would run with, and what it says first."""
+    found: list[ServeSettings] = []
+    monkeypatch.setattr(serve, "_load", lambda *_, **__: (None,))
+    monkeypatch.setattr(serve, "serve_until_ended", lambda _, settings, __: found.append(settings))
+
+    def start(*flags: str | Path) -> tuple[ServeSettings, str]:
+        done = call_cli("serve", *flags)
+        assert done.returncode == 0, done.stderr
+        return found[-1], done.stderr
+
+    return start
+
+
+def test_named_memories_are_those_of_the_command_line(
+    pair: Pair, saved: Path, started: Started, call_cli: RunCli
+) -> None:
+    call_cli("memories", "import", saved)
+    settings, said = started("--named", "--port", "0")
+    assert (settings.memory_dir, said) == (memories_folder(), "")
+    with Server(*pair, "builtin", settings) as serving:
+        client = Client(serving.url)
+        (there,) = client.request("GET", "/v1/memories").json["data"]
+        assert there["session"] == "work"
+        assert ANSWER in client.chat(QUESTION, "work").text
+    assert [path.name for path in memories_folder().glob("*.safetensors")] == ["work.safetensors"]
+
+
+def test_the_own_folder_is_not_served_by_hashes(call_cli: RunCli) -> None:
+    refused = call_cli("serve", "--memory-dir", memories_folder())
+    assert refused.returncode == 2
+    assert "memories go by their names. Add --named" in refused.stderr
+
+
+def test_what_is_imported_into_a_servers_folder_is_found_by_its_key(
+    pair: Pair, saved: Path, tmp_path: Path, call_cli: RunCli
+) -> None:
+    """In one in which nothing was said yet, and beside a file that goes by a name."""
+    folder = tmp_path / "memories"
+    settings = ServeSettings(port=0, memory_dir=folder)
+    with Server(*pair, "builtin", settings):
+        pass
+    done = call_cli("memories", "import", saved, "work", "--folder", folder)
+    assert "is the memory of the key work now" in done.stdout
+    saved.rename(folder / "stray.safetensors")
+    call_cli("memories", "copy", "work", "home", "--folder", folder)
+    assert len(memory_files(folder)) == 2
+    with Server(*pair, "builtin", settings) as serving:
+        client = Client(serving.url)
+        assert len(client.request("GET", "/v1/memories").json["data"]) == 2
+        for key in ("work", "home"):
+            assert ANSWER in client.chat(QUESTION, key).text
+
+
+def test_files_that_are_not_the_servers_are_named_at_its_start(
+    saved: Path, tmp_path: Path, started: Started
+) -> None:
+    _, said = started("--memory-dir", tmp_path)
+    assert "are not this server's" in said and ": work. --named serves them" in said
+    (tmp_path / f"{'0f' * 32}.safetensors").write_bytes(saved.read_bytes())
+    saved.unlink()
+    assert started("--memory-dir", tmp_path)[1] == ""
+    assert "keeps by their keys' hashes" in started("--memory-dir", tmp_path, "--named")[1]
+    assert "gone when this server ends" in started()[1]
+
+
+def test_a_file_is_no_folder_and_that_is_said_before_a_model_is_loaded(
+    call_cli: RunCli, saved: Path
+) -> None:
+    refused = call_cli("serve", "--model", "none", "--adapter", "none", "--memory-dir", saved)
+    assert refused.returncode == 2
+    assert f"--memory-dir {saved}: is a file; expected a folder." in refused.stderr
