@@ -27,7 +27,12 @@ TEMPLATE = """{% if tools %}<|im_start|>system
 
 
 def byte_pair(
-    folder: Path, *, thinks: bool = False, template: str = TEMPLATE, seed: int = 0
+    folder: Path,
+    arch: str = "qwen3",
+    *,
+    thinks: bool = False,
+    template: str = TEMPLATE,
+    seed: int = 0,
 ) -> tuple[nn.Module, TokenizerWrapper]:
     """The model with a fresh adapter, and its tokenizer.
 
@@ -37,8 +42,8 @@ def byte_pair(
 
     sizes = {"vocab_size": VOCABULARY, "eos_token_id": 2, "max_position_embeddings": 4096}
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(folder, tiny_model(seed=seed, **sizes))
-    (folder / "config.json").write_text(json.dumps(tiny_config(**sizes)))
+    save_model(folder, tiny_model(arch, seed=seed, **sizes))
+    (folder / "config.json").write_text(json.dumps(tiny_config(arch, **sizes)))
     for file in (FIXTURES / "tokenizers" / "bpe").iterdir():
         shutil.copyfile(file, folder / file.name)
     tokenizer = AutoTokenizer.from_pretrained(folder)
