@@ -44,6 +44,8 @@ class MemoryFile:
         turns: int = HISTORY_TURNS,
         most_bytes: int = HISTORY_BYTES,
         alone: bool = False,
+        at: str = "",
+        source: str = "",
     ) -> "MemoryFile":
         """This, with the way back to ``before``, the memory before its last turn.
 
@@ -52,6 +54,8 @@ class MemoryFile:
             turns (int): How many turns are kept; older ones are let go.
             most_bytes (int): Bytes that they may take together.
             alone (bool): The turn came without anything that had been told before.
+            at (str): When it was written; empty: when this was saved.
+            source (str): The name of the file that it told, if it told one.
         """
         turn = PastTurn.between(
             before.states,
@@ -60,6 +64,8 @@ class MemoryFile:
             tokens_written=before.tokens_written,
             created=before.created,
             alone=alone,
+            at=at or self.created,
+            source=source,
         )
         return replace(self, history=bounded((*before.history, turn), turns, most_bytes))
 

@@ -17,6 +17,7 @@ from .told import FINGERPRINT, MOST_MESSAGES, Fingerprints
 HISTORY_TURNS = 64
 HISTORY_BYTES = 2 << 20  # a file is written anew with every turn
 MOST_TURNS = 1 << 10  # that a file may have
+MOST_SOURCE = 256  # characters of a file's name
 _FINGERPRINTS = list_of(FINGERPRINT, MOST_MESSAGES)
 _SCHEMA = {
     "tokens_written": list_of(whole_number(), 1 << 16),
@@ -26,7 +27,10 @@ _SCHEMA = {
     "system": _FINGERPRINTS,
     "turns": whole_number(),
     "alone": FLAG,
+    "at": text_field(256),
+    "source": text_field(MOST_SOURCE),
 }
+_MAY_LACK = {"at": "", "source": ""}  # in files of former versions
 States = Mapping[int, np.ndarray]
 
 
@@ -43,6 +47,8 @@ class PastTurn:
         system (tuple[str, ...]): Fingerprints of the system messages, before it.
         turns (int): Answers given before it.
         alone (bool): It came by itself: without anything that had been told before.
+        at (str): When it was written, UTC in ISO format; empty: not known.
+        source (str): The name of the file that it told; empty: it told none, or that is not known.
     """
 
     packed: np.ndarray
@@ -53,6 +59,8 @@ class PastTurn:
     system: tuple[str, ...] = ()
     turns: int = 0
     alone: bool = False
+    at: str = ""
+    source: str = ""
 
     @classmethod
     def between(
@@ -64,6 +72,8 @@ class PastTurn:
         tokens_written: Sequence[int],
         created: str,
         alone: bool,
+        at: str,
+        source: str,
     ) -> "PastTurn":
         """The turn that led from the states ``before`` to ``after``, of the same shapes.
 
@@ -72,7 +82,7 @@ class PastTurn:
         packed = pack_states([(_bits(before) ^ _bits(after)).view(np.float32)])
         then, now = told
         if then is None or now is None:
-            return cls(packed, tuple(tokens_written), created, alone=alone)
+            return cls(packed, tuple(tokens_written), created, alone=alone, at=at, source=source)
         lost = _lost(then.messages, now.messages)
         return cls(
             packed,
@@ -83,6 +93,8 @@ class PastTurn:
             system=then.system,
             turns=then.turns,
             alone=alone,
+            at=at,
+            source=source,
         )
 
     @property
@@ -118,7 +130,8 @@ class PastTurn:
 
     def as_json(self) -> dict[str, object]:
         """What a file says of it beside the packed states."""
-        return {name: getattr(self, name) for name in _SCHEMA}
+        said = {name: getattr(self, name) for name in _SCHEMA}
+        return {name: value for name, value in said.items() if value or name not in _MAY_LACK}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], packed: np.ndarray) -> "PastTurn":
@@ -142,7 +155,8 @@ def history_problems(turns: object, packed: Sequence[np.ndarray], rows: int) -> 
         if not isinstance(turn, dict):
             problems.append(f"history[{number}]: not an object")
             continue
-        wrong = misfits(turn, _SCHEMA) + [f"{n}: not known" for n in turn if n not in _SCHEMA]
+        wrong = misfits(_MAY_LACK | turn, _SCHEMA)
+        wrong += [f"{n}: not known" for n in turn if n not in _SCHEMA]
         if not wrong and len(turn["tokens_written"]) != rows:
             wrong = [f"tokens_written: counts of {len(turn['tokens_written'])}"]
         problems += [f"history[{number}].{line}" for line in wrong]

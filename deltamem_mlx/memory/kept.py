@@ -15,10 +15,12 @@ class KeptTurn:
     """One of the last turns of a memory.
 
     Attributes:
-        saved (str): When it was saved, or a later turn together with it; UTC in ISO format.
+        saved (str): When it was written, UTC in ISO format. Of files of former versions: when it
+            was saved, or a later turn together with it.
         tokens (int): How many it wrote, over all conversations; less than 0: it emptied the memory.
         messages (int): How many it told that the memory had not been told before.
         answers (int): How many of those were answers.
+        source (str): The name of the file that it told; empty: it told none, or that is not known.
         left (float): How much of the change that it made to the states they still have: 1 is all
             of it, 0 none; more where it was told again, less than 0 where the opposite was.
     """
@@ -27,6 +29,7 @@ class KeptTurn:
     tokens: int
     messages: int
     answers: int
+    source: str
     left: float
 
 
@@ -46,10 +49,11 @@ def kept_turns(memory: MemoryFile) -> list[KeptTurn]:
     states = [_flat(one) for one in found]
     return [
         KeptTurn(
-            saved=saved[n + 1],
+            saved=turn.at or saved[n + 1],
             tokens=sum(after.tokens_written) - sum(before.tokens_written),
             messages=turn.added,
             answers=_answers(after) - turn.turns,
+            source=turn.source,
             left=_left(states[n], states[n + 1], states[-1]),
         )
         for n, (turn, before, after) in enumerate(

@@ -6,6 +6,7 @@
 import copy
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
 from typing import TypedDict
 
 import mlx.core as mx
@@ -105,21 +106,28 @@ class Conversation:
         self.context.forget()
         self.said = self.said._replace(visible=leading_system(self.said.visible))
 
-    def feed(self, new: list[Message], *, write: bool, step_size: int) -> int:
+    def feed(self, new: list[Message], *, write: bool, step_size: int, source: str = "") -> int:
         """Feed messages without answering; returns how many tokens they are."""
-        return sum(self.feeding(new, write=write, step_size=step_size))
+        return sum(self.feeding(new, write=write, step_size=step_size, source=source))
 
     def feeding(
-        self, new: list[Message], *, write: bool, step_size: int, goes_on: bool = False
+        self,
+        new: list[Message],
+        *,
+        write: bool,
+        step_size: int,
+        source: str = "",
+        goes_on: bool = False,
     ) -> Generator[int, None, None]:
         """The same step by step: yields how many tokens each fed. All is kept, or nothing is.
 
-        With ``goes_on`` it is part of the turn before, and taken back with that.
+        ``source`` names the file that it is from. With ``goes_on`` it is part of the turn before,
+        and taken back with that.
         """
         with self._one_turn(new, answered=False, write=write, goes_on=goes_on):
             turn = self._open(new, reply=False, room=0, step_size=step_size)
             yield from self.context.feeding(turn.new, step_size=step_size)
-            self._commit(new, turn.spans)
+            self._commit(new, turn.spans, source)
 
     def answer(
         self, new: list[Message], generation: Generation, *, write: bool
@@ -215,11 +223,15 @@ class Conversation:
         self._commit(said, spans)
         self.said = self.said._replace(turns=self.said.turns + 1)
 
-    def _commit(self, new: list[Message], spans: Spans) -> None:
+    def _commit(self, new: list[Message], spans: Spans, source: str = "") -> None:
         messages, visible, pending = self.said[:3]
         new = [*pending, *new]
         self.said = self.said._replace(
-            messages=[*messages, *new], visible=[*visible, *new], pending=[]
+            messages=[*messages, *new],
+            visible=[*visible, *new],
+            pending=[],
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            source=source,
         )
         self._known = self.said.visible, spans
 

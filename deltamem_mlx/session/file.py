@@ -174,7 +174,8 @@ def _own_folder(folder: Path) -> set[str]:
 def _text_and_settings(saved: SavedSession) -> dict[str, object]:
     """What a session is beside its prompt cache."""
     said = saved.said._asdict()
-    del said["filed"]  # of a memory file: a folder has all that it needs
+    for name in ("filed", "at", "source"):  # of a memory file: a folder has all that it needs
+        del said[name]
     return {"opening": saved.opening, **said, **saved.settings}
 
 

@@ -56,7 +56,13 @@ def with_last_turns(talk: Conversation, now: MemoryFile, turns: int | None) -> M
         if file is not None and file is not before[0].filed and _same(after, file):
             found = file  # a turn of the file, as it has it
         else:
-            found = after.keeping(found, turns=turns, alone=not _told_by(before[0]))
+            found = after.keeping(
+                found,
+                turns=turns,
+                alone=not _told_by(before[0]),
+                at=point[0].at or now.created,
+                source=point[0].source,
+            )
     if not talk.spread.pipelined:
         talk.filing = Filing(said[-1], _first(marks[-1]), turns, found)
     return replace(

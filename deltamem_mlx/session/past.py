@@ -24,6 +24,8 @@ class Said(NamedTuple):
         pending (list[Message]): To be fed with the next turn.
         turns (int): Replies generated.
         filed (MemoryFile): The memory file that the conversation goes on from; None: there is none.
+        at (str): When the last of it was fed, UTC in ISO format; empty: not known.
+        source (str): The name of the file that the last turn told; empty: it told none.
     """
 
     messages: list[Message]
@@ -31,6 +33,8 @@ class Said(NamedTuple):
     pending: list[Message]
     turns: int = 0
     filed: MemoryFile | None = None
+    at: str = ""
+    source: str = ""
 
 
 class Before(NamedTuple):

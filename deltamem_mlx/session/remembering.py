@@ -34,7 +34,7 @@ class Written(NamedTuple):
 
 
 def written(
-    talk: Conversation, new: Sequence[Message], *, write: bool, step_size: int
+    talk: Conversation, new: Sequence[Message], *, write: bool, step_size: int, source: str = ""
 ) -> Iterator[Written]:
     """Feed messages part by part, all of them one turn; yields after each step.
 
@@ -53,7 +53,7 @@ def written(
         part = round(fits * sum(about[first:end]))
         some = list(new[first:end])
         with closing(
-            talk.feeding(some, write=write, step_size=step_size, goes_on=first > 0)
+            talk.feeding(some, write=write, step_size=step_size, source=source, goes_on=first > 0)
         ) as steps:
             for count in steps:
                 tokens += count

@@ -204,8 +204,9 @@ class MemorySession(Talk):
         """Save to a file ending in ``.safetensors`` the memory alone, else to a folder everything.
 
         A session restored from a folder goes on exactly as this one would, and can be taken back
-        as far. A memory file has no text in it but ``note``. A file that another program has
-        changed since this session read or wrote it, or was made, is not replaced.
+        as far. A memory file has no text in it but ``note``, and the names of files that the last
+        turns told. A file that another program has changed since this session read or wrote it, or
+        was made, is not replaced.
 
         Args:
             path (Path): The file or folder.

@@ -14,6 +14,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from ..adapters.drafts import cannot_draft
 from ..files import Witness, expanded
 from ..memory.actions import PromptCache
+from ..memory.history import MOST_SOURCE
 from ..model.arguments import expect
 from ..model.patch import pack, spread_of_memory
 from ..text.files import read_messages
@@ -171,15 +172,21 @@ class Talk:
         Raises:
             TypeError, ValueError: If these are no messages.
         """
-        new = as_messages(_told(text))
+        new, source = as_messages(_told(text)), text.name if isinstance(text, Path) else ""
         with self._lock:
-            return self._conversation.feed(new, write=not self._holds, step_size=prefill_step_size)
+            return self._conversation.feed(
+                new,
+                write=not self._holds,
+                step_size=prefill_step_size,
+                source=source[:MOST_SOURCE],
+            )
 
     def remembering(
         self,
         messages: str | Path | Message | Sequence[Message],
         *,
         prefill_step_size: int | None = None,
+        source: str = "",
     ) -> Generator[Written, None, None]:
         """``remember`` step by step: to show how far it is, and to stop it.
 
@@ -189,6 +196,8 @@ class Talk:
         Args:
             messages: As in ``remember``.
             prefill_step_size (int): Tokens a step; None: 256 on a CPU, 1,024 on a GPU.
+            source (str): What a memory file that keeps its last turns calls this one: the name of
+              the file that it is from. Default: that of a ``Path``.
 
         Yields:
             Written: ``tokens`` fed so far, ``total`` that there are about, ``messages`` that stay
@@ -198,11 +207,14 @@ class Talk:
             TypeError, ValueError: If these are no messages.
         """
         new = as_messages(_told(messages))
-        return self._lock.run(self._written(new, prefill_step_size or short_step()))
+        source = source or (messages.name if isinstance(messages, Path) else "")
+        return self._lock.run(self._written(new, prefill_step_size or short_step(), source))
 
-    def _written(self, new: list[Message], step_size: int) -> Generator[Written, None, None]:
-        write = not self._holds
-        yield from written(self._conversation, new, write=write, step_size=step_size)
+    def _written(
+        self, new: list[Message], step_size: int, source: str
+    ) -> Generator[Written, None, None]:
+        write, source = not self._holds, source[:MOST_SOURCE]
+        yield from written(self._conversation, new, write=write, step_size=step_size, source=source)
 
     def told_before(self, messages: Path | str | Message | Sequence[Message]) -> int:
         """How many of these messages the memory has been told already.

@@ -76,6 +76,8 @@ def _what(turn: KeptTurn) -> str:
     if turn.tokens < 0:
         return "emptied"
     told = turn.messages - turn.answers
+    if turn.source:
+        return one_line(turn.source, 40)
     if turn.answers > 0:
         return "a message and its answer" if turn.answers == 1 else f"{turn.answers} answers"
     return f"told {told} message{'s' * (told != 1)}" if told > 0 else "told"

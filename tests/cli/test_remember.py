@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ from typer.testing import CliRunner, Result
 
 import deltamem_mlx as dm
 from deltamem_mlx.cli.main import app
-from deltamem_mlx.memory.file import read_memory
+from deltamem_mlx.memory.file import read_memory, write_memory
+from deltamem_mlx.memory.kept import kept_turns
 
 FACTS = ["anna lives in oslo .", "ben is a doctor .", "mia likes tea ."]
 
@@ -180,3 +183,24 @@ def test_notes_stand_above_the_bar_whose_total_is_known_from_the_start(
     assert first is not None
     guessed = int(first[1].replace(",", ""))
     assert read_memory(memory).tokens_written[0] == pytest.approx(guessed, rel=0.1)
+
+
+def test_each_turn_has_its_files_name_and_the_time_it_was_written(
+    tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ("a.txt", "b.txt", "c.txt")
+    for name, fact in zip(names, FACTS, strict=True):
+        Path(name).write_text(fact)
+    call("a.txt", "--memory", memory)
+    old = read_memory(memory)
+    long_ago = replace(old.history[0], at="2020-01-01T00:00:00+00:00")
+    write_memory(memory, replace(old, created=long_ago.at, history=(long_ago,)))
+    began = datetime.now(UTC).replace(microsecond=0)
+    call("b.txt", str(tmp_path / "c.txt"), "--memory", memory)
+    first, *later = kept_turns(read_memory(memory))
+    assert first.saved == long_ago.at
+    assert all(datetime.fromisoformat(turn.saved) >= began for turn in later)
+    assert [turn.source for turn in (first, *later)] == list(names)
+    shown = CliRunner().invoke(app, ["memories", "show", str(memory)]).stdout
+    assert [line.split()[3] for line in shown.splitlines() if ".txt" in line] == list(names)[::-1]

@@ -128,6 +128,12 @@ def tell(
     return told
 
 
+def _called(name: str) -> str:
+    """A file's name as a memory keeps it, without where its folder lies on this machine."""
+    path = Path(name)
+    return path.name if path.is_absolute() or ".." in path.parts else name
+
+
 def _about_tokens(tokenizer: "TokenizerWrapper", source: "Source") -> int:
     """About how many tokens a file is: by its characters, and how many make a token at its start.
 
@@ -175,7 +181,10 @@ def _steps(
     What was fed whole is added to ``told``.
     """
     messages, tokens = told.messages, told.tokens
-    with closing(session.remembering(source.messages, prefill_step_size=step_size)) as steps:
+    named = _called(source.name)
+    with closing(
+        session.remembering(source.messages, prefill_step_size=step_size, source=named)
+    ) as steps:
         for written in steps:
             if messages + written.messages > told.messages:
                 told.messages = messages + written.messages
