@@ -36,6 +36,7 @@ from .shown import described, html
 from .spread_session import fresh_caches, part_here, whole_session
 from .stats import Stats, stats_of
 from .talk import Talk
+from .undoable import UndoableTurn, undoable_turns
 
 
 class MemorySession(Talk):
@@ -100,6 +101,16 @@ class MemorySession(Talk):
             raise ValueError(f"turns is {turns}; expected 1 or more.")
         with self._lock:
             return self._conversation.undo(turns)
+
+    def undoable(self) -> list[UndoableTurn]:
+        """The turns that ``undo`` can take back, the last one first.
+
+        Returns:
+            list[dict]: ``new``, the messages that the turn was given; ``answered``;
+            ``tokens_written`` by it; ``earlier``: known from a memory file only, without a text.
+        """
+        with self._lock.reading():
+            return undoable_turns(self._conversation)
 
     def regenerate(self, **generation: Unpack[Generation]) -> str:
         """The last answer anew: what it was given is answered again, from the memory before it.

@@ -91,7 +91,14 @@ def test_errors_do_not_end_it(flags: list[str], session: dm.MemorySession, tmp_p
     lines += ["/save 'a", "/probe", "/compare", "/back", f"/save {tmp_path}", "I am Al."]
     done = talk(flags, *lines)
     assert done.stdout.splitlines() == asked(session, "I am Al.")
-    for part in ("absent", "is empty", "/save PATH", "/probe QUESTION", "no question", "no branch"):
+    for part in (
+        "absent",
+        "is empty",
+        "/save NAME|PATH",
+        "/probe QUESTION",
+        "no question",
+        "no branch",
+    ):
         assert part in done.stderr, part
     assert "Traceback" not in done.stderr
     assert "Traceback" in talk([*flags, "--debug"], "/back").stderr
@@ -200,10 +207,19 @@ def test_a_loaded_memory_that_another_program_changes_is_not_replaced(
     mine, other = tmp_path / "mine.safetensors", tmp_path / "other.safetensors"
     for path in (mine, other):
         session.save(path, history=4)
-    lines = [f"/load {other}", "changed", "I am Al.", f"/load {other}", "I am Bo."]
+    lines = [f"/load {other}", "changed", "I am Al.", "I am Al.", "q", f"/load {other}"]
+    lines += [f"/load {other}", "I am Bo.", "q"]
     problems: list[str] = []
+    warned: list[str] = []
+    loaded: list[str] = []
 
     class Changing(_ScriptedUI):
+        interactive = False
+
+        def say(self, text: str, style: str = "strong") -> None:
+            if style == "warn":
+                warned.append(text)
+
         def ask(self) -> str:
             line = super().ask()
             if line == "changed":  # by another program
@@ -214,16 +230,81 @@ def test_a_loaded_memory_that_another_program_changes_is_not_replaced(
             return line
 
         def answer_piece(self, text: str) -> None: ...
-        def done(self, what: str, more: str = "") -> None: ...
+        def done(self, what: str, more: str = "") -> None:
+            loaded.append(more)
+
         def problem(self, text: str) -> None:
             problems.append(text)
 
     settings = {"system_prompt": None}
     Chat(session, Changing(*lines), settings, {"max_tokens": 3}, mine).run()
-    (problem,) = problems
-    assert f"{other} has been saved by another program" in problem
+    first, second = problems
+    assert f"{other} has been saved by another program" in first
+    assert f"/load {other} goes on from what is there now; /save NAME keeps" in first
+    assert second.startswith(f"Not saved to {other} either: /load ")
+    assert [line.rpartition(". ")[2] for line in warned] == [
+        "/exit again does it.",
+        f"/load {other} again does it.",
+    ]
+    assert loaded[-1].endswith(f"what was not saved to {other} is gone")
     assert len(read_memory(other).history) == 2
     assert sum(read_memory(mine).tokens_written) == 0
+
+
+def test_names_are_memories_to_save_and_load_and_a_path_is_what_it_says(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    family = memory_path("family")
+    assert "There are none yet" in talk(flags, "/memories").stderr
+    saved = talk(flags, "I am Al.", "/save family", "/save ./all", "/memories", "/list")
+    assert "saved the memory as family: /load family goes on in it" in saved.stderr
+    assert saved.stderr.count("family   ") == 2
+    assert family.is_file() and len(read_memory(family).history) == 1
+    assert (tmp_path / "all" / "session.json").is_file() and not (tmp_path / "family").exists()
+    before = {path: path.read_bytes() for path in (family, tmp_path / "all" / "session.json")}
+    for path, name in ((family, "family"), (tmp_path / "all", "./all")):
+        refused = talk(flags, "I am Bo.", f"/save {name}")
+        assert f"{path.stem} is there already, and was left as it is" in refused.stderr
+        assert f"/save {name} --overwrite" in refused.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    missed = talk(flags, "/load famly", "/load all", "/load family")
+    assert "No memory 'famly' in " in missed.stderr and "Did you mean family?" in missed.stderr
+    assert "loaded all: " in missed.stderr and "loaded family: " in missed.stderr
+    here = talk([*flags, "--memory", "family"], "/memories", "/save family")
+    assert "this one" in here.stderr and "the folder here" not in here.stderr
+    assert family.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_an_answer_that_can_only_be_the_same_is_said_to_be_so(flags: list[str]) -> None:
+    done = talk(flags, "I am Al.", "/retry", "/temp 5", "/retry", "/temp", "/temp x", "/temp -1")
+    first, again, other = done.stdout.splitlines()
+    assert first == again != other
+    assert done.stderr.count("at temperature 0 there is one only; /temp 0.7") == 1
+    assert done.stderr.count("temperature 5: answers vary") == 2
+    assert done.stderr.count("expected a number from 0 on") == 2
+
+
+def test_turns_of_an_earlier_chat_are_taken_back_when_that_is_meant(
+    flags: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "me.safetensors"
+    chat = [*flags, "--memory", str(path)]
+    talk(chat, "I am Al.", "I am Bo.")
+    once = talk(chat, "I am Cy.", "/undo 2", "Who?")
+    assert "1 of these 2 turns is of an earlier chat (" in once.stderr
+    assert "/undo 2 again does it." in once.stderr and "undone" not in once.stderr
+    assert len(read_memory(path).history) == 4
+    mine = talk(chat, "I am Di.", "/undo")
+    assert "undone 1 turn (I am Di.); " in mine.stderr
+    twice = talk(chat, "I am Di.", "/undo 2", "/undo 2", "/undo", "/undo 9")
+    assert "undone 2 turns (1 of an earlier chat); " in twice.stderr
+    assert "That is a turn of an earlier chat (" in twice.stderr
+    assert "9 turns cannot be taken back" in twice.stderr
+    assert len(read_memory(path).history) == 3
+    reading = talk([*chat, "--read-only"], "/undo")
+    assert "undone 1 turn (of an earlier chat); " in reading.stderr
+    assert len(read_memory(path).history) == 3
 
 
 def test_fork_and_back(flags: list[str], session: dm.MemorySession, tmp_path: Path) -> None:
@@ -261,9 +342,11 @@ def test_probe_asks_the_memory_and_changes_nothing(
 
 
 def test_stats(flags: list[str]) -> None:
-    shown = talk(flags, "I am Al.", "/stats").stderr
-    assert "1 turn · " in shown
-    assert " written · 768 bytes of memory" in shown
+    words = talk(flags, "I am Al.", "/stats").stderr
+    assert "this chat: 1 answer; the model sees " in words
+    assert " tokens were written into its 0.8 KB; 1 turns can be undone" in words
+    assert "norm" not in words
+    shown = talk(flags, "I am Al.", "/stats --numbers").stderr
     assert [line.split()[0] for line in shown.splitlines() if "." in line.split()[-1]][-4:-1]
 
 

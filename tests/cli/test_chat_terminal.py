@@ -10,7 +10,7 @@ from forked import Nursery
 from terminal import Terminal
 
 import deltamem_mlx as dm
-from deltamem_mlx.files.places import chat_history_file
+from deltamem_mlx.files.places import chat_history_file, memories_folder
 from deltamem_mlx.memory.file import read_memory
 
 Open = Callable[..., Terminal]
@@ -74,7 +74,7 @@ def test_what_is_pasted_is_one_turn_and_so_is_what_has_several_lines(
     terminal.until("tok/s", 2)
     terminal.type('"""\rleo is a cook .\r\rleo likes jam .\r"""\r')
     terminal.until("tok/s", 3)
-    terminal.type("/save all\r")
+    terminal.type("/save ./all\r")
     terminal.until("saved")
     assert saved(tmp_path / "all") == [
         "ben is a doctor .\nmia likes tea .",
@@ -100,6 +100,20 @@ def test_commands_and_paths_are_completed(chat: Open, tmp_path: Path) -> None:
     terminal.until("my\\ notes.txt")
     terminal.type("\r")
     assert "tokens of my notes.txt" in terminal.until("remembered")
+    memories_folder().mkdir(parents=True)
+    (memories_folder() / "mia.safetensors").write_bytes(b"")
+    (tmp_path / "mine.safetensors").write_bytes(b"")
+    terminal.type("/lo")
+    terminal.settle()
+    terminal.type("\tm")  # the space comes with it
+    terminal.until("› /load m")
+    terminal.settle()
+    terminal.type("\t")
+    terminal.until("› /load mia")
+    terminal.type("\x15/load ./mi")
+    terminal.settle()
+    terminal.type("\t")
+    terminal.until("› /load ./mine.safetensors")
 
 
 def test_what_was_typed_is_there_the_next_time(chat: Open) -> None:

@@ -82,8 +82,4 @@ class Answering:
         return said
 
     def keep(self) -> None:
-        """Save the memory and its last turns, if it is to be; a branch is not."""
-        from deltamem_mlx.memory.history import HISTORY_TURNS
-
-        if self.memory is not None and not self.read_only and not self.branches:
-            self.session.save(self.memory, history=HISTORY_TURNS)
+        """A turn is over."""

@@ -13,6 +13,7 @@ from deltamem_mlx.cli.frame.session import (
     generation_of,
     load_answering,
     open_session,
+    sampling_of,
     seed_with,
     session_settings,
 )
@@ -74,7 +75,8 @@ def chat(options: ChatOptions) -> None:
     }
     ui.header({name: value for name, value in rows.items() if value})
     generation = generation_of(options)
-    Chat(session, ui, settings, generation, options.memory, options.read_only).run()
+    kept = (options.memory, options.read_only)
+    Chat(session, ui, settings, generation, *kept, sampling=sampling_of(options)).run()
 
 
 def _memory_row(session: "MemorySession", path: Path | None) -> str | None:

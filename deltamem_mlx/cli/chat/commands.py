@@ -1,34 +1,33 @@
 """The `/commands` of `chat`."""
 
-import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltamem_mlx.cli.chat.answering import Answering
+from deltamem_mlx.cli.chat.taking_back import TakingBack
 from deltamem_mlx.cli.frame import launched
-from deltamem_mlx.cli.frame.session import named_memory, without_memory
-from deltamem_mlx.files.places import shown_memory
+from deltamem_mlx.cli.frame.session import without_memory
 
 if TYPE_CHECKING:
     from deltamem_mlx.session.stats import LayerNumbers
 
 SHOWN_LAYERS = 12
-ALONE = {"/forget", "/fork", "/back", "/stats", "/reset", "/retry", "/exit", "/help"}
+ALONE = {"/forget", "/fork", "/back", "/memories", "/reset", "/retry", "/exit", "/help"}
 
 
-class Commands(Answering):
+class Commands(TakingBack):
     """What can be done in a chat beside asking; each takes what was typed after its name."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.over, self.resetting = False, False
+        self.over = False
         self.commands: dict[str, Callable[[str], None]] = {
             "/remember": self.remember,
             "/forget": self.forget,
             "/save": self.save,
             "/load": self.load,
+            "/memories": self.memories,
             "/fork": self.fork,
             "/back": self.back,
             "/stats": self.stats,
@@ -37,6 +36,7 @@ class Commands(Answering):
             "/reset": self.reset,
             "/undo": self.undo,
             "/retry": self.retry,
+            "/temp": self.temp,
             "/edit": self.edit,
             "/exit": self.exit,
             "/help": lambda _: self.ui.help(),
@@ -47,8 +47,8 @@ class Commands(Answering):
             raise ValueError(f"There is no {name}. h lists what there is.")
         if argument and name in ALONE:
             raise ValueError(f"{name} takes nothing after it, and nothing was done.")
-        if name != "/reset":
-            self.resetting = False
+        if self.asked != (name, argument):
+            self.asked = None
         self.commands[name](argument)
 
     def remember(self, argument: str) -> None:
@@ -72,51 +72,6 @@ class Commands(Answering):
         self.session.forget_context()
         self.ui.done("forgotten", "context dropped, memory kept")
 
-    def save(self, argument: str) -> None:
-        words = shlex.split(argument)
-        transcript = "--with-transcript" in words
-        overwrite = "--overwrite" in words
-        words = [word for word in words if word not in ("--with-transcript", "--overwrite")]
-        path = _path(shlex.join(words), "/save PATH [--with-transcript] [--overwrite]")
-        if launched.first(path.is_file) and path not in self.own and not overwrite:
-            raise ValueError(
-                f"{path} is there already, and was left as it is. To replace it: "
-                f"/save {shlex.quote(str(path))} --overwrite"
-            )
-        alone = path.suffix.lower() == ".safetensors"
-        text = json.dumps(self.session.messages, ensure_ascii=False)
-        self.session.save(path, note=text if transcript and alone else None)
-        self.own.add(path)
-        what = "the memory" if alone else "memory, context and text"
-        self.ui.done("saved", f"{what}{' with text' if transcript and alone else ''} to {path}")
-
-    def load(self, argument: str) -> None:
-        """Go on in what was saved, and save there: the memory that is left stays as it was."""
-        path = launched.first(lambda: _memory_or_path(_word(argument, "/load PATH")))
-        settings = self.settings
-        if launched.first(path.is_dir):
-            settings = {"draft_model": settings.get("draft_model")}
-        model, tokenizer = self.session.model, self.session.tokenizer
-        self.session = type(self.session).restore(path, model, tokenizer, **settings)
-        self.branches, self.question = [], None
-        self.own = {path}  # what is saved elsewhere now would be another memory
-        where = self._save_to(path)
-        stats, name = self.session.stats(), shown_memory(path)
-        written, context = stats["tokens_written"], stats["context_tokens"]
-        self.ui.done(
-            "loaded", f"{name}: {written:,} tokens written, {context:,} in the context; {where}"
-        )
-
-    def _save_to(self, path: Path) -> str:
-        """Save there from now on, if turns are saved at all; returns what is said of it."""
-        if self.memory is None:
-            return "turns are not saved (no --memory): /save does"
-        left, name, self.memory, self.name = self.memory, self.name, path, shown_memory(path)
-        if self.read_only:
-            return "turns are not saved (--read-only)"
-        same = left.resolve() == path.resolve()
-        return "saved to it from now on" + ("" if same else f"; {name} stays as it was")
-
     def fork(self, _: str) -> None:
         self.branches.append(self.session)
         self.session = self.session.fork()
@@ -126,17 +81,29 @@ class Commands(Answering):
     def back(self, _: str) -> None:
         if not self.branches:
             raise ValueError("There is no branch to leave; /fork begins one.")
+        said = self.session.stats()["turns"]
         self.session = self.branches.pop()
-        self.ui.done("back", f"{len(self.session.messages)} messages")
+        said = max(0, said - self.session.stats()["turns"])
+        gone = f"what was said in it is gone ({said} answer{'s' * (said != 1)})"
+        self.ui.done("back", f"to where branch {len(self.branches) + 1} began; {gone}")
 
-    def stats(self, _: str) -> None:
+    def stats(self, argument: str) -> None:
+        if argument not in ("", "--numbers"):
+            raise ValueError("Expected /stats, and --numbers for figures of each layer.")
         stats = self.session.stats()
-        turns = stats["turns"]
+        turns, seen, written = stats["turns"], stats["context_tokens"], stats["tokens_written"]
         self.ui.say(
-            f"{turns:,} turn{'s' * (turns != 1)} · "
-            f"{stats['context_tokens']:,} tokens in the context · "
-            f"{stats['tokens_written']:,} written · {stats['memory_bytes']:,} bytes of memory"
+            f"this chat: {turns:,} answer{'s' * (turns != 1)}; the model sees {seen:,} tokens of "
+            "it word for word, and the rest through the memory"
         )
+        kilobytes = f"{stats['memory_bytes'] / 1000:.1f} KB"
+        self.ui.say(
+            f"the memory: {written:,} tokens were written into its {kilobytes}; "
+            f"{stats['undo_turns']} turns can be undone"
+        )
+        if not argument:
+            self.ui.say("/probe QUESTION asks it; /stats --numbers has each layer", "muted")
+            return
         rows = [["layer", "norm", "effective rank"]]
         rows += [
             [str(layer), f"{numbers['norm']:.3f}", f"{numbers['effective_rank']:.2f}"]
@@ -175,74 +142,16 @@ class Commands(Answering):
         generation = self.watched_prompt()
         self.show(without_memory(model, tokenizer, question, self.settings, generation))
 
-    def reset(self, _: str) -> None:
-        if not self._may_reset():
-            return
-        self.resetting = False
-        self.session.reset()
-        self.question = None
-        self.keep()
-        self.ui.done("reset", "context and memory cleared; /undo brings them back")
-
-    def _may_reset(self) -> bool:
-        """Ask before a memory is emptied: in a terminal there and then, else by doing it again."""
-        kept = self.memory is not None and not self.read_only
-        if self.ui.interactive and self.session.stats()["tokens_written"]:
-            what = f"the memory {self.name}" if kept else "the memory"
-            if self.ui.confirm(f"Empty {what}?"):
-                return True
-            self.ui.say("nothing was done", "muted")
-            return False
-        if kept and not self.resetting and not self.ui.interactive:
-            self.resetting = True
-            self.ui.say(f"This empties the memory {self.name}: r again does it.", "warn")
-            return False
-        return True
-
-    def undo(self, argument: str) -> None:
-        if argument and not argument.isdecimal():
-            raise ValueError("Expected /undo, or /undo N for so many turns.")
-        turns = int(argument or 1)
-        self.session.undo(turns)
-        self.keep()
-        said = self.session.stats()
-        what = f"{turns} turn{'s' * (turns != 1)}"
-        self.ui.done("undone", f"{what}; {said['undo_turns']} more can be")
-
-    def retry(self, _: str) -> None:
-        if not self.session.stats()["turns"]:
-            raise ValueError("There is no question yet in this chat; /undo goes back before it.")
-        taken = self.session.undo()
-        if not taken:
-            raise ValueError("The last turn was no question; /undo has taken it back.")
-        self.answer(taken)
-
-    def edit(self, argument: str) -> None:
-        if not argument:
-            raise ValueError("Expected /edit TEXT: what the last message is to be instead.")
-        if not self.session.stats()["turns"]:
-            raise ValueError("There is no message yet in this chat; /undo goes back before it.")
-        self.session.undo()
-        self.ask(argument)
-
     def exit(self, _: str) -> None:
+        if self.may_lose("/exit"):
+            self.leave()
+
+    def leave(self) -> None:
+        """End the chat, whatever is lost by it."""
+        if self.unsaved:
+            self.ui.say(f"what was said last is not in {self.name}", "warn")
         self.over = True
         self.ui.say("bye", "muted")
-
-
-def _word(argument: str, usage: str) -> str:
-    words = shlex.split(argument)
-    if len(words) != 1:
-        raise ValueError(f"Expected {usage}.")
-    return words[0]
-
-
-def _path(argument: str, usage: str) -> Path:
-    return Path(_word(argument, usage)).expanduser()
-
-
-def _memory_or_path(text: str) -> Path:
-    return named_memory(text) or Path(text).expanduser()
 
 
 def _spread(layers: dict[int, "LayerNumbers"]) -> list[tuple[int, "LayerNumbers"]]:

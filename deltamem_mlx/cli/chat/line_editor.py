@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from prompt_toolkit import PromptSession
@@ -18,8 +18,8 @@ from prompt_toolkit.styles import Style
 from deltamem_mlx.files.places import chat_history_file
 
 QUOTES = '"""'
-# After these a path comes.
-_PATHS = ("/remember", "/save", "/load")
+# After these a path comes, or the name of a memory: a path begins with ./, / or ~ then.
+_PATHS, _NAMES = ("/remember", "/save", "/load"), ("/save", "/load")
 _STYLE = Style.from_dict({"rule": "ansibrightblack", "prompt": "bold", "more": "ansibrightblack"})
 
 
@@ -30,15 +30,16 @@ class Typed:
     pasted may have lines of its own.
 
     - commands: those that begin with a slash, and what each does.
+    - names: says which memories there are.
     """
 
-    def __init__(self, commands: Mapping[str, str]):
+    def __init__(self, commands: Mapping[str, str], names: Callable[[], list[str]]):
         self._session: PromptSession[str] = PromptSession(
             message=_message,
             prompt_continuation=lambda *_: [("class:more", "· ")],
             multiline=True,
             key_bindings=_keys(),
-            completer=CommandCompleter(commands),
+            completer=CommandCompleter(commands, names),
             complete_while_typing=Condition(_is_a_command),
             history=_history(),
             style=_STYLE,
@@ -58,13 +59,18 @@ class Typed:
 
 
 class CommandCompleter(Completer):
-    """Completes commands, and the paths after some of them.
+    """Completes commands, and the paths and names of memories after some of them.
 
     - commands: as they are explained (`/remember FILE`), and what each does.
+    - names: says which memories there are.
     """
 
-    def __init__(self, commands: Mapping[str, str]):
-        self._commands = {usage.split()[0]: what for usage, what in commands.items()}
+    def __init__(self, commands: Mapping[str, str], names: Callable[[], list[str]]):
+        # A space behind those that take something.
+        self._commands = {
+            usage.split()[0] + " " * (" " in usage): what for usage, what in commands.items()
+        }
+        self._names = names
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
@@ -76,7 +82,13 @@ class CommandCompleter(Completer):
         if not space:
             for command, what in self._commands.items():
                 if command.startswith(name):
-                    yield Completion(command, -len(name), display_meta=what)
+                    shown = command.rstrip()
+                    yield Completion(command, -len(name), display=shown, display_meta=what)
+        elif name in _NAMES and not rest.startswith(("./", "../", "/", "~")):
+            for found in self._names():
+                more = _escaped(found)
+                if more.startswith(rest):
+                    yield Completion(more, -len(rest), display=found)
         elif name in _PATHS:
             yield from self._completed_path(rest, event)
 
@@ -85,9 +97,14 @@ class CommandCompleter(Completer):
         word = re.split(r"(?<!\\) ", typed)[-1]
         plain = word.replace("\\ ", " ")
         for found in self._paths.get_completions(Document(plain), event):
-            more = re.sub(r"([\s'\"\\])", r"\\\1", found.text)
+            more = _escaped(found.text)
             tail = "/" if os.path.isdir(os.path.expanduser(plain + found.text)) else ""
             yield Completion(more + tail, display=found.display)
+
+
+def _escaped(text: str) -> str:
+    """As a shell would have it."""
+    return re.sub(r"([\s'\"\\])", r"\\\1", text)
 
 
 def opens_quotes(text: str) -> bool:

@@ -8,6 +8,7 @@ KEYS = {
     **dict.fromkeys(("q", "exit", "quit", ":q", ":wq", "bye", "/quit", "/bye"), "/exit"),
     **dict.fromkeys(("h", "help", "?", ":help"), "/help"),
     "r": "/reset",
+    "/list": "/memories",
 }
 
 
@@ -19,7 +20,7 @@ class Chat(Commands):
             try:
                 self.answer_to(self.ui.ask().strip())
             except EOFError:
-                self.exit("")
+                self.leave()
             except ValueError as error:
                 self.ui.problem(str(error))
             except KeyboardInterrupt:
@@ -33,7 +34,7 @@ class Chat(Commands):
             if name in self.commands or (name.startswith("/") and "\n" not in line):
                 self.carry_out(name, rest.strip())
             elif line:
-                self.resetting = False
+                self.asked = None
                 self.ask(line)
         except Exception as error:
             if output.settings.debug:

@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -25,18 +25,22 @@ KEYS = {"q": "exit", "r": "reset", "h": "help"}
 COMMANDS = {
     "/remember FILE": "write files or folders into the memory",
     "/forget": "drop the context and keep the memory",
-    "/save PATH": "memory to FILE.safetensors, or everything to a folder; --with-transcript",
-    "/load PATH": "go on in another memory, by its name or file, or in a saved folder",
+    "/save NAME": "the memory by a name; FILE.safetensors; or all to ./FOLDER; --with-transcript",
+    "/load NAME": "go on in another memory; FILE.safetensors; or a saved ./FOLDER",
+    "/memories": "list your memories",
     "/fork": "branch off; /back returns to where you were",
-    "/stats": "what the memory holds, in numbers",
+    "/stats": "how much was said and written; --numbers for each layer",
     "/probe QUESTION": "ask the memory alone, and the model without; nothing is learnt",
     "/compare": "the last question without memory, or /compare QUESTION",
     "/undo": "take the last turn back, or /undo N",
     "/retry": "answer the last question anew",
+    "/temp NUMBER": "how much answers vary: 0 not at all, 0.7 somewhat",
     "/edit TEXT": "ask this instead of the last question",
     "/reset": "begin anew, as r",
     "/exit": "leave, as q",
 }
+# What is less is no figure: a prompt of some words, and the RAM of a tiny model.
+LONG_PROMPT, LARGE_GB = 128, 0.1
 # Control characters: an answer could else clear the screen, or worse.
 _HARMLESS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
 STYLES = ("strong", "label", "muted", "accent", "border", "good", "warn")
@@ -45,6 +49,12 @@ STYLES = ("strong", "label", "muted", "accent", "border", "good", "warn")
 def _plain_console() -> Console:
     theme = Theme({f"ui.{name}": "none" for name in STYLES})
     return Console(stderr=True, theme=theme, highlight=False, soft_wrap=True)
+
+
+def _names() -> list[str]:
+    from deltamem_mlx.memory.shelf import MemoryShelf
+
+    return MemoryShelf().named()
 
 
 class ChatUI:
@@ -62,7 +72,7 @@ class ChatUI:
         self.quiet = quiet
         self._lines = 0  # read from a pipe
         self.console = make_console() if self.interactive else _plain_console()
-        self._typed = Typed(COMMANDS) if self.interactive else None
+        self._typed = Typed(COMMANDS, _names) if self.interactive else None
         self._spinner: Status | None = None
         self._markdown = markdown and self.interactive
         self._answer: MarkdownAnswer | None = None
@@ -173,11 +183,12 @@ class ChatUI:
         if not self._markdown:
             self.piece("\n")
         if last is not None:
-            self.say(
-                f"{last.generation_tokens} tokens · {last.generation_tps:.1f} tok/s · "
-                f"prompt {last.prompt_tps:.1f} tok/s · peak {last.peak_memory:.2f} GB",
-                "muted",
-            )
+            said = f"{last.generation_tokens} tokens · {last.generation_tps:.1f} tok/s"
+            if last.prompt_tokens >= LONG_PROMPT:
+                said += f" · prompt {last.prompt_tps:.1f} tok/s"
+            if last.peak_memory >= LARGE_GB:
+                said += f" · peak {last.peak_memory:.2f} GB"
+            self.say(said, "muted")
 
     def written(self, tokens: int, strongest: list[tuple[str, float]], stats: "Stats") -> None:
         """What a turn has written: how much, which words most strongly, and what there is now."""
@@ -200,11 +211,14 @@ class ChatUI:
         """A command did not work."""
         self.console.print(f"  [ui.warn]{escape(text)}[/ui.warn]")
 
-    def table(self, rows: list[list[str]]) -> None:
-        """Columns of text, the first row being their names."""
+    def table(self, rows: list[list[str]], left: Collection[int] = ()) -> None:
+        """Columns of text, the first row being their names; those of ``left`` begin at the left."""
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for number, row in enumerate(rows):
-            cells = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-            line = escape("   ".join(cells))
+            cells = (
+                cell.ljust(width) if place in left else cell.rjust(width)
+                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            line = escape("   ".join(cells).rstrip())
             style = "muted" if number == 0 else "strong"
             self.console.print(f"  [ui.{style}]{line}[/ui.{style}]")

@@ -168,6 +168,11 @@ def check_answering(options: AnsweringOptions) -> None:
     check_kv_options(options.kv_bits, options.max_kv_size, options.draft_model)
 
 
+def sampling_of(options: AnsweringOptions) -> dict[str, Any]:
+    """The options as arguments of mlx-lm's ``make_sampler``."""
+    return {name: getattr(options, name) for name in ("temp", "top_p", "top_k", "min_p")}
+
+
 def generation_of(options: AnsweringOptions) -> "Generation":
     """The options as arguments of a session's turns."""
     from mlx_lm.sample_utils import make_sampler
@@ -176,7 +181,7 @@ def generation_of(options: AnsweringOptions) -> "Generation":
 
     generation: Generation = {
         "max_tokens": options.max_tokens,
-        "sampler": make_sampler(options.temp, options.top_p, options.min_p, top_k=options.top_k),
+        "sampler": make_sampler(**sampling_of(options)),
         "prefill_step_size": options.prefill_step_size or short_step(),
         "kv_bits": options.kv_bits,
         "kv_group_size": options.kv_group_size,

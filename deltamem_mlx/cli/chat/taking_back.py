@@ -1,0 +1,118 @@
+"""What of a chat is taken back: its last turns, its last answer, all of it."""
+
+from typing import TYPE_CHECKING, Any
+
+from deltamem_mlx.cli.chat.keeping import Keeping
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deltamem_mlx.session.undoable import UndoableTurn
+
+_SHOWN = 40  # characters of what a turn said
+
+
+class TakingBack(Keeping):
+    """`/undo`, `/retry`, `/edit` and `/reset`."""
+
+    def __init__(self, *args: Any, sampling: dict[str, Any] | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.sampling = sampling or {"temp": 0.0}
+
+    def undo(self, argument: str) -> None:
+        """Take the last turns back; asks before one of an earlier chat goes."""
+        if argument and not argument.isdecimal():
+            raise ValueError("Expected /undo, or /undo N for so many turns.")
+        turns = int(argument or 1)
+        gone = self.session.undoable()[:turns]
+        earlier = sum(turn["earlier"] for turn in gone)
+        kept = self.memory is not None and not self.read_only and not self.branches
+        if earlier and kept and turns == len(gone):
+            what = "That is a turn" if turns == 1 else f"{earlier} of these {turns} turns are"
+            what = f"1 of these {turns} turns is" if earlier == 1 < turns else what
+            if not self.may(
+                "/undo", argument, f"{what} of an earlier chat ({_tokens(gone)} in all)."
+            ):
+                return
+        self.session.undo(turns)
+        self.keep()
+        what = f"{turns} turn{'s' * (turns != 1)}"
+        if turns == 1 and (said := _said(gone[0])):
+            what += f" ({said})"
+        elif earlier:
+            what += f" ({earlier} of an earlier chat)"
+        more = self.session.stats()["undo_turns"]
+        self.ui.done("undone", f"{what}; {_tokens(gone)}; {more} more can be")
+
+    def retry(self, _: str) -> None:
+        """The last question again."""
+        if not self.session.stats()["turns"]:
+            raise ValueError("There is no question yet in this chat; /undo goes back before it.")
+        before = _last_answer(self.session.messages)
+        taken = self.session.undo()
+        if not taken:
+            raise ValueError("The last turn was no question; /undo has taken it back.")
+        self.answer(taken)
+        if self.sampling["temp"] == 0 and _last_answer(self.session.messages) == before:
+            self.ui.say(
+                "the same answer: at temperature 0 there is one only; /temp 0.7 lets it vary",
+                "muted",
+            )
+
+    def temp(self, argument: str) -> None:
+        """Say or change the temperature."""
+        from mlx_lm.sample_utils import make_sampler
+
+        if argument:
+            try:
+                temp = float(argument)
+            except ValueError:
+                temp = -1.0
+            if not 0 <= temp < float("inf"):
+                raise ValueError(f"/temp {argument}: expected a number from 0 on, such as 0.7.")
+            self.sampling = self.sampling | {"temp": temp}
+            self.generation = {**self.generation, "sampler": make_sampler(**self.sampling)}
+        temp = self.sampling["temp"]
+        what = "always the likeliest answer" if temp == 0 else "answers vary"
+        self.ui.done("temperature", f"{temp:g}: {what}")
+
+    def edit(self, argument: str) -> None:
+        """Another question in place of the last one."""
+        if not argument:
+            raise ValueError("Expected /edit TEXT: what the last message is to be instead.")
+        if not self.session.stats()["turns"]:
+            raise ValueError("There is no message yet in this chat; /undo goes back before it.")
+        self.session.undo()
+        self.ask(argument)
+
+    def reset(self, _: str) -> None:
+        """Begin anew; asks where a memory that lies in a file would be emptied."""
+        kept = self.memory is not None and not self.read_only
+        ask = self.session.stats()["tokens_written"] if self.ui.interactive else kept
+        what = f"the memory {self.name}" if kept else "the memory"
+        if ask and not self.may("/reset", "", f"This empties {what}."):
+            return
+        self.session.reset()
+        self.question = None
+        self.keep()
+        self.ui.done("reset", "context and memory cleared; /undo brings them back")
+
+
+def _last_answer(messages: "Sequence[Any]") -> object:
+    return messages[-1].get("content") if messages else None
+
+
+def _tokens(turns: "Sequence[UndoableTurn]") -> str:
+    """How many tokens go with these turns, or come back."""
+    count = sum(turn["tokens_written"] for turn in turns)
+    what = f"{abs(count):,} token{'s' * (abs(count) != 1)}"
+    return f"{what} come back" if count < 0 else what
+
+
+def _said(turn: "UndoableTurn") -> str:
+    """The beginning of what a turn was told; that of an earlier chat has no text."""
+    if turn["earlier"]:
+        return "of an earlier chat"
+    text = " ".join(str(message.get("content")) for message in turn["new"]).split()
+    shown = " ".join(text)
+    return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 1]}…"
