@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
+from ..model.early import whole_graphs
 from ..model.parameters import flat_arrays
 from ..model.patch import memory_layers
 
@@ -36,7 +37,8 @@ def count_primitives(model: nn.Module, cache: list, tokens: int = 1) -> Counter[
     batch_size = cached_arrays(cache)[0].shape[0]
     call = mx.zeros((batch_size, tokens), mx.int32)
     mx.eval(call, model(call, cache=cache), cached_arrays(cache))
-    return primitives_of(model(call, cache=cache), *cached_arrays(cache))
+    with whole_graphs():
+        return primitives_of(model(call, cache=cache), *cached_arrays(cache))
 
 
 def primitives_of(*arrays: mx.array) -> Counter[str]:

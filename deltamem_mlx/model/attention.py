@@ -16,6 +16,7 @@ from ..config import HEADS, DeltaMemConfig
 from ..ops import ScanSpec, short_for, step_for
 from .cache import MemoryCache
 from .corrected import Corrected
+from .early import begin
 from .fingerprint import AdapterMark, is_off
 from .layer import Memory, Served, read_and_write
 from .layer_cache import LayerCache
@@ -199,6 +200,8 @@ class DeltaMemAttention(nn.Module):
         rows = x if B == 1 else x.reshape(1, -1, x.shape[-1])
         projected = mx.addmm(packed.bias, rows.astype(mx.float32), packed.inward)
         reads = read_and_write(projected, B, memory, packed.served)
+        if x.shape[1] > 1 and isinstance(memory, MemoryCache):
+            begin(reads)
         cast = reads.astype(x.dtype)
         view, norm, training = view_of(self), self._o_norm(), self.training
         attributes = vars(view)
