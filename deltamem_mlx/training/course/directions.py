@@ -68,7 +68,8 @@ def head_rows(model: nn.Module, tokens: Sequence[int]) -> np.ndarray:
         rows = np.array(tied[0](ids).astype(mx.float32))
     else:
         raise ValueError("The model's head was not found, so no start can be fitted.")
-    return rows * _final_scale(model, width)
+    norm = final_norm(model, width)
+    return rows if norm is None else rows * scale_of(norm, width)
 
 
 def _rows_of_layer(head: nn.Module, ids: mx.array, width: int) -> np.ndarray:
@@ -80,11 +81,8 @@ def _rows_of_layer(head: nn.Module, ids: mx.array, width: int) -> np.ndarray:
     return np.concatenate(parts).T
 
 
-def _final_scale(model: nn.Module, width: int) -> np.ndarray:
-    """What the norm before the head multiplies each entry by, [D]; of none: 1."""
-    norm = final_norm(model, width)
-    if norm is None:
-        return np.ones(width, np.float32)
+def scale_of(norm: nn.Module, width: int) -> np.ndarray:
+    """What a norm multiplies each entry by, [D]; some add one to their weights."""
     units = mx.eye(width) * width**0.5
     there = norm(units) - norm(mx.zeros((1, width)))
     return np.diagonal(np.array(there.astype(mx.float32))) / width**0.5

@@ -10,7 +10,7 @@ from .stock import Wanted
 
 # Shares of the time.
 WRITING, STARTING, CHOOSING, TRAINING, MEASURING = 0.08, 0.08, 0.05, 0.65, 0.14
-CHOICES = 14  # adapters that are looked at, in all
+CHOICES = 16  # adapters that are looked at, in all
 VALIDATING = 1.15  # of a training's time: validations, checkpoints
 FACTS, QUESTION = 3, 12  # told in a recorded conversation; tokens of an answer
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .directions import final_norm
+from .directions import final_norm, scale_of
 from .language import Teller, messages_of
 from .layers import width_of
 from .rendering import ChatForm
@@ -36,12 +36,15 @@ class Recording(NamedTuple):
         written (np.ndarray): bool [tokens], true where facts were told, false where asked.
         pairs (list[ValuePair]): The values.
         size (float): Root mean square of the entries that reach the final norm.
+        voices (dict[int, np.ndarray]): By layer, [D], what its attention has to say for the
+            residual to get a word of that size.
     """
 
     inputs: dict[int, np.ndarray]
     written: np.ndarray
     pairs: list[ValuePair]
     size: float
+    voices: dict[int, np.ndarray]
 
 
 class FactScript(NamedTuple):
@@ -86,10 +89,10 @@ def record(model: nn.Module, said: FactScript, sites: dict[int, nn.Module]) -> R
         said (FactScript): What is read.
         sites (dict[int, nn.Module]): Layer → its attention.
     """
-    inputs, size = attention_inputs(model, said.parts, sites)
+    inputs, size, voices = attention_inputs(model, said.parts, sites)
     lengths = [len(part) for part in said.parts]
     written = np.repeat(np.arange(len(said.parts)) % 2 == 0, lengths)
-    return Recording(inputs, written, said.pairs, size)
+    return Recording(inputs, written, said.pairs, size, voices)
 
 
 def find(tokens: Sequence[int], value: Sequence[int]) -> list[int]:
@@ -100,18 +103,19 @@ def find(tokens: Sequence[int], value: Sequence[int]) -> list[int]:
 
 @lru_cache
 def _tapped(base: type[nn.Module]) -> type[nn.Module]:
-    """A class of modules that keep what they were given last."""
+    """A class of modules that keep what they were given last, and what they gave."""
 
     def call(self: nn.Module, x: mx.array, *args: object, **kwargs: object) -> object:
-        vars(self)["seen"] = x
-        return base.__call__(self, x, *args, **kwargs)
+        said = base.__call__(self, x, *args, **kwargs)
+        vars(self).update(seen=x, said=said)
+        return said
 
     return type(f"Tapped{base.__name__}", (base,), {"__call__": call})
 
 
 @contextmanager
 def tapped(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Within this context modules keep their input, as ``seen`` of their ``vars``."""
+    """Within this context modules keep what they get and give: ``seen``, ``said`` in ``vars``."""
     classes = [type(module) for module in modules]
     for module, cls in zip(modules, classes, strict=True):
         module.__class__ = _tapped(cls)
@@ -120,21 +124,26 @@ def tapped(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for module, cls in zip(modules, classes, strict=True):
             module.__class__ = cls
-            vars(module).pop("seen", None)
+            for name in ("seen", "said"):
+                vars(module).pop(name, None)
 
 
 def attention_inputs(
     model: nn.Module, parts: Sequence[list[int]], sites: dict[int, nn.Module]
-) -> tuple[dict[int, np.ndarray], float]:
+) -> tuple[dict[int, np.ndarray], float, dict[int, np.ndarray]]:
     """What each layer's attention gets, float16 [tokens, D] by layer, over all parts in order.
 
-    Also the root mean square of the entries of what reaches the final norm, 1 without one.
+    Also the root mean square of the entries of what reaches the final norm, 1 without one, and the
+    voices of a `Recording`.
     """
-    norm = final_norm(model, width_of(model))
-    norms = [] if norm is None else [norm]
+    width = width_of(model)
+    last = final_norm(model, width)
+    norms = [m for m in model.modules() if getattr(m, "weight", mx.zeros(0)).shape == (width,)]
     found: dict[int, list] = {layer: [None] * len(parts) for layer in sites}
     order = sorted(range(len(parts)), key=lambda i: len(parts[i]))
-    sizes = []
+    sizes: list[float] = []
+    behind: dict[int, nn.Module] = {}
+    loud: dict[int, list[float]] = {layer: [] for layer in sites}
     with tapped([*sites.values(), *norms]):
         for first in range(0, len(parts), BATCH):
             chosen = order[first : first + BATCH]
@@ -143,17 +152,39 @@ def attention_inputs(
                 row[: len(parts[i])] = parts[i]  # what follows the end changes nothing before it
             model(mx.array(tokens))
             seen = {layer: vars(module)["seen"] for layer, module in sites.items()}
-            last = [vars(norm)["seen"] for norm in norms if "seen" in vars(norm)]
-            mx.eval(seen, last)
+            behind = behind or _behind(sites, norms)
+            said = {layer: vars(norm)["seen"] for layer, norm in behind.items()}
+            final = vars(last)["seen"] if last is not None and "seen" in vars(last) else None
+            mx.eval(seen, said, final)
             for layer, x in seen.items():
                 rows = np.array(x.astype(mx.float16))
                 for row, i in zip(rows, chosen, strict=True):
                     found[layer][i] = row[: len(parts[i])]
-            for x in last:
-                rows = np.array(x.astype(mx.float32))
-                sizes += [_size(row[: len(parts[i])]) for row, i in zip(rows, chosen, strict=True)]
+            for heard, x in [*((loud[i], x) for i, x in said.items()), (sizes, final)]:
+                if x is not None:
+                    rows = np.array(x.astype(mx.float32))
+                    heard += [
+                        _size(row[: len(parts[i])]) for row, i in zip(rows, chosen, strict=True)
+                    ]
     size = float(np.mean(sizes)) if sizes else 1.0
-    return {layer: np.concatenate(rows) for layer, rows in found.items()}, size
+    voices = {layer: np.ones(width) for layer in sites}
+    for layer, norm in behind.items():
+        voices[layer] = float(np.mean(loud[layer])) / (size * _bounded(scale_of(norm, width)))
+    return {layer: np.concatenate(rows) for layer, rows in found.items()}, size, voices
+
+
+def _behind(sites: dict[int, nn.Module], norms: Sequence[nn.Module]) -> dict[int, nn.Module]:
+    """The norms that some families put between an attention and the residual, by layer."""
+    given = {id(vars(norm)["seen"]): norm for norm in norms if "seen" in vars(norm)}
+    said = {layer: vars(module)["said"] for layer, module in sites.items()}
+    first = {layer: x[0] if isinstance(x, tuple) else x for layer, x in said.items()}
+    return {layer: given[id(x)] for layer, x in first.items() if id(x) in given}
+
+
+def _bounded(scale: np.ndarray) -> np.ndarray:
+    """A norm's scale without entries so small that to divide by them would shout."""
+    least = np.median(np.abs(scale)) / 4
+    return np.where(np.abs(scale) < least, np.copysign(least, scale), scale)
 
 
 def _size(rows: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from .recording import FactScript, record
 BYTES = 1 << 30  # of recorded attention inputs at a time
 SHARES = (1 / 2, 0.4, 2 / 3)  # upper layers that get a memory; gains are tried with the first
 GAINS = (0.4, 0.2)  # of a word that is read, beside the hidden states before the head
-FURTHER = 3  # gains in the direction of the better of these, at most
+FURTHER = 5  # gains in the direction of the better of these, at most
 
 
 class Tried(NamedTuple):
@@ -66,6 +66,7 @@ def fitted(
             inputs = recording.inputs[layer].astype(np.float32)
             rank = min(RANK, inputs.shape[1] // 4)
             weights[layer] = fit(inputs, recording.written, recording.pairs, values, rank)
+            weights[layer]["voice"] = recording.voices[layer]
             tell(1)
     return weights, directions, size
 
