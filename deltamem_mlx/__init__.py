@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what a checker and an editor see
     from .memory.actions import write_spans as write_spans
     from .memory.saving import load_memory as load_memory
     from .memory.saving import save_memory as save_memory
+    from .memory.undo import redo_memory_file as redo_memory_file
     from .memory.undo import undo_memory_file as undo_memory_file
     from .model.patch import attach as attach
     from .model.patch import detach as detach
@@ -49,7 +50,7 @@ _HOMES = {
         "write_spans",
     ),
     "memory.saving": ("load_memory", "save_memory"),
-    "memory.undo": ("undo_memory_file",),
+    "memory.undo": ("redo_memory_file", "undo_memory_file"),
     "ops": ("delta_scan",),
     "model.patch": ("attach", "detach"),
     "adapters.registration": ("register", "unregister"),

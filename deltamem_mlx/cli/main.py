@@ -24,7 +24,7 @@ COMMANDS = {
     "chat": Listed(f"{_CLI}.chat.command:chat", "Chat with a model that remembers.", _DAILY),
     "memories": Listed(
         f"{_CLI}.memories.app:app",
-        "List, show, ask, rename, copy, undo and remove memories; take them out and in.",
+        "List, show, ask, rename, copy, undo, redo and remove memories; take them out and in.",
         _DAILY,
     ),
     "inspect": Listed(f"{_CLI}.inspect:inspect", "Look into an adapter or a memory.", _DAILY),

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..files import Witness, checked_file, write_atomically
+from ..files import Witness, checked_file, expanded, write_atomically
 from ..problems import MAPPING, first_few, list_of, misfits, text_field, whole_number
 from .contents import MemoryFile as MemoryFile
 from .history import PastTurn, history_problems
@@ -39,6 +40,8 @@ _STATE, _PAST = "state.", "history."  # begin the names of tensors
 def write_memory(path: str | Path, memory: MemoryFile, witness: Witness | None = None) -> None:
     """Write a memory file atomically, readable by its owner only.
 
+    What was taken back from the file that was there is let go of.
+
     Raises:
         ValueError: If the memory holds NaN.
         OSError: If it cannot be written, or ``witness`` finds that it was changed meanwhile.
@@ -52,6 +55,19 @@ def write_memory(path: str | Path, memory: MemoryFile, witness: Witness | None =
     tensors |= {f"{_PAST}{n}": turn for n, turn in enumerate(packed)}
     data = _in_order(save(tensors, metadata))
     write_atomically(path, lambda p: p.write_bytes(data), 0o600, witness)
+    remove_undone(path)
+
+
+def undone_file(path: str | Path) -> Path:
+    """The hidden file beside a memory's that has what was taken back from it, if there is any."""
+    target = Path(os.path.realpath(expanded(path)))
+    return target.with_name(f".{target.stem.encode()[:200].decode(errors='ignore')}.undone")
+
+
+def remove_undone(path: str | Path) -> None:
+    """Let go of what was taken back from a memory file: it cannot be put back any more."""
+    with suppress(OSError):
+        undone_file(path).unlink(missing_ok=True)
 
 
 def _in_order(data: bytes) -> bytes:

@@ -14,7 +14,7 @@ from ..files import checked_file, expanded, write_atomically
 from ..files.locks import LOCK
 from ..files.places import MEMORY_SUFFIX, is_name, is_own_folder, memories_folder
 from ..problems import first_few, shortened
-from .file import MOST_BYTES, MemoryFile, read_memory
+from .file import MOST_BYTES, MemoryFile, read_memory, remove_undone, undone_file
 
 # A server names its files by the hash of a memory's key.
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -131,6 +131,8 @@ class MemoryShelf:
             os.rename(old, new)
         else:
             old.unlink()
+        with suppress(OSError):  # what was taken back from it goes with it
+            os.rename(undone_file(old), undone_file(new))
         return new
 
     def copy(self, name: str, to: str) -> Path:
@@ -138,12 +140,14 @@ class MemoryShelf:
         return self._take(self.path(name), to)
 
     def remove(self, name: str) -> None:
-        """Delete a memory's file.
+        """Delete a memory's file, and what was taken back from it.
 
         Raises:
             FileNotFoundError: If there is none.
         """
-        self.path(name).unlink()
+        path = self.path(name)
+        remove_undone(path)
+        path.unlink()
 
     def export(self, name: str, path: str | Path, *, overwrite: bool = False) -> Path:
         """Copy a memory to a file outside; returns that.

@@ -1,15 +1,17 @@
-"""Taking back turns of a memory that lies in a file."""
+"""Taking back turns of a memory that lies in a file, and putting them back."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..files import Witness, expanded
+import numpy as np
+
+from ..files import Witness, expanded, write_atomically
 from .contents import MemoryFile
-from .file import read_memory, write_memory
+from .file import read_memory, undone_file, write_memory
 
 
-def undo_memory_file(path: str | Path, turns: int = 1) -> MemoryFile:
+def undo_memory_file(path: str | Path, turns: int = 1, *, redo: bool = False) -> MemoryFile:
     """Take back the last turns of a memory file, as if they had never been.
 
     The file holds the memory from before them then, bit for bit, and the turns before those. What
@@ -19,6 +21,8 @@ def undo_memory_file(path: str | Path, turns: int = 1) -> MemoryFile:
     Args:
         path (Path): The file.
         turns (int): How many turns: an answer, or a text that was remembered.
+        redo (bool): Keep what is taken back in a hidden file beside it, for ``redo_memory_file``,
+          until the memory is written again.
 
     Returns:
         MemoryFile: What the file holds now. ``history`` are the turns that can still be taken
@@ -43,5 +47,54 @@ def undo_memory_file(path: str | Path, turns: int = 1) -> MemoryFile:
         raise ValueError(f"{path} is damaged: {error}.") from error
     if not before.created:  # there was no file then
         before = replace(before, created=datetime.now(UTC).isoformat(timespec="seconds"))
+    former = b""
+    if redo:  # what was taken back before that is put back with it
+        former = (undone_file(path) if taken_back(path, memory) else path).read_bytes()
     write_memory(path, before, witness)
+    if redo:
+        write_atomically(undone_file(path), lambda part: part.write_bytes(former), 0o600)
     return before
+
+
+def redo_memory_file(path: str | Path) -> MemoryFile:
+    """Put back all that was taken back from a memory file since it was last written otherwise.
+
+    Args:
+        path (Path): The file, from which ``undo_memory_file`` took turns with ``redo``.
+
+    Returns:
+        MemoryFile: What the file holds now: what it held before, bit for bit.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If there is nothing to put back, or a file is damaged.
+        OSError: As of ``undo_memory_file``.
+    """
+    path, witness = expanded(path), Witness()
+    witness.note(path)
+    former = taken_back(path, read_memory(path))
+    if former is None:
+        raise ValueError(
+            f"{path}: there is nothing to put back. What was taken back is kept until the memory "
+            "is written again."
+        )
+    write_memory(path, former, witness)
+    return former
+
+
+def taken_back(path: Path, now: MemoryFile) -> MemoryFile | None:
+    """The memory before turns were taken back that led to ``now``; None: none is kept."""
+    try:
+        former = read_memory(undone_file(path))
+        turns = len(former.history) - len(now.history)
+        before = former.before(turns) if turns > 0 else None
+    except (OSError, ValueError):
+        return None
+    same = (
+        before is not None
+        and before.adapter == now.adapter
+        and before.tokens_written == now.tokens_written
+        and before.states.keys() == now.states.keys()
+        and all(np.array_equal(state, now.states[i]) for i, state in before.states.items())
+    )
+    return former if same else None

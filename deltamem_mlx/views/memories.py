@@ -62,7 +62,7 @@ def _turns_text(turns: Sequence[KeptTurn]) -> str:
         [str(back), _time(turn.saved), _what(turn), f"{turn.tokens:+,}", _share(turn.left)]
         for back, turn in enumerate(reversed(turns), start=1)
     ]
-    columns = ["back", "<saved", "<turn", "tokens", "left"]
+    columns = ["back", "<written", "<turn", "tokens", "left"]
     shown = table(columns, rows[:_TURNS])
     rest = len(rows) - _TURNS
     more = f"\n… and {rest} before them: all with --json" if rest > 0 else ""
@@ -70,6 +70,15 @@ def _turns_text(turns: Sequence[KeptTurn]) -> str:
     if any(turn.left > 1.005 for turn in turns):
         said += "; over 100%: later turns added to it"
     return f"{shown}{more}\n\n{said}"
+
+
+def taken_text(turns: Sequence[KeptTurn]) -> str:
+    """The turns that are to be taken back, the last first."""
+    rows = [
+        [str(back), _time(turn.saved), _what(turn), f"{turn.tokens:+,}"]
+        for back, turn in enumerate(reversed(turns), start=1)
+    ]
+    return table(["back", "<written", "<turn", "tokens"], rows)
 
 
 def _what(turn: KeptTurn) -> str:

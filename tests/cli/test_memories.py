@@ -352,3 +352,56 @@ def test_show_lists_the_turns_and_what_is_left_of_each(tmp_path: Path) -> None:
     emptied = json.loads(call("show", path, "--json").stdout)["turns"]
     assert emptied[-1]["tokens"] < 0 and emptied[0]["left"] == pytest.approx(0)
     assert "emptied" in call("show", path).stdout
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Path:
+    """A memory file that was told two files in one context each."""
+    session, path = dm.MemorySession(*dm.load()), tmp_path / "me.safetensors"
+    for name, fact in (("a.txt", "anna lives in oslo ."), ("b.txt", "ben is a doctor .")):
+        (tmp_path / name).write_text(fact)
+        session.remember(tmp_path / name)
+    session.save(path, history=64)
+    return path
+
+
+def test_what_was_taken_back_is_put_back_until_the_memory_is_written(told: Path) -> None:
+    whole = told.read_bytes()
+    done = call("undo", told)
+    assert "b.txt" in done.stderr and "a.txt" not in done.stderr
+    assert f"memories redo {told}" in done.stderr
+    call("undo", told)
+    assert call("redo", told).stdout.startswith(f"Put back 2 turns of {told}: ")
+    assert told.read_bytes() == whole
+    assert "nothing to put back" in call("redo", told, code=1).stderr
+    for written in (True, False):
+        call("undo", told, *([] if written else ["--for-good"]))
+        if written:
+            session = dm.MemorySession.restore(told, *dm.load())
+            session.remember("mia likes tea .")
+            session.save(told)
+        assert "nothing to put back" in call("redo", told, code=1).stderr
+        assert not list(told.parent.glob(".*"))
+
+
+def test_what_was_taken_back_goes_with_the_memory(told: Path) -> None:
+    shelf = MemoryShelf()
+    shelf.take_in(told, "me")
+    call("undo", "me")
+    call("rename", "me", "you")
+    assert call("redo", "you").stdout.startswith("Put back 1 turn of you")
+    call("undo", "you")
+    call("remove", "you", "--yes")
+    assert not list(shelf.folder.iterdir())
+
+
+def test_in_a_terminal_undo_shows_the_turns_and_asks(told: Path, nursery: Nursery) -> None:
+    whole = told.read_bytes()
+    for answer, code in (("n\r", 1), ("\x03", 130), ("y\r", 0)):
+        assert told.read_bytes() == whole
+        terminal = Terminal(["memories", "undo", told, "-n", "2"], told.parent, nursery)
+        terminal.until("Take these 2 turns back?")
+        terminal.type(answer)
+        assert terminal.end() == code
+        terminal.close()
+    assert told.read_bytes() != whole

@@ -40,6 +40,8 @@ class UsageError(typer.BadParameter):
 
 def report(error: Exception) -> int:
     """Says what went wrong, with the traceback if `--debug`, and returns the exit code."""
+    if isinstance(error, typer.Abort) and isinstance(error.__context__, KeyboardInterrupt):
+        return INTERRUPTED  # Ctrl-C where something was asked
     if misused(error):
         output.fail(_cut(_usage(error)))
         return MISUSED

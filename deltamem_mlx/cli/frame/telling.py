@@ -1,6 +1,5 @@
 """Telling a session what files hold: watched, and stopped between two steps by Ctrl-C."""
 
-import shlex
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from deltamem_mlx.cli.frame import interrupts, launched, output, progress
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.parse import STANDARD_INPUT, standard_input
+from deltamem_mlx.cli.options import memories
 from deltamem_mlx.files.places import shown_memory
 from deltamem_mlx.problems import first_few
 
@@ -156,7 +156,7 @@ def _note_told_before(session: "MemorySession", source: "Source", undo: str | No
 
 def undo_line(memory: Path) -> str:
     """The command line that takes a memory's last turn back."""
-    return f"deltamem-mlx memories undo {shlex.quote(shown_memory(memory))}"
+    return memories.line("undo", shown_memory(memory))
 
 
 def tell_unknown_words(tokenizer: "TokenizerWrapper", text: str) -> None:

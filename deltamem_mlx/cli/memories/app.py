@@ -7,7 +7,7 @@ from deltamem_mlx.cli.memories.ask import ask
 from deltamem_mlx.cli.memories.change import copy, export, rename, take_in
 from deltamem_mlx.cli.memories.look import list_all, show
 from deltamem_mlx.cli.memories.remove import remove
-from deltamem_mlx.cli.memories.undo import undo
+from deltamem_mlx.cli.memories.undo import redo, undo
 from deltamem_mlx.cli.options import memories as m
 from deltamem_mlx.cli.options import shared as o
 
@@ -22,7 +22,7 @@ def _root(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """List, show, ask, rename, copy, undo and remove memories; take them out and in.
+    """List, show, ask, rename, copy, undo, redo and remove memories; take them out and in.
 
     --memory NAME names one in a folder of yours; --folder is another, a server's for instance.
     Without a command, the memories are listed.
@@ -42,6 +42,7 @@ app.command("ask")(ask)
 app.command("rename")(rename)
 app.command("copy")(copy)
 app.command("undo")(undo)
+app.command("redo")(redo)
 app.command("remove")(remove)
 app.command("export")(export)
 app.command("import")(take_in)

@@ -13,14 +13,13 @@ from deltamem_mlx.cli.options import memories as m
 Names = Annotated[
     list[str], typer.Argument(metavar="NAME...", help="Which memories.", show_default=False)
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 @command(
     "deltamem-mlx memories remove anna",
     "deltamem-mlx memories remove anna ben --yes",
 )
-def remove(names: Names, folder: m.Folder = None, yes: Yes = False) -> None:
+def remove(names: Names, folder: m.Folder = None, yes: m.Yes = False) -> None:
     """Delete memories, for good."""
     from deltamem_mlx.memory.shelf import MemoryShelf
 

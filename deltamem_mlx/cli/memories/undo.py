@@ -1,5 +1,7 @@
-"""`memories undo`: a memory as it was before its last turns."""
+"""`memories undo` and `redo`: a memory as it was before its last turns, and back."""
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +12,10 @@ from deltamem_mlx.cli.options import memories as m
 from deltamem_mlx.cli.options import shared as o
 
 Turns = Annotated[int, typer.Option("--turns", "-n", min=1, help="How many turns.")]
+ForGood = Annotated[
+    bool,
+    typer.Option("--for-good", help="Keep nothing of what is taken back: no `redo` brings it."),
+]
 
 
 @command(
@@ -19,13 +25,20 @@ Turns = Annotated[int, typer.Option("--turns", "-n", min=1, help="How many turns
     "deltamem-mlx memories undo KEY --folder memories",
 )
 def undo(
-    name: m.DefaultName = None, turns: Turns = 1, folder: m.Folder = None, json: o.Json = False
+    name: m.DefaultName = None,
+    turns: Turns = 1,
+    for_good: ForGood = False,
+    folder: m.Folder = None,
+    yes: m.Yes = False,
+    json: o.Json = False,
 ) -> None:
     """Take back the last turns of a memory, as if they had never been.
 
     A turn is a question with its answer, or a file that was remembered: to take back what was told
     before a question, take back the question, too. generate, chat, remember and serve keep the last
-    64 turns with a memory.
+    64 turns with a memory. Which turns go is shown; in a terminal it asks first.
+
+    `memories redo` puts them back, until the memory is written again.
     """
     from deltamem_mlx.memory.file import read_memory
     from deltamem_mlx.memory.shelf import MemoryShelf
@@ -33,8 +46,11 @@ def undo(
 
     name = m.or_default(name, folder)
     path = MemoryShelf(folder).path(name)
-    before = sum(read_memory(path).tokens_written)
-    memory = undo_memory_file(path, turns)
+    memory = read_memory(path)
+    before = sum(memory.tokens_written)
+    if not json and turns <= len(memory.history):
+        _show_and_ask(path, turns, yes)
+    memory = undo_memory_file(path, turns, redo=not for_good)
     left, written = len(memory.history), sum(memory.tokens_written)
     if json:
         output.result_json(
@@ -45,4 +61,50 @@ def undo(
         f"Took back {turns} turn{'s' * (turns != 1)} of {name}, {before - written:,} tokens: "
         f"{written:,} tokens are written. "
         f"{left or 'No'} more can be."
+    )
+    if not for_good:
+        output.note(f"To put back what was taken: {m.line('redo', name, folder)}")
+
+
+def _show_and_ask(path: Path, turns: int, yes: bool) -> None:
+    """Says which turns these are; in a terminal, asks unless told not to. Raises Exit for no."""
+    from deltamem_mlx.memory.file import read_memory
+    from deltamem_mlx.memory.kept import kept_turns
+    from deltamem_mlx.views.memories import taken_text
+
+    asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
+    shown = taken_text(kept_turns(read_memory(path))[-turns:])
+    if not asks:
+        output.note(shown)
+        return
+    question = "Take it back?" if turns == 1 else f"Take these {turns} turns back?"
+    if not typer.confirm(f"{shown}\n{question}", err=True):
+        output.note("Nothing was taken back.")
+        raise typer.Exit(1)
+
+
+@command("deltamem-mlx memories redo", "deltamem-mlx memories redo anna")
+def redo(name: m.DefaultName = None, folder: m.Folder = None, json: o.Json = False) -> None:
+    """Put back all that `memories undo` took.
+
+    As long as the memory has not been written since: what is told to it then stands in the place
+    of what was taken back.
+    """
+    from deltamem_mlx.memory.file import read_memory
+    from deltamem_mlx.memory.shelf import MemoryShelf
+    from deltamem_mlx.memory.undo import redo_memory_file
+
+    name = m.or_default(name, folder)
+    path = MemoryShelf(folder).path(name)
+    before = len(read_memory(path).history)
+    memory = redo_memory_file(path)
+    kept, written = len(memory.history), sum(memory.tokens_written)
+    turns = kept - before
+    if json:
+        output.result_json(
+            {"path": str(path), "turns": turns, "undo_turns": kept, "tokens_written": written}
+        )
+        return
+    output.result(
+        f"Put back {turns} turn{'s' * (turns != 1)} of {name}: {written:,} tokens are written."
     )

@@ -1,5 +1,6 @@
 """The arguments and options that the commands of `memories` share."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -35,9 +36,16 @@ DefaultName = Annotated[
         show_default=False,
     ),
 ]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 NewName = Annotated[
     str, typer.Argument(metavar="NEW_NAME", help="What it is to be called.", show_default=False)
 ]
+
+
+def line(action: str, name: str, folder: Path | None = None) -> str:
+    """What one would type to do this to a memory."""
+    words = ["deltamem-mlx", "memories", action, name]
+    return shlex.join(words if folder is None else [*words, "--folder", str(folder)])
 
 
 def or_default(name: str | None, folder: Path | None = None) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ...files import FileChanged, Witness, expanded, locked_folder
 from ...files.places import is_name
 from ...files.writing import remove_leftovers
-from ...memory.file import MemoryFile, read_memory, write_memory
+from ...memory.file import MemoryFile, read_memory, remove_undone, write_memory
 from ...problems import shortened
 from ..errors import ApiError
 from ..provider import ServedPair
@@ -158,6 +158,7 @@ class MemoryFolder:
             return
         try:
             self._path(self._folder, id).unlink(missing_ok=True)
+            remove_undone(self._path(self._folder, id))
         except OSError as error:
             what = f"The memory could not be deleted ({_reason(error)})."
             raise ApiError(500, what, code="not_deleted") from error
