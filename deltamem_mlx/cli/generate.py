@@ -13,12 +13,12 @@ from deltamem_mlx.cli.frame.answering import GeneratedAnswer, show_answer
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import has_memory, refuse_without_memory
+from deltamem_mlx.cli.frame.naming import check_memory_path
 from deltamem_mlx.cli.frame.parse import standard_input
 from deltamem_mlx.cli.frame.progress import watched
 from deltamem_mlx.cli.frame.session import (
     AnsweringOptions,
     check_answering,
-    check_memory_path,
     generation_of,
     load_answering,
     open_session,
@@ -131,7 +131,8 @@ def _checked(options: GenerateOptions) -> list["Source"]:
             }
         )
     notes = launched.first(lambda: _notes(options.remember or []))
-    launched.first(lambda: check_memory_path(options.memory))
+    new, read_only = options.new_memory, options.read_only
+    launched.first(lambda: check_memory_path(options.memory, new=new, read_only=read_only))
     return notes
 
 
@@ -205,11 +206,17 @@ def _remember(session: "MemorySession", notes: list["Source"], options: Generate
         if not options.keep_context:
             session.forget_context()
 
+    undo = None
+    if (memory := options.memory) is not None and not options.read_only:
+
+        def undo(turns: int) -> str:  # the answer, which is still to come, is one as well
+            return undo_line(memory, turns + 1)
+
     told = tell(
         session,
         notes,
         step_size=options.prefill_step_size,
-        undo=None if options.memory is None or options.read_only else undo_line(options.memory),
+        undo=undo,
         after_each=remembered,
     )
     if told.stopped_in is not None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from deltamem_mlx.inspection.memory_contents import MemoryContents
+    from deltamem_mlx.text.messages import Message
 
 TEXTS = (".txt", ".md", ".json", ".jsonl")
 
@@ -86,16 +87,26 @@ def inspect(
     if not has_memory(model, adapter):
         refuse_without_memory({"--probe": probe, "--told": told, "--trace": trace})
     settings = template_kwargs(chat_template_config)
+    texts = _texts(told, trace)
     memory = _memory(targets[0], conversation) if targets else None
     if trace is not None:
-        _show_trace(trace, memory, pair, by is i.By.TOKEN, settings, max_kv_size, plot, form)
+        _show_trace(trace, texts, memory, pair, by is i.By.TOKEN, settings, max_kv_size, plot, form)
     elif memory is not None and told is not None:
-        _show_told(told, memory, pair, settings, plot, form)
+        _show_told(told, texts, memory, pair, settings, plot, form)
     elif memory is not None and probe is not None:
         options: dict[str, Any] = {"answers": answer or [], "system_prompt": system_prompt}
         options |= {"template_kwargs": settings, "max_tokens": max_tokens}
         asked = _phrasings(probe, phrasing or [], rephrase)
         _show_probe(memory, pair, asked, options, plot, form)
+
+
+def _texts(told: Path | None, trace: Path | None) -> list["Message"]:
+    """What is to be read again or traced; looked at before a model is loaded."""
+    from deltamem_mlx.cli.frame.telling import messages_of
+
+    if told is not None:
+        return messages_of(told, "--told")
+    return [] if trace is None else messages_of(trace, "--trace")
 
 
 def _by_name(target: str) -> str:
@@ -233,6 +244,7 @@ def _show_probe(
 
 def _show_told(
     path: Path,
+    messages: list["Message"],
     memory: "MemoryContents",
     pair: Pair,
     settings: dict[str, Any],
@@ -240,11 +252,10 @@ def _show_told(
     form: i.ResultForm,
 ) -> None:
     from deltamem_mlx.inspection.as_json import held_json
-    from deltamem_mlx.text.files import read_messages
     from deltamem_mlx.views.inspection_report import held_text
     from deltamem_mlx.views.inspection_words import held_words_text
 
-    found = words_held(memory, read_messages(path), pair(), settings)
+    found = words_held(memory, messages, pair(), settings)
     if form.json:
         output.result_json(held_json(found, memory.name, path.name))
     else:
@@ -257,6 +268,7 @@ def _show_told(
 
 def _show_trace(
     path: Path,
+    messages: list["Message"],
     memory: "MemoryContents | None",
     pair: Pair,
     by_token: bool,
@@ -268,13 +280,12 @@ def _show_trace(
     from deltamem_mlx.inspection.as_json import trace_json
     from deltamem_mlx.inspection.script import messages_script, text_script
     from deltamem_mlx.inspection.trace import trace
-    from deltamem_mlx.text.files import holds_messages, read_messages
+    from deltamem_mlx.text.files import holds_messages
     from deltamem_mlx.views.inspection_report import tokens_text, trace_text
     from deltamem_mlx.views.inspection_words import trace_words
 
-    messages = read_messages(path)
     loaded, tokenizer = pair()
-    if holds_messages(path):
+    if path.is_dir() or holds_messages(path):
         script = messages_script(tokenizer, messages, settings)
     else:
         text = "\n\n".join(str(message["content"]) for message in messages)

@@ -35,7 +35,7 @@ COMMANDS = {
     ),
     "config": Listed(
         f"{_CLI}.config:config",
-        "Show your defaults, and where they and your memories lie.",
+        "Show your defaults, and where they and your memories lie; set them.",
         _DAILY,
     ),
     "demo": Listed(

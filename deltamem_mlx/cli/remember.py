@@ -1,6 +1,7 @@
 """`deltamem-mlx remember`: files into a memory, and nothing asked."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +11,9 @@ from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import has_memory, refuse_without_memory
+from deltamem_mlx.cli.frame.naming import check_memory_path
 from deltamem_mlx.cli.frame.session import (
     HoldingOptions,
-    check_memory_path,
     load_holding,
     open_session,
     template_kwargs,
@@ -42,6 +43,13 @@ Skip = Annotated[
         help="Leave out the first so many messages: to go on where Ctrl-C ended it.",
     ),
 ]
+OnlyNew = Annotated[
+    bool,
+    typer.Option(
+        "--only-new",
+        help="Leave out what the memory was told before: of files that were added to, what is new.",
+    ),
+]
 MaxContext = Annotated[
     int,
     typer.Option(
@@ -59,6 +67,7 @@ class RememberOptions(HoldingOptions):
 
     files: Files
     skip: Skip = 0
+    only_new: OnlyNew = False
     max_context: MaxContext = 4096
     prefill_step_size: o.PrefillStepSize = None
     json: o.Json = False
@@ -68,6 +77,7 @@ class RememberOptions(HoldingOptions):
     "deltamem-mlx remember notes.md --memory me.safetensors",
     "deltamem-mlx remember notes/ 'letters/*.txt' --model MODEL --adapter ADAPTER "
     "--memory me.safetensors",
+    "deltamem-mlx remember notes/ --memory me --only-new",
     "echo 'My dog is called Rex.' | deltamem-mlx remember - --memory me.safetensors",
     defaults=True,
 )
@@ -89,10 +99,18 @@ def remember(options: RememberOptions) -> None:
         )
     if not has_memory(options.model, options.adapter):
         refuse_without_memory({"remember": True})
-    launched.first(lambda: check_memory_path(options.memory))
+    if options.only_new and options.skip:
+        raise UsageError("--only-new and --skip: give one of them; what was told is not new.")
+    launched.first(lambda: check_memory_path(options.memory, new=options.new_memory))
     kwargs = template_kwargs(options.chat_template_config)
     sources = launched.first(lambda: sources_of(options.files, "remember"))
     sources = _without_first(options.skip, sources)
+    if options.only_new:
+        memory, given = options.memory, sources
+        sources = launched.first(lambda: _only_new(memory, given))
+        if not sources:
+            _say_nothing_new(given, options)
+            return
     model, tokenizer = load_holding(options)
     settings = {"template_kwargs": kwargs, "max_context": options.max_context}
     session = open_session(options.memory, model, tokenizer, settings)
@@ -106,7 +124,7 @@ def remember(options: RememberOptions) -> None:
         session,
         sources,
         step_size=options.prefill_step_size,
-        undo=undo_line(options.memory),
+        undo=partial(undo_line, options.memory),
         after_each=remembered,
     )
     if told.tokens:
@@ -114,6 +132,29 @@ def remember(options: RememberOptions) -> None:
     _report(told, session, options)
     if told.stopped_in is not None:
         raise KeyboardInterrupt
+
+
+def _only_new(memory: Path, sources: list["Source"]) -> list["Source"]:
+    """What of the sources the memory was not told; no model is needed to see that."""
+    from deltamem_mlx.memory.file import read_memory
+
+    told = read_memory(memory).told if memory.exists() else None
+    if told is None:
+        return sources
+    left = [source._replace(messages=told.untold(source.messages)) for source in sources]
+    return [source for source in left if source.messages]
+
+
+def _say_nothing_new(sources: list["Source"], options: RememberOptions) -> None:
+    from deltamem_mlx.files.places import shown_memory
+
+    assert options.memory is not None
+    if options.json:
+        counts = dict.fromkeys(("files", "messages", "tokens", "seconds", "skip"), 0)
+        output.result_json({"memory": str(options.memory), **counts, "stopped_in": None})
+        return
+    files = f"{len(sources)} file{'s' * (len(sources) != 1)}"
+    output.result(f"{shown_memory(options.memory)}: nothing new in {files}.")
 
 
 def _without_first(messages: int, sources: list["Source"]) -> list["Source"]:
@@ -149,7 +190,8 @@ def _report(told: "FilesTold", session: "MemorySession", options: RememberOption
         )
     elif told.stopped_in is not None:
         output.result(told.stopped(f" and saved to {name}"))
-        output.note(f"To go on: the same command with --skip {options.skip + told.messages}")
+        skip = "" if options.only_new else f" with --skip {options.skip + told.messages}"
+        output.note(f"To go on: the same command{skip}")
     else:
         speed = told.tokens / max(told.seconds, 1e-9)
         output.result(

@@ -10,6 +10,7 @@ from ..problems import shortened
 from .reading import expanded
 
 MEMORY_SUFFIX = ".safetensors"
+NAME_RULE = "letters and digits, with -, _ and spaces in between"
 _NAME = re.compile(r"[^\W_][\w -]{0,62}[^\W_]|[^\W_]")
 
 
@@ -56,8 +57,8 @@ def memory_path(text: str | Path, folder: Path | None = None) -> Path:
     if is_name(given):
         return (memories_folder() if folder is None else folder) / f"{given}{MEMORY_SUFFIX}"
     raise ValueError(
-        f"{shortened(given)} is neither a memory's name (letters, digits, - and _) nor a file that "
-        f"ends in {MEMORY_SUFFIX}."
+        f"{shortened(given)} is neither a memory's name ({NAME_RULE}) nor a file that ends in "
+        f"{MEMORY_SUFFIX}."
     )
 
 

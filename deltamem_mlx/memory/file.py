@@ -90,7 +90,12 @@ def read_memory(path: str | Path) -> MemoryFile:
     path = checked_file(path, MOST_BYTES, "memory file")
     try:
         metadata, tensors = _read_safetensors(path)
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is no memory file, or is cut off: it does not begin as one. Give a file that "
+            "deltamem-mlx has saved."
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is no memory file, or truncated: {error}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is a safetensors file, but not a memory saved by this package.")

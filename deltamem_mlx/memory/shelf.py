@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..files import checked_file, expanded, write_atomically
 from ..files.locks import LOCK
-from ..files.places import MEMORY_SUFFIX, is_name, is_own_folder, memories_folder
+from ..files.places import MEMORY_SUFFIX, NAME_RULE, is_name, is_own_folder, memories_folder
 from ..problems import first_few, shortened
 from .file import MOST_BYTES, MemoryFile, read_memory, remove_undone, undone_file
 
@@ -97,7 +97,8 @@ class MemoryShelf:
             ValueError: If it cannot be read.
         """
         path = self.path(name)
-        found = _look(path.stem if path.parent == self.folder else name, path)
+        keyed = path.stem == _hash(name)  # a server's, called as its users call it
+        found = _look(path.stem if path.parent == self.folder and not keyed else name, path)
         if found.file is None:
             raise ValueError(found.problem)
         return found
@@ -200,11 +201,11 @@ class MemoryShelf:
         elif is_name(name):
             path = self._file(name)
         else:
-            raise ValueError(
-                f"{shortened(name)} is no name for a memory; expected letters, digits, - and _."
-            )
+            raise ValueError(f"{shortened(name)} is no name for a memory; expected {NAME_RULE}.")
         if path.exists():
-            raise FileExistsError(f"There is a memory {name!r} already, and it was left as it is.")
+            raise FileExistsError(
+                f"There is a memory {name!r} already, and it was left as it is. Give another name."
+            )
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return path
 

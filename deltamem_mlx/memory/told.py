@@ -66,6 +66,12 @@ class Fingerprints:
         """The fingerprints of messages."""
         return tuple(map(self.fingerprint, messages))
 
+    def untold(self, messages: Sequence[Message]) -> list[Message]:
+        """Those of the messages that were not told."""
+        known = set(self.messages)
+        marked = zip(messages, self.of(messages), strict=True)
+        return [message for message, mark in marked if mark not in known]
+
     def after(
         self, system: Sequence[Message], said: Sequence[Message], turns: int = 1
     ) -> "Fingerprints":

@@ -59,7 +59,7 @@ def read_sources(paths: Iterable[str | Path]) -> Sources:
                 except (OSError, ValueError) as error:
                     if found is None:
                         raise
-                    left_out.append(str(error).partition("\n")[0])
+                    left_out.append(" ".join(str(error).split("\n")[:2]))
             if found is not None and len(told) == before and not _known(files, told):
                 why = f": {left_out[-1]}" if left_out else ""
                 raise ValueError(

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
+from ..memory.contents import MemoryFile
 from ..memory.kept import KeptTurn, kept_turns
 from ..memory.shelf import ShelvedMemory
 from .columns import fields, one_line, table
@@ -11,8 +13,8 @@ _ID = 12  # characters of a hash that are shown
 _TURNS = 12  # that a card lists
 
 
-def memories_text(memories: Sequence[ShelvedMemory]) -> str:
-    """A line a memory."""
+def memories_text(memories: Sequence[ShelvedMemory], default: Path | None = None) -> str:
+    """A line a memory; that of the file ``default`` says that it is the default."""
     rows = []
     for memory in memories:
         file = memory.file
@@ -22,7 +24,8 @@ def memories_text(memories: Sequence[ShelvedMemory]) -> str:
         else:
             said = [_tokens(memory), _turns(memory), _size(memory), _base(memory), file.adapter[:8]]
         rows.append([_name(memory), *said, _when(memory)])
-    columns = ["<name", "tokens", "can undo", "size", "<base model", "<adapter", "<last used"]
+        rows[-1][-1] += "  default" if memory.path == default else ""
+    columns = ["<name", "tokens", "can undo", "file", "<base model", "<adapter", "<last used"]
     if not any(row[2] not in ("", "0") for row in rows):
         columns, rows = _without(2, columns), [_without(2, row) for row in rows]
     return table(columns, rows)
@@ -43,7 +46,10 @@ def memory_card(memory: ShelvedMemory) -> str:
             "tokens written": _tokens(memory),
             "turns that can be undone": _turns(memory),
             "conversations": f"{several}" if several > 1 else None,
-            "size": _size(memory),
+            "size": f"{_size(memory)}: {_states(file)} are its states, the rest goes back over "
+            "the last turns"
+            if file.history
+            else _size(memory),
             "layers": f"{len(file.states)}",
             "base model": _base(memory),
             "adapter": file.adapter,
@@ -142,6 +148,10 @@ def _turns(memory: ShelvedMemory) -> str:
 
 def _size(memory: ShelvedMemory) -> str:
     return f"{memory.bytes / 1000:,.1f} KB"
+
+
+def _states(file: MemoryFile) -> str:
+    return f"{sum(state.nbytes for state in file.states.values()) / 1000:,.1f} KB"
 
 
 def _base(memory: ShelvedMemory) -> str:

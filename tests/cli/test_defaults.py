@@ -132,3 +132,40 @@ def test_commands_that_measure_and_train_take_no_defaults() -> None:
     write("memroy: x\n")
     call("generate", "--help")
     call("memories")
+
+
+def test_config_sets_and_unsets_and_leaves_the_other_lines() -> None:
+    write("# mine\nmemory: a  # the old one\nmax-tokens: 9\n")
+    assert call("config", "set", "memory", "work").stdout.startswith("memory is work now")
+    call("config", "set", "system-prompt", "Be brief: 'yes' # or no")
+    call("config", "unset", "max_tokens")
+    first, memory, _prompt = defaults_file().read_text().splitlines()
+    assert (first, memory) == ("# mine", "memory: work")
+    shown = call("config").stdout
+    assert "Be brief: 'yes' # or no" in shown and "max-tokens" not in shown
+    assert "was no default" in call("config", "unset", "temp").stdout
+    before = defaults_file().read_text()
+    for wrong in (("temp", "hot"), ("memory", "a/b"), ("top-p", "2"), ("memroy", "a"), ("temp",)):
+        assert call("config", "set", *wrong, code=2).stderr.startswith("Error: ")
+    assert "goes in quotes" in call("config", "set", "system-prompt", "Be", "brief", code=2).stderr
+    assert defaults_file().read_text() == before
+
+
+def test_config_says_what_is_not_valid() -> None:
+    write("temp: hot\n")
+    assert "not valid: 'hot'" in call("config").stdout
+    assert json.loads(call("config", "--json").stdout)["defaults"]["temp"]["problem"]
+    assert "'hot'" in call("generate", "hi .", code=2).stderr
+
+
+def test_the_builtin_adapter_is_that_of_the_builtin_model() -> None:
+    write("model: builtin\nadapter: builtin\n")
+    call("generate", "anna lives in oslo .")
+
+
+def test_the_default_memory_is_marked() -> None:
+    call("generate", "anna lives in oslo .", "--memory", "work")
+    call("generate", "anna lives in oslo .", "--memory", "home")
+    write("memory: work\n")
+    marked = [line.split()[0] for line in call("memories").stdout.splitlines() if "default" in line]
+    assert marked == ["work"]

@@ -343,3 +343,17 @@ def test_a_config_file_and_quiet(
     done = run_cli("inspect", "m.safetensors", "-c", "ask.yaml", "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
     assert [given["text"] for given in json.loads(done.stdout)["given"]] == ["tea", "cake"]
+
+
+def test_a_folder_is_read_as_remember_reads_it(tmp_path: Path) -> None:
+    notes, memory = tmp_path / "notes", tmp_path / "me.safetensors"
+    notes.mkdir()
+    for name, fact in (("a.txt", "anna lives in oslo ."), ("b.txt", "ben is a doctor .")):
+        (notes / name).write_text(fact)
+    told = CliRunner().invoke(app, ["remember", str(notes), "--memory", str(memory)])
+    assert told.exit_code == 0, told.stderr
+    for flag in ("--told", "--trace"):
+        done = CliRunner().invoke(app, ["inspect", str(memory), flag, str(notes)])
+        assert done.exit_code == 0 and "notes" in done.stdout, done.stderr
+        gone = CliRunner().invoke(app, ["inspect", str(memory), flag, "gone.txt", "--model", "no"])
+        assert "gone.txt" in gone.stderr

@@ -58,7 +58,7 @@ def test_what_was_told_by_name_is_found_by_name_from_any_folder(
     assert first.split()[:2] == ["name", "tokens"]
     assert line.startswith("anna ") and " builtin " in line
     assert memories_folder().stat().st_mode & 0o777 == 0o700
-    other = run_cli("generate", "--memory", "anan", *question)
+    other = run_cli("generate", "--memory", "anan", *question, "--new-memory")
     assert "No memory anan yet: the memory is empty. Did you mean anna?" in other.stderr
     assert not list(tmp_path.rglob("*.safetensors"))
 

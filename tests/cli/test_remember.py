@@ -148,8 +148,8 @@ def test_what_is_told_twice_is_said_and_written_again(tmp_path: Path, memory: Pa
     assert "before" not in first.stderr
     tokens = read_memory(memory).tokens_written[0]
     again = call(path, "--memory", memory)
-    assert f"{path}: this memory was told it before, and is told again. " in again.stderr
-    assert "To take that back: deltamem-mlx memories undo " in again.stderr
+    assert f"{path}: this memory was told it before, and is told again.\n" in again.stderr
+    assert f"To take that back: deltamem-mlx memories undo {memory}\n" in again.stderr
     assert read_memory(memory).tokens_written == [2 * tokens]
     path.write_text("\n\n".join(FACTS))
     assert "told 2 of its 3 messages before" in call(path, "--memory", memory).stderr
@@ -204,3 +204,24 @@ def test_each_turn_has_its_files_name_and_the_time_it_was_written(
     assert [turn.source for turn in (first, *later)] == list(names)
     shown = CliRunner().invoke(app, ["memories", "show", str(memory)]).stdout
     assert [line.split()[3] for line in shown.splitlines() if ".txt" in line] == list(names)[::-1]
+
+
+def test_only_what_is_new_is_told_and_all_that_was_can_be_taken_back(
+    tmp_path: Path, memory: Path
+) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "a.txt").write_text(FACTS[0])
+    (notes / "b.txt").write_text(FACTS[1])
+    call(notes, "--memory", memory, "--only-new")
+    before = read_memory(memory)
+    assert "nothing new in 2 files." in call(notes, "--memory", memory, "--only-new").stdout
+    (notes / "b.txt").write_text("\n\n".join(FACTS[1:]))
+    done = json.loads(call(notes, "--memory", memory, "--only-new", "--json").stdout)
+    assert (done["files"], done["messages"]) == (1, 1)
+    again = call(notes, "--memory", memory)
+    line = f"To take these 2 turns back: deltamem-mlx memories undo {memory} --turns 2"
+    assert again.stderr.count("To take") == 1 and line in again.stderr
+    CliRunner().invoke(app, ["memories", "undo", str(memory), "--turns", "3"])
+    assert read_memory(memory).tokens_written == before.tokens_written
+    assert call(notes, "--memory", memory, "--only-new", "--skip", "1").exit_code == 2

@@ -7,9 +7,9 @@ from deltamem_mlx.cli.chat.options import ChatOptions
 from deltamem_mlx.cli.frame import errors, launched, output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.load import has_memory
+from deltamem_mlx.cli.frame.naming import check_memory_path
 from deltamem_mlx.cli.frame.session import (
     check_answering,
-    check_memory_path,
     generation_of,
     load_answering,
     open_session,
@@ -49,7 +49,8 @@ def chat(options: ChatOptions) -> None:
             "A chat needs a model with a memory: give --adapter, or use mlx_lm.chat."
         )
     check_answering(options)
-    launched.first(lambda: check_memory_path(options.memory))
+    new, read_only = options.new_memory, options.read_only
+    launched.first(lambda: check_memory_path(options.memory, new=new, read_only=read_only))
     if options.web:
         from deltamem_mlx.cli.chat.web import chat_in_browser
 

@@ -4,9 +4,11 @@ Exit codes: 0 done, 1 failed, 2 used wrongly (a flag or its value), 130 interrup
 """
 
 import json
+import re
 import sys
 import traceback
 import zipfile
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeGuard
 
@@ -27,6 +29,14 @@ EXTRAS = {
     **dict.fromkeys(("lm_eval", "pyarrow", "snowballstemmer"), "eval"),
 }
 
+# What other programs call commands of this one.
+SYNONYMS = {
+    **dict.fromkeys(("delete", "rm", "del", "forget"), "remove"),
+    **{"mv": "rename", "move": "rename", "cp": "copy", "duplicate": "copy", "ls": "list"},
+    **{"info": "show", "cat": "show", "search": "ask", "query": "ask", "save": "export"},
+    **{"load": "import", "add": "import", "revert": "undo", "restore": "redo"},
+    **{"run": "generate", "ask": "generate", "tell": "remember", "defaults": "config"},
+}
 READ_FILES = {".safetensors", ".npz", ".pt", ".gguf", ".json", ".jsonl", ".txt"}
 
 
@@ -112,11 +122,31 @@ def sentence(error: Exception) -> str:
 
 def _usage(error: typer.TyperException) -> str:
     """The message, and where to read more if Typer knows the command."""
-    text = error.format_message().strip()
+    text, context = error.format_message().strip(), getattr(error, "ctx", None)
+    if near := getattr(error, "possibilities", None):
+        option = str(getattr(error, "option_name", "")).lstrip("-")
+        if not get_close_matches(option, [one.lstrip("-") for one in near]):
+            text = re.sub(r"\s*\(?(Possible options|Did you mean).*", "", text)
     if "unexpected extra argument" in text:
-        text += ". A text of several words goes in quotes."
-    context = getattr(error, "ctx", None)
+        text += f". {_too_many(context)}" if context is not None else "."
+    if context is not None and text.startswith("No such command"):
+        text += _other_name(text, context)
     return text if context is None else f"{text}\nTry: {context.command_path} --help"
+
+
+def _too_many(context: typer.Context) -> str:
+    """What to do with more words than a command takes: it may take one that goes in quotes."""
+    taken = [p.name for p in context.command.params if p.param_type_name == "argument"]
+    if {"text", "question"} & set(taken):
+        return "A text of several words goes in quotes."
+    return f"Expected {len(taken) or 'none'}: see the options for what else can be said."
+
+
+def _other_name(text: str, context: typer.Context) -> str:
+    """The command that other programs call so; empty: there is none."""
+    commands = getattr(context.command, "commands", {})
+    meant = next((SYNONYMS[word] for word in SYNONYMS if f"'{word}'" in text), "")
+    return f" Did you mean {meant}?" if meant in commands else ""
 
 
 def _translated(error: Exception) -> Exception:

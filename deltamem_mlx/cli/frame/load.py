@@ -31,7 +31,14 @@ def load_pair(
     from deltamem_mlx import builtin
     from deltamem_mlx.adapters.dealing import read_by_first
     from deltamem_mlx.adapters.loading import read
+    from deltamem_mlx.model.patch import BUILTIN
 
+    if adapter == BUILTIN:
+        if model not in (None, BUILTIN):
+            raise UsageError(
+                f"--adapter {BUILTIN} is for the built-in model; {model!r} is another."
+            )
+        model = adapter = None
     groups = _groups(pipeline)
     if groups and model in (None, "builtin") and adapter is None:
         raise UsageError(

@@ -11,6 +11,7 @@ import typer
 from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.load import load_draft_model, load_pair
+from deltamem_mlx.cli.frame.naming import missing_memory
 from deltamem_mlx.cli.frame.parse import json_object
 from deltamem_mlx.cli.options import shared as o
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from deltamem_mlx.session.session import MemorySession
 
 
-def _memory(value: Path | None) -> Path | None:
+def _memory(value: str | None) -> Path | None:
     """Callback of `--memory`: the file that a name or a path stands for."""
     if value is None:
         return None
@@ -40,9 +41,18 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="NAME|FILE.safetensors",
+        parser=str,  # a Path would lose the ./ that tells a file from a name
         callback=_memory,
         help="Go on with this memory, if there is one, and save it after each answer: by its name "
         "(see `memories`), or a file.",
+        rich_help_panel=o.MEMORY,
+    ),
+]
+NewMemory = Annotated[
+    bool,
+    typer.Option(
+        "--new-memory",
+        help="Begin the --memory if there is none, even where one is called nearly so.",
         rich_help_panel=o.MEMORY,
     ),
 ]
@@ -89,12 +99,6 @@ def named_memory(text: str) -> Path | None:
     return path
 
 
-def check_memory_path(memory: Path | None) -> None:
-    """Raises UsageError unless a memory can lie at this path."""
-    if memory is not None and memory.is_dir():
-        raise UsageError(f"--memory: {str(memory)!r} is a folder; expected a file.")
-
-
 def check_kv_options(kv_bits: int | None, max_kv_size: int | None, draft_model: str | None) -> None:
     """Raises UsageError for what mlx-lm cannot do together."""
     if kv_bits is not None and draft_model is not None:
@@ -117,6 +121,7 @@ class HoldingOptions:
     adapter: o.Adapter = None
     chat_template_config: ChatTemplateConfig = None
     memory: Memory = None
+    new_memory: NewMemory = False
     pipeline: o.Pipeline = False
     trust_remote_code: o.TrustRemoteCode = False
 
@@ -218,7 +223,6 @@ def open_session(
     settings: dict[str, Any],
 ) -> "MemorySession":
     """A session with the memory of a file, if there is one."""
-    from deltamem_mlx.files.places import shown_memory
     from deltamem_mlx.session.session import MemorySession
 
     new = MemorySession(model, tokenizer, **settings)
@@ -227,25 +231,10 @@ def open_session(
     # Looked for after the session was made: a file that appears later is then another program's.
     if launched.first(memory.exists):
         return MemorySession.restore(memory, model, tokenizer, **settings)
-    name = shown_memory(memory)
-    what = f"memory {name}" if memory.stem == name else f"memory file {name}"
-    output.note(f"No {what} yet: the memory is empty.{_others(memory)}")
+    missing = missing_memory(memory)
+    others = f" {missing.others}" if missing.others else ""
+    output.note(f"No {missing.called} yet: the memory is empty.{others}")
     return new
-
-
-def _others(memory: Path) -> str:
-    """Which memories there are, where a name was given that none has.
-
-    Their folder is made: what is saved there is its owner's only, the names as well.
-    """
-    from deltamem_mlx.files.places import memories_folder
-    from deltamem_mlx.memory.shelf import MemoryShelf
-
-    if memory.parent != memories_folder():
-        return ""
-    memory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    there = MemoryShelf().like(memory.stem)
-    return f" {there}" if there else ""
 
 
 def without_memory(

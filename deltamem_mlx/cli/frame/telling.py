@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     from deltamem_mlx.session.session import MemorySession
+    from deltamem_mlx.text.messages import Message
     from deltamem_mlx.text.sources import Source
 
 
@@ -77,7 +78,15 @@ def sources_of(paths: Sequence[Path], flag: str) -> list["Source"]:
                 raise UsageError(f"{flag}: standard input is empty; expected something to tell.")
             found.append(Source(STANDARD_INPUT, messages))
             continue
-        told, left_out = read_sources([path])
+        try:
+            told, left_out = read_sources([path])
+        except FileNotFoundError as error:
+            if " " not in str(path) or path.suffix:
+                raise
+            raise FileNotFoundError(
+                f"No file {str(path)!r}. To tell that itself: generate {str(path)!r}, or "
+                f"echo {str(path)!r} | deltamem-mlx remember -"
+            ) from error
         if left_out:
             output.warn(f"Left out of {path}:\n" + "\n".join(first_few(left_out)))
         known = {source.name for source in found}
@@ -85,12 +94,21 @@ def sources_of(paths: Sequence[Path], flag: str) -> list["Source"]:
     return found
 
 
+def messages_of(path: Path, flag: str) -> list["Message"]:
+    """What a file tells, or a folder as `remember` takes it. Errors as of `sources_of`."""
+    from deltamem_mlx.text.files import read_messages
+
+    if path.is_dir():
+        return [message for source in sources_of([path], flag) for message in source.messages]
+    return read_messages(path)
+
+
 def tell(
     session: "MemorySession",
     sources: Sequence["Source"],
     *,
     step_size: int | None,
-    undo: str | None = "/undo",
+    undo: Callable[[int], str] | None = lambda turns: f"/undo {turns}" if turns > 1 else "/undo",
     after_each: Callable[["Source", int], None] = lambda source, tokens: None,
 ) -> FilesTold:
     """Write what files tell into the memory, with a bar.
@@ -98,12 +116,11 @@ def tell(
     Ctrl-C ends it after the present step, pressed twice within it; what was written stays.
 
     - step_size: tokens a step; None: as the device is fast.
-    - undo: what one would type to take it back; None: nothing is kept.
+    - undo: what one would type to take so many turns back; None: nothing is kept.
     - after_each: called with each file that was told whole, and its tokens.
     """
-    for source in sources:
-        _note_told_before(session, source, undo)
-    told, began, done = FilesTold(), time.perf_counter(), 0
+    known = [source.name for source in sources if _note_told_before(session, source)]
+    told, began, done, part = FilesTold(), time.perf_counter(), 0, False
     sizes = [_about_tokens(session.tokenizer, source) for source in sources]
     with interrupts.noted() as pressed, progress.telling(sum(sizes)) as show:
         for source, size in zip(sources, sizes, strict=True):
@@ -116,15 +133,19 @@ def tell(
                 while not launched.first(pressed) and (step := next(s, None)):
                     share, tokens = step
                     show(source.name, done + size * share, tokens)
+            part = told.messages > before[0]
             told.rest = len(source.messages) - (told.messages - before[0])
             if told.rest:
                 told.stopped_in = source.name
                 break
-            told.files, done = told.files + 1, done + size
+            told.files, done, part = told.files + 1, done + size, False
             after_each(source, told.tokens - before[1])
             for message in source.messages:
                 tell_unknown_words(session.tokenizer, str(message.get("content") or ""))
     told.seconds = time.perf_counter() - began
+    if known and undo is not None and (turns := told.files + bool(part)):
+        what = "that" if turns == 1 else f"these {turns} turns"
+        output.note(f"To take {what} back: {undo(turns)}")
     return told
 
 
@@ -145,18 +166,19 @@ def _about_tokens(tokenizer: "TokenizerWrapper", source: "Source") -> int:
     return max(1, round(rate * sum(map(len, texts))) + _AROUND * len(texts))
 
 
-def _note_told_before(session: "MemorySession", source: "Source", undo: str | None) -> None:
-    """Says what a memory is told again: it is written again as well."""
+def _note_told_before(session: "MemorySession", source: "Source") -> bool:
+    """Says what a memory is told again, if it is: that is written again as well."""
     if before := session.told_before(source.messages):
         count = len(source.messages)
         which = "it" if before == count else f"{before:,} of its {count:,} messages"
-        back = "" if undo is None else f" To take that back: {undo}"
-        output.note(f"{source.name}: this memory was told {which} before, and is told again.{back}")
+        output.note(f"{source.name}: this memory was told {which} before, and is told again.")
+    return before > 0
 
 
-def undo_line(memory: Path) -> str:
-    """The command line that takes a memory's last turn back."""
-    return memories.line("undo", shown_memory(memory))
+def undo_line(memory: Path, turns: int) -> str:
+    """The command line that takes a memory's last turns back."""
+    line = memories.line("undo", shown_memory(memory))
+    return f"{line} --turns {turns}" if turns > 1 else line
 
 
 def tell_unknown_words(tokenizer: "TokenizerWrapper", text: str) -> None:

@@ -42,30 +42,43 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         typer.BadParameter: If there is no such file, or it is no YAML mapping.
     """
-    import yaml
-
     try:
-        node = yaml.compose(read_text(path, _MOST_BYTES), Loader=yaml.SafeLoader)
+        text = read_text(path, _MOST_BYTES)
     except FileNotFoundError as error:
         why = "No such file or directory"
         raise typer.BadParameter(f"cannot read {str(path)!r}: {why}.") from error
     except OSError as error:
         why = error.strerror or str(error).rstrip(".")
         raise typer.BadParameter(f"cannot read {str(path)!r}: {why}.") from error
+    except ValueError as error:
+        raise typer.BadParameter(f"{str(path)!r} is not usable: {error}") from error
+    return yaml_values(text, repr(str(path)))
+
+
+def yaml_values(text: str, called: str = "it") -> dict[str, Any]:
+    """The options in a text, values as they stand there.
+
+    Raises:
+        typer.BadParameter: If it is no YAML mapping; ``called`` names it.
+    """
+    import yaml
+
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
     except RecursionError as error:
-        raise typer.BadParameter(f"{str(path)!r} is not usable: too deeply nested.") from error
+        raise typer.BadParameter(f"{called} is not usable: too deeply nested.") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a number or a date that is none
         why = " ".join(str(error).split())[:300].partition("; use sys.")[0]
-        raise typer.BadParameter(f"{str(path)!r} is not valid YAML: {why}") from error
+        raise typer.BadParameter(f"{called} is not valid YAML: {why}") from error
     if node is None:
         return {}
     if not isinstance(node, yaml.MappingNode):
-        raise typer.BadParameter(f"{str(path)!r} holds no options; expected lines 'flag: value'.")
+        raise typer.BadParameter(f"{called} holds no options; expected lines 'flag: value'.")
     values: dict[str, Any] = {}
     for key, value in node.value:
         name = str(key.value)
         if name in values:
-            raise typer.BadParameter(f"{str(path)!r} sets one option twice: {shortened(name)}.")
+            raise typer.BadParameter(f"{called} sets one option twice: {shortened(name)}.")
         values[name] = _value(value)
     return values
 

@@ -18,16 +18,27 @@ if TYPE_CHECKING:
 
 # In nats, of a whole answer. What was told has more; "noted." and the like, said to anything, less.
 _KNOWS = math.log(5)
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--memory",
+        metavar="NAME",
+        help="Ask this one only, by its name or file. Repeatable.",
+        show_default=False,
+    ),
+]
 Question = Annotated[str, typer.Argument(metavar="QUESTION", help="In quotes.", show_default=False)]
 
 
 @command(
     "deltamem-mlx memories ask 'where does anna live ?'",
+    "deltamem-mlx memories ask 'where does anna live ?' --memory work",
     "deltamem-mlx memories ask 'Who is Maria?' --model MODEL --adapter ADAPTER",
     defaults=True,
 )
 def ask(
     question: Question,
+    memory: Only = None,
     folder: m.Folder = None,
     model: o.Model = None,
     adapter: o.Adapter = None,
@@ -38,9 +49,11 @@ def ask(
 ) -> None:
     """Ask all memories one question, to see which of them knows.
 
-    Nothing is written. Those come first that make their answer likelier than it is without a
-    memory. One that makes its answer less than five times as likely does not count as knowing: such
-    answers are said to anything. Memories of other adapters are left out.
+    Nothing is written. Give a whole question: a bare name is none. An answer may be made up, from
+    what is near to what a memory was told; ask in other words to see whether it stays. Those come
+    first that make their answer likelier than it is without a memory. One that makes its answer
+    less than five times as likely does not count as knowing: such answers are said to anything.
+    Memories of other adapters are left out.
     """
     if not has_memory(model, adapter):
         refuse_without_memory({"memories ask": True})
@@ -50,11 +63,16 @@ def ask(
     from deltamem_mlx.memory.shelf import MemoryShelf
 
     shelf = MemoryShelf(folder)
-    if not (found := shelf.all()):
+    if not (found := [shelf.get(name) for name in memory] if memory else shelf.all()):
         output.result(f"There are no memories in {shelf.folder}.")
         return
     loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
     tell_unknown_words(tokenizer, question)
+    if len(question.split()) == 1:
+        output.note(
+            f"A whole question is answered best, such as 'Who is {question.strip(' ?')}?' or, with "
+            f"the built-in pair, 'where does {question.strip(' ?')} live ?'"
+        )
     mine = [one for one in found if one.file and one.file.adapter == fingerprint(loaded)]
     options = {"system_prompt": system_prompt, "max_tokens": max_tokens}
     answers = []
@@ -67,6 +85,11 @@ def ask(
         output.result_json(answers)
     else:
         _report(answers)
+        if any(answer["gain"] >= _KNOWS for answer in answers):
+            output.note(
+                "What a memory holds of near things may be in an answer that was never told: to "
+                "see whether it stays in other words, deltamem-mlx inspect NAME --probe QUESTION"
+            )
     if others := len(found) - len(mine):
         output.note(f"Left out: {others} of other adapters, or that cannot be read.")
 

@@ -67,7 +67,10 @@ def export(names: NameAndTarget, folder: m.Folder = None, overwrite: Overwrite =
             f"The file to write is missing: deltamem-mlx memories export {target} FILE.safetensors"
         )
     name = m.or_default(named[0] if named else None, folder)
-    written = MemoryShelf(folder).export(name, target, overwrite=overwrite)
+    try:
+        written = MemoryShelf(folder).export(name, target, overwrite=overwrite)
+    except FileExistsError as error:
+        raise FileExistsError(f"{error} To replace it: --overwrite") from None
     output.result(f"{name} is in {written} as well.")
 
 

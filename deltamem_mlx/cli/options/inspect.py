@@ -79,7 +79,7 @@ Told = Annotated[
     Path | None,
     typer.Option(
         "--told",
-        metavar="FILE",
+        metavar="FILE|FOLDER",
         help="What the memory still holds of this text, or .json/.jsonl of messages: its strongest "
         "words, read again with the memory and without. Nothing is written.",
         rich_help_panel=PROBE,
@@ -89,7 +89,7 @@ Trace = Annotated[
     Path | None,
     typer.Option(
         "--trace",
-        metavar="FILE",
+        metavar="FILE|FOLDER",
         help="Run a text, or .json/.jsonl of messages, through the model and watch its memory.",
         rich_help_panel=TRACE,
     ),

@@ -1,0 +1,81 @@
+"""Which memory a name stands for, and whether one of that name is to be begun."""
+
+import sys
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import typer
+
+from deltamem_mlx.cli.frame import launched, output
+from deltamem_mlx.cli.frame.errors import UsageError
+
+_CLOSE = 0.75  # of 1: one letter more, fewer or changed, or two in each other's place
+
+
+@dataclass(frozen=True)
+class MissingMemory:
+    """A memory that there is none of.
+
+    Attributes:
+        called (str): What it is called: `memory wrok`, or `memory file ./wrok.safetensors`.
+        others (str): Which there are, in a sentence; empty: none, or a file was meant.
+        meant (str): The one that was probably meant; empty: none is so close.
+    """
+
+    called: str
+    others: str
+    meant: str
+
+
+def missing_memory(memory: Path) -> MissingMemory:
+    """What is to be said of a memory whose file is not there.
+
+    The folder of a named one is made: what is saved there is its owner's only, the names as well.
+    """
+    from deltamem_mlx.files.places import memories_folder, shown_memory
+    from deltamem_mlx.memory.shelf import MemoryShelf
+
+    name = shown_memory(memory)
+    called = f"memory {name}" if memory.stem == name else f"memory file {name}"
+    if memory.parent != memories_folder():
+        return MissingMemory(called, "", "")
+    memory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    shelf = MemoryShelf()
+    # Who numbers memories has no slip in mind: work2 beside work.
+    close = get_close_matches(name, shelf.names(), 1, _CLOSE)
+    meant = close[0] if close and _letters(close[0]) != _letters(name) else ""
+    return MissingMemory(called, shelf.like(memory.stem), meant)
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if not letter.isdigit()).rstrip("-_ ")
+
+
+def check_memory_path(memory: Path | None, *, new: bool, read_only: bool = False) -> None:
+    """Looks at what `--memory` names before anything is loaded.
+
+    Where there is no such memory but one that is called nearly so, it asks in a terminal whether
+    one is to be begun, unless ``new`` says so.
+
+    Raises:
+        UsageError: If no memory can lie there, or none is there and none is to be begun.
+    """
+    if memory is None:
+        return
+    if memory.is_dir():
+        raise UsageError(f"--memory: {str(memory)!r} is a folder; expected a file.")
+    if memory.exists() or (new and not read_only):
+        return
+    missing = missing_memory(memory)
+    if read_only:
+        others = f" {missing.others}" if missing.others else ""
+        raise UsageError(f"No {missing.called}: with --read-only, none is begun.{others}")
+    if not missing.meant:
+        return
+    said = f"No {missing.called}. Did you mean {missing.meant}?"
+    if launched.rank() is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(f"{said} To begin a new one: --new-memory")
+    if not typer.confirm(f"{said} Begin a new one?", err=True):
+        output.note("Nothing was done.")
+        raise typer.Exit(1)

@@ -1,0 +1,111 @@
+"""Memories that are not there, and words that are no names: said before anything is loaded."""
+
+from pathlib import Path
+
+import pytest
+from forked import Nursery
+from terminal import Terminal
+from typer.testing import CliRunner, Result
+
+import deltamem_mlx as dm
+from deltamem_mlx.cli.main import app
+from deltamem_mlx.memory.shelf import MemoryShelf
+
+
+def call(*args: str | Path, code: int = 2) -> Result:
+    done = CliRunner().invoke(app, [*map(str, args)])
+    assert not isinstance(done.exception, Exception), done.exception
+    assert done.exit_code == code, (done.stdout, done.stderr)
+    return done
+
+
+@pytest.fixture
+def work() -> Path:
+    """A memory called work."""
+    path = MemoryShelf().folder / "work.safetensors"
+    session = dm.MemorySession(*dm.load())
+    session.remember("anna lives in oslo .")
+    session.save(path)
+    return path
+
+
+@pytest.mark.parametrize("command", [("generate", "hi"), ("remember", "-"), ("chat",)])
+def test_a_slip_in_a_memorys_name_begins_no_other(command: tuple[str, ...], work: Path) -> None:
+    said = call(*command, "--memory", "wrok", "-q").stderr
+    assert "No memory wrok. Did you mean work? To begin a new one: --new-memory" in said
+    assert [path.stem for path in work.parent.iterdir()] == ["work"]
+
+
+def test_read_only_wants_a_memory_that_is_there(work: Path, tmp_path: Path) -> None:
+    for command in (("generate", "hi"), ("chat",)):
+        said = call(*command, "--memory", "wrok", "-q", "--read-only").stderr
+        assert "No memory wrok: with --read-only, none is begun. Did you mean work?" in said
+        assert "No memory home: " in call(*command, "--memory", "home", "--read-only").stderr
+        gone = tmp_path / "gone.safetensors"
+        assert f"No memory file {gone}: " in call(*command, "--memory", gone, "--read-only").stderr
+
+
+def test_names_that_are_meant_are_begun(work: Path) -> None:
+    question = ("generate", "where does anna live ?", "--memory")
+    call(*question, "work2", code=0)
+    call(*question, "words", "--new-memory", code=0)
+    assert sorted(path.stem for path in work.parent.iterdir()) == ["words", "work", "work2"]
+
+
+def test_in_a_terminal_it_asks_before_another_is_begun(
+    work: Path, nursery: Nursery, tmp_path: Path
+) -> None:
+    terminal = Terminal(["generate", "hi", "--memory", "wrok"], tmp_path, nursery)
+    terminal.until("No memory wrok. Did you mean work? Begin a new one? [y/N]")
+    terminal.type("\x03")
+    assert terminal.end() == 130
+    terminal.close()
+    assert [path.stem for path in work.parent.iterdir()] == ["work"]
+
+
+def test_a_path_is_no_name(work: Path) -> None:
+    before = work.read_bytes()
+    said = call("generate", "hi", "--memory", "./work").stderr
+    assert "'./work' is neither a memory's name (letters and digits, with -, _ and spaces" in said
+    assert work.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "args, code, said",
+    [
+        (["memories", "delete", "work"], 2, "Did you mean remove?"),
+        (["memories", "rename", "work", "../x"], 1, "with -, _ and spaces in between"),
+        (["memories", "undo", "work", "3"], 2, "Expected 1: "),
+        (["memories", "show", "work", "x y"], 2, "Expected 1: "),
+        (["generate", "where", "is", "anna"], 2, "A text of several words goes in quotes."),
+        (["remember", "anna lives in oslo .", "--memory", "work"], 1, "remember -"),
+        (["memories", "import", "notes.txt", "bad"], 1, "notes.txt is no memory file, or is cut"),
+    ],
+)
+def test_what_was_meant_is_said(
+    args: list[str],
+    code: int,
+    said: str,
+    work: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("anna lives in oslo .")
+    assert said in call(*args, code=code).stderr
+
+
+def test_a_file_that_is_there_and_one_that_cannot_be_told(work: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there.safetensors"
+    call("memories", "export", "work", there, code=0)
+    assert "To replace it: --overwrite" in call("memories", "export", "work", there, code=1).stderr
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "bad.json").write_text("[{]")
+    said = call("remember", folder, "--memory", "work", code=1).stderr
+    assert "bad.json" in said and not said.splitlines()[-1].endswith(":")
+
+
+def test_an_option_is_suggested_where_it_is_close_only() -> None:
+    assert "No such option: --folder\n" in call("generate", "--folder", "x").stderr
+    assert "--model" in call("generate", "--modle", "x").stderr
