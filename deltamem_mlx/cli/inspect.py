@@ -87,8 +87,7 @@ def inspect(
     if not has_memory(model, adapter):
         refuse_without_memory({"--probe": probe, "--told": told, "--trace": trace})
     settings = template_kwargs(chat_template_config)
-    texts = _texts(told, trace)
-    memory = _memory(targets[0], conversation) if targets else None
+    texts, memory = _texts(told, trace), _memory(targets[0], conversation) if targets else None
     if trace is not None:
         _show_trace(trace, texts, memory, pair, by is i.By.TOKEN, settings, max_kv_size, plot, form)
     elif memory is not None and told is not None:

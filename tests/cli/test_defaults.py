@@ -153,7 +153,7 @@ def test_config_sets_and_unsets_and_leaves_the_other_lines() -> None:
 
 def test_config_says_what_is_not_valid() -> None:
     write("temp: hot\n")
-    assert "not valid: 'hot'" in call("config").stdout
+    assert "not valid: 'hot': " in call("config").stdout
     assert json.loads(call("config", "--json").stdout)["defaults"]["temp"]["problem"]
     assert "'hot'" in call("generate", "hi .", code=2).stderr
 

@@ -355,5 +355,5 @@ def test_a_folder_is_read_as_remember_reads_it(tmp_path: Path) -> None:
     for flag in ("--told", "--trace"):
         done = CliRunner().invoke(app, ["inspect", str(memory), flag, str(notes)])
         assert done.exit_code == 0 and "notes" in done.stdout, done.stderr
-        gone = CliRunner().invoke(app, ["inspect", str(memory), flag, "gone.txt", "--model", "no"])
+        gone = CliRunner().invoke(app, ["inspect", str(memory), flag, "gone.txt"])
         assert "gone.txt" in gone.stderr

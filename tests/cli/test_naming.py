@@ -1,5 +1,8 @@
 """Memories that are not there, and words that are no names: said before anything is loaded."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,6 +109,23 @@ def test_a_file_that_is_there_and_one_that_cannot_be_told(work: Path, tmp_path: 
     assert "bad.json" in said and not said.splitlines()[-1].endswith(":")
 
 
+def test_a_file_that_is_not_there_is_said_before_mlx_lm_is_imported(tmp_path: Path) -> None:
+    lines = [["remember", "gone.txt", "--memory", "me"], ["inspect", "--trace", "gone.txt"]]
+    lines += [["generate", "hi", "--remember", "gone.txt"]]
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from deltamem_mlx.cli.main import app
+for line in {lines!r}:
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 1 and "gone.txt" in done.stderr, done.stderr
+    assert not {{"mlx_lm", "transformers"}} & set(sys.modules), line
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ, check=False)
+    assert done.returncode == 0
+
+
 def test_an_option_is_suggested_where_it_is_close_only() -> None:
     assert "No such option: --folder\n" in call("generate", "--folder", "x").stderr
     assert "--model" in call("generate", "--modle", "x").stderr
+    assert "; found 'hot'." in call("generate", "hi", "--temp", "hot").stderr

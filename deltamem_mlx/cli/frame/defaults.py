@@ -67,7 +67,8 @@ def with_defaults(ctx: typer.Context, options: dict[str, Any]) -> dict[str, Any]
         try:
             options[key] = parameters[key].process_value(ctx, default.text)
         except typer.BadParameter as error:
-            raise UsageError(f"{default.source}: {as_flag(key)}: {error.message}") from None
+            why = _why(default.text, error)
+            raise UsageError(f"{default.source}: {as_flag(key)}: {why}") from None
     return options
 
 
@@ -81,8 +82,14 @@ def problem_of(command: Callable[..., None], key: str, text: str) -> str:
     try:
         parameter.process_value(context, text)
     except typer.BadParameter as error:
-        return error.message
+        return _why(text, error)
     return ""
+
+
+def _why(text: str, error: typer.BadParameter) -> str:
+    """What is wrong with a value, which is quoted."""
+    said = shortened(text)
+    return error.message if said in error.message else f"{said}: {error.message}"
 
 
 def known_key(name: str) -> str:

@@ -15,6 +15,7 @@ from typing import TypeGuard
 import typer
 
 from deltamem_mlx.cli.frame import output
+from deltamem_mlx.problems import shortened
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 _LONGEST = 500
@@ -123,6 +124,8 @@ def sentence(error: Exception) -> str:
 def _usage(error: typer.TyperException) -> str:
     """The message, and where to read more if Typer knows the command."""
     text, context = error.format_message().strip(), getattr(error, "ctx", None)
+    if (found := _found(error)) and found not in text:
+        text = f"{text.rstrip('.')}; found {found}."
     if near := getattr(error, "possibilities", None):
         option = str(getattr(error, "option_name", "")).lstrip("-")
         if not get_close_matches(option, [one.lstrip("-") for one in near]):
@@ -132,6 +135,13 @@ def _usage(error: typer.TyperException) -> str:
     if context is not None and text.startswith("No such command"):
         text += _other_name(text, context)
     return text if context is None else f"{text}\nTry: {context.command_path} --help"
+
+
+def _found(error: Exception) -> str:
+    """The value that Typer could not use, where it does not say it itself; else empty."""
+    listed = getattr(error.__cause__, "errors", None)
+    found = listed()[:1] if callable(listed) else []
+    return shortened(found[0]["input"]) if found and "input" in found[0] else ""
 
 
 def _too_many(context: typer.Context) -> str:
