@@ -71,6 +71,20 @@ def memory_called(text: str) -> Path | None:
     return path if is_name(text) and path.is_file() else None
 
 
+def file_of_memory(path: str | Path) -> Path:
+    """The path, ``~`` expanded.
+
+    Raises:
+        FileNotFoundError: If nothing is there; a named memory that may have been meant is told.
+    """
+    found = expanded(path)
+    if found.exists() or found.is_symlink():
+        return found
+    named = memory_called(str(path))
+    hint = f" The memory of that name is {str(named)!r}." if named else ""
+    raise FileNotFoundError(f"There is no file or folder {str(found)!r}.{hint}")
+
+
 def shown_memory(path: Path) -> str:
     """A memory's file as people call it: its name, if it lies in their folder, else the path."""
     return path.stem if path.parent == memories_folder() and is_name(path.stem) else str(path)

@@ -23,7 +23,8 @@ class ScriptTurn:
     """A part of what is traced: a message, or a paragraph of a text.
 
     Args:
-        role (str): The message's role; ``paragraph``; ``system`` for a template's own prompt.
+        role (str): The message's role; ``paragraph`` or ``line``; ``system`` for a template's own
+          prompt.
         text (str): What it says.
         end (int): Tokens up to its end, from the start of all.
     """
@@ -118,9 +119,9 @@ def _own_opening(template: Template, before: str) -> str:
 
 
 def _parts(text: str, rendered: str, opening: str) -> Iterator[tuple[str, str, int]]:
-    """(role, text, end in ``rendered``) of the opening and of each paragraph.
+    """(role, text, end in ``rendered``) of the opening and of each paragraph, or line.
 
-    What stands between two paragraphs is part of the first.
+    What stands between two of them is part of the first.
     """
     if opening:
         yield "system", opening.strip(), len(opening)
@@ -136,7 +137,7 @@ def _parts(text: str, rendered: str, opening: str) -> Iterator[tuple[str, str, i
     for start in reversed(starts[1:]):
         ends.append(start if start >= 0 else ends[-1])
     for part, end in zip(paragraphs, reversed(ends), strict=True):
-        yield "paragraph", part, end
+        yield "line" if separator is _LINE else "paragraph", part, end
 
 
 def _ends_in(

@@ -15,7 +15,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from ..memory.actions import memory_state, observe, set_memory_state, write_spans
-from ..memory.measures import States, change, similarities, survivals
+from ..memory.measures import States, change, share_left, similarities, survivals
 from ..model.patch import config_of
 from ..text.spans import Spans
 from .script import Script, ScriptTurn
@@ -44,6 +44,9 @@ class Trace:
         survival (np.ndarray): [P, P], see ``survivals``; ``None`` where single tokens are not what
           is written.
         turn_moved (list[float]): ``change`` of the state over each turn.
+        left (np.ndarray): [turns, P], the share of the change that each turn made which the states
+          at the marks still have, see ``share_left``; NaN before the turn's end. Where the memory
+          was not empty at the start, a row more, the first: what is left of that.
     """
 
     pieces: list[str]
@@ -58,6 +61,12 @@ class Trace:
     contrast: np.ndarray
     survival: np.ndarray | None
     turn_moved: list[float]
+    left: np.ndarray
+
+    @property
+    def kind(self) -> str:
+        """What its turns are: ``paragraph`` or ``line`` of a text, else ``turn``."""
+        return next((t.role for t in self.turns if t.role in ("paragraph", "line")), "turn")
 
     @property
     def starts(self) -> list[int]:
@@ -211,7 +220,23 @@ class _Watch:
             contrast=similarities(states - states.mean(axis=0)),
             survival=survivals(np.stack(rows)) if granularity == "token" else None,
             turn_moved=self.turn_moved,
+            left=self._left(),
         )
+
+    def _left(self) -> np.ndarray:
+        marks = list(self.snapshots)
+        ends = [mark for mark in marks if mark in self.ends or mark == 0]
+        before, rows = np.zeros_like(self._last), []
+        for end in ends:
+            after = self.snapshots[end]
+            rows.append(
+                [
+                    share_left(before, after, state) if mark >= end else np.nan
+                    for mark, state in self.snapshots.items()
+                ]
+            )
+            before = after
+        return np.array(rows)
 
     def _states(self) -> np.ndarray:
         """[L, H·r·r], layers in order."""

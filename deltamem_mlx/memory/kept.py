@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .contents import MemoryFile
+from .measures import share_left
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def kept_turns(memory: MemoryFile) -> list[KeptTurn]:
             messages=turn.added,
             answers=_answers(after) - turn.turns,
             source=turn.source,
-            left=_left(states[n], states[n + 1], states[-1]),
+            left=share_left(states[n], states[n + 1], states[-1]),
         )
         for n, (turn, before, after) in enumerate(
             zip(memory.history, found, found[1:], strict=False)
@@ -69,10 +70,3 @@ def _answers(memory: MemoryFile) -> int:
 def _flat(memory: MemoryFile) -> np.ndarray:
     parts = [memory.states[i].ravel() for i in sorted(memory.states)]
     return np.concatenate(parts).astype(np.float64)
-
-
-def _left(before: np.ndarray, after: np.ndarray, now: np.ndarray) -> float:
-    """The share of the step from ``before`` to ``after`` that the way from there to now has."""
-    step = after - before
-    size = float(step @ step)
-    return float((now - before) @ step) / size if size else 0.0

@@ -136,6 +136,16 @@ def similarities(states: ArrayLike) -> np.ndarray:
     return cosines
 
 
+def share_left(before: np.ndarray, after: np.ndarray, now: np.ndarray) -> float:
+    """The share of the step from ``before`` to ``after`` that the way from there to ``now`` has.
+
+    1: all of it, 0: none; more where it was told again, less than 0 where the opposite was.
+    """
+    step = (after - before).ravel()
+    size = float(step @ step)
+    return float((now - before).ravel() @ step) / size if size else 0.0
+
+
 def survivals(log_keep: ArrayLike) -> np.ndarray:
     """Share of a state that keep gates let through between any two points, the mean over rows.
 

@@ -13,6 +13,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..adapters.loading import base_model_of, fingerprint
 from ..files import Witness, expanded
+from ..files.places import file_of_memory
 from ..memory.file import read_memory, write_memory
 from ..memory.saving import memory_of, restore_memory
 from ..model.arguments import expect
@@ -289,7 +290,7 @@ class MemorySession(Talk):
         usage = "MemorySession.restore(path, model, tokenizer)"
         expect(usage, path=path, model=model, tokenizer=tokenizer)
         path, witness = expanded(path), Witness()
-        if spread_of_memory(model).ranks.by_first(path.is_dir):
+        if spread_of_memory(model).ranks.by_first(lambda: file_of_memory(path).is_dir()):
             witness.note(path / SESSION)
             session = cls._from_folder(path, model, tokenizer, settings)
         else:

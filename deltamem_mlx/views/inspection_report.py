@@ -182,7 +182,7 @@ def probe_text(probed: Sequence[Probed]) -> str:
 
 def trace_text(trace: Trace, name: str) -> str:
     """Turn by turn: how strongly it was written, how far it moved the state, what is left."""
-    kind = "paragraph" if trace.turns[0].role == "paragraph" else "turn"
+    kind = trace.kind
     rows = []
     if trace.marks[0] == 0:
         rows.append(["0", "memory", *[""] * 3, *_later(trace, 0), "as it was given"])

@@ -168,7 +168,7 @@ def adapter_words(adapter: AdapterContents) -> str:
 
 def trace_words(trace: Trace, name: str) -> str:
     """What was written most strongly, and what of it is left at the end."""
-    kind = "paragraph" if trace.turns[0].role == "paragraph" else "turn"
+    kind = trace.kind
     count = len(trace.turns)
     lines = [
         f"{name}: {len(trace.pieces):,} tokens in {count} {kind}{'s' * (count != 1)}, written to "

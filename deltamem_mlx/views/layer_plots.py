@@ -42,11 +42,12 @@ def heatmaps(
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_title(f"{names[m]}{', ' * bool(names[m])}layer {chosen[c]}")
-            axes.set_xlabel("key" if heads == 1 else f"key, {heads} state heads")
-            axes.set_ylabel("value" if c == 0 else "")
+            several = f", {heads} heads side by side" if heads > 1 else ""
+            axes.set_xlabel(f"what is asked (key{several})")
+            axes.set_ylabel("what comes\n(value)" if c == 0 else "")
     scale = ScalarMappable(Normalize(-limit, limit), "RdBu_r")
     extend = "both" if entries.max() > limit else "neither"
-    area.colorbar(scale, ax=grid, label="entry of the state", shrink=0.85, pad=0.01, extend=extend)
+    area.colorbar(scale, ax=grid, label="its numbers", shrink=0.85, pad=0.01, extend=extend)
 
 
 def _tiles(state: np.ndarray) -> np.ndarray:

@@ -55,11 +55,11 @@ def draw_memory(memory: MemoryContents, held: Sequence[HeldWord] = ()) -> Figure
     norms, ranks = bottom.subplots(1, 2)
     layers = [m.layer for m in memory.layers]
     bars(norms, layers, [m.norm for m in memory.layers], BLUE)
-    norms.set(title="How much each layer holds", ylabel="norm of the state (Frobenius)")
+    norms.set(title="How much each layer holds", ylabel="size of its numbers together\n(norm)")
     r = next(iter(memory.states.values())).shape[-1]
     bars(ranks, layers, [m.effective_rank for m in memory.layers], GREEN)
-    level(ranks, r, "all in\nequal use")
-    ranks.set(title="How many directions it uses", ylabel="effective rank of the state")
+    level(ranks, r, "all of it")
+    ranks.set(title="How much of its room is in use", ylabel="directions in use\n(effective rank)")
     ranks.set_ylim(0, r * 1.12)
     return picture
 

@@ -20,6 +20,7 @@ _LIGHT_BLUE, _LIGHT_GREEN, _LIGHT_GREY = "#9dbfe0", "#86cdb5", "#c4c4c4"
 _DASHES = ("-", (0, (6, 1.5)), (0, (2, 1)))  # so that neighbours differ in grey as well
 _NAMED = 8  # tokens whose words stand at their spikes
 _CURVES = 6
+_LITTLE = 0.25  # of the most that a turn changes
 _RULED = 24  # with more turns the lines between them would hide what is there
 _LISTED_LINES, _LISTED_WIDTH = 22, 54
 _COLUMNS, _ROWS = 128, 16  # of the text that is shown token by token
@@ -38,15 +39,18 @@ class Laid(NamedTuple):
 def draw_trace(trace: Trace, name: str, *, by_token: bool = False) -> Figure:
     """Write gates, movement and retention over the tokens, and how alike the states are.
 
-    With ``by_token`` the text itself as well, each token shaded by its write gate.
+    Below them the text, each token shaded by its write gate, where there is room for all of it;
+    with ``by_token`` its beginning where there is not.
     """
-    laid = _laid_out(trace.pieces) if by_token else []
+    laid = _laid_out(trace.pieces)
+    fits = trace.granularity == "token" and laid[-1].token == len(trace.pieces) - 1
+    laid = laid if by_token or fits else []
     below = 0.6 + 0.2 * (laid[-1].row + 1) if laid else 0
     picture = figure(13, 9 + below)
     count = len(trace.turns)
     picture.suptitle(
         f"What {name} does to the memory: {len(trace.pieces):,} tokens, "
-        f"{count} {_kind(trace)}{'s' * (count != 1)}",
+        f"{count} {trace.kind}{'s' * (count != 1)}",
         fontsize=13,
     )
     charts, *text = stacked(picture, [9, below] if laid else [1])
@@ -60,7 +64,6 @@ def draw_trace(trace: Trace, name: str, *, by_token: bool = False) -> Figure:
         axes.set_xlim(0, len(trace.pieces))
         axes.tick_params(labelbottom=True)
         whole_numbers(axes)
-    kept.set_xlabel("tokens read")
     matrix, listed = right.subplots(2, 1, height_ratios=[1.5, 1])
     _draw_contrast(matrix, trace)
     _list_turns(listed, trace)
@@ -69,18 +72,17 @@ def draw_trace(trace: Trace, name: str, *, by_token: bool = False) -> Figure:
     return picture
 
 
-def _kind(trace: Trace) -> str:
-    return "paragraph" if trace.turns[0].role == "paragraph" else "turn"
-
-
 def _draw_gates(axes: Axes, trace: Trace) -> None:
     beta = trace.write.mean(axis=1)
     axes.stairs(beta, fill=True, color=_LIGHT_BLUE, label="each token")
     for start, turn in zip(trace.starts, trace.turns, strict=True):
         mean = beta[start : turn.end].mean()
         axes.plot([start, turn.end], [mean, mean], color="black", lw=1.8)
-    axes.plot([], [], color="black", lw=1.8, label=f"mean of the {_kind(trace)}")
-    axes.set(title="How strongly each token is written", ylabel="write gate β\n(mean over layers)")
+    axes.plot([], [], color="black", lw=1.8, label=f"mean of the {trace.kind}")
+    axes.set(
+        title="How strongly each token is written",
+        ylabel="0: not at all, 1: fully\n(write gate β, mean of layers)",
+    )
     axes.set_ylim(0, beta.max() * 1.4)
     for i in _spikes(beta):
         axes.annotate(one_line(trace.pieces[i].strip(), 14), (i + 0.5, beta[i]), (0, 2),
@@ -108,48 +110,63 @@ def _draw_moved(axes: Axes, trace: Trace) -> None:
     axes.stairs(trace.moved, [0, *trace.steps], fill=True, color=_LIGHT_GREEN)
     length = len(trace.pieces) / len(trace.steps)
     every = "each token" if length < 1.5 else f"about {length:.0f} tokens"
-    axes.set(title="How far it moves the state", ylabel=f"relative change\nover {every}")
+    axes.set(title="How far it moves the memory", ylabel=f"part of its size,\nover {every}")
     axes.set_ylim(0, max(0.1, min(1.25, float(trace.moved[1:].max(initial=0.1)) * 1.3)))
 
 
 def _draw_retention(axes: Axes, trace: Trace) -> None:
-    chosen, others = _chosen(trace)
+    chosen, others, little = _chosen(trace)
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(chosen)))
-    for mark in others:
-        at = trace.marks.index(mark)
-        axes.plot(trace.marks[at:], trace.contrast[at, at:], color=_LIGHT_GREY, lw=0.8, zorder=1)
-    for (mark, _), color, dashes in zip(chosen, colors, cycle(_DASHES), strict=False):
-        at = trace.marks.index(mark)
-        axes.plot(trace.marks[at:], trace.contrast[at, at:], color=color, lw=2.0, ls=dashes)
-        axes.plot(mark, 1, "o", color=color, ms=5, clip_on=False, zorder=3)
-    lasts = [float(trace.contrast[trace.marks.index(mark), -1]) for mark, _ in chosen]
-    low, high = float(trace.contrast.min()), 1.25
+    for row in others:
+        axes.plot(*_curve(trace, row), color=_LIGHT_GREY, lw=0.8, zorder=1)
+    lasts, most = [], 1.0
+    for (row, _), color, dashes in zip(chosen, colors, cycle(_DASHES), strict=False):
+        marks, left = _curve(trace, row)
+        axes.plot(marks, left, color=color, lw=2.0, ls=dashes)
+        axes.plot(marks[0], left[0], "o", color=color, ms=5, clip_on=False, zorder=3)
+        lasts.append(float(left[-1]))
+        most = max(most, float(left.max()))
+    low = min([-0.05, *(1.1 * last for last in lasts)])
+    high = max(1.25, most * 1.1)
     places = _spread(lasts, (high - low) * 0.07)
     for (_, label), color, y in zip(chosen, colors, places, strict=True):
         axes.annotate(label, (1.0, y), (4, 0), xycoords=("axes fraction", "data"), color=color,
                       textcoords="offset points", va="center", fontsize=9)  # fmt: skip
-    axes.set_yticks(np.arange(-1, 1.1, 0.25))
-    axes.set_ylim(min(-0.05, low * 1.1), high)
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.set_ylim(low, high)
     axes.axhline(0, color="black", lw=0.8)
-    axes.set(title=f"What is left later of the state at the end of each {_kind(trace)}")
-    axes.set_ylabel("cosine similarity beyond\nwhat all states share")
+    over = "\n(over 100%: what came later added to it)" if most > 1.005 else ""
+    axes.set(title=f"How much of what each {trace.kind} wrote is still in the memory",
+             ylabel="of the change\nthat it made", xlabel=f"tokens read{over}")  # fmt: skip
     if others:
         axes.plot([], [], color=_LIGHT_GREY, lw=0.8, label=f"the other {len(others)}")
+    if little:
+        axes.plot([], [], lw=0, label=f"left out: {little} that wrote little")
+    if others or little:
         axes.legend(loc="lower left")
 
 
-def _chosen(trace: Trace) -> tuple[list[tuple[int, str]], list[int]]:
-    """The marks that get a curve of their own, and the other ones.
+def _curve(trace: Trace, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where a row of ``left`` has values, and these."""
+    there = np.isfinite(trace.left[row])
+    return np.array(trace.marks)[there], trace.left[row][there]
 
-    They are where it began, and turns' ends, the last left out.
+
+def _chosen(trace: Trace) -> tuple[list[tuple[int, str]], list[int], int]:
+    """The rows of ``left`` that get a curve with a name, those that get one, and how many do not.
+
+    They are what there was at the start, and the turns, the last left out. Of turns that changed
+    little beside others it says nothing how much of that is left.
     """
-    kind = _kind(trace)
-    found = [(turn.end, f"{kind} {n}") for n, turn in enumerate(trace.turns[:-1], start=1)]
-    if trace.marks[0] == 0:
-        found.insert(0, (0, "at the start"))
+    moved = trace.turn_moved[:-1]
+    least = _LITTLE * max(trace.turn_moved[1:], default=0.0)
+    given = trace.marks[0] == 0
+    found = [(0, "as it was given")] if given else []
+    found += [(n + given, f"{trace.kind} {n + 1}") for n, far in enumerate(moved) if far >= least]
     places = np.linspace(0, len(found) - 1, min(_CURVES, len(found))).round().astype(int)
-    chosen = [found[i] for i in places]
-    return chosen, [mark for mark, label in found if (mark, label) not in chosen]
+    chosen = [found[place] for place in places]
+    others = [row for row, name in found if (row, name) not in chosen]
+    return chosen, others, len(moved) + given - len(found)
 
 
 def _spread(values: Sequence[float], gap: float) -> list[float]:
@@ -189,7 +206,8 @@ def _draw_contrast(axes: Axes, trace: Trace) -> None:
         axes.axhline(turn.end, color="black", lw=0.5, alpha=0.6)
     axes.set_aspect("equal")
     axes.invert_yaxis()
-    axes.set(title="How similar the states are", xlabel="tokens read", ylabel="tokens read")
+    axes.set(title="How alike the memory is at two moments", xlabel="tokens read",
+             ylabel="tokens read")  # fmt: skip
     for side in (axes.xaxis, axes.yaxis):
         side.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     edge = axes.secondary_xaxis("top")
@@ -198,7 +216,8 @@ def _draw_contrast(axes: Axes, trace: Trace) -> None:
     edge.spines[:].set_visible(False)
     axes.figure.colorbar(mesh, ax=axes, location="bottom", shrink=0.8, aspect=35,
                          ticks=[-1, -0.5, 0, 0.5, 1],
-                         label="cosine similarity beyond what all states share")  # fmt: skip
+                         label="1: the same; 0: no more alike than any two here\n"
+                         "(cosine similarity without the mean)")  # fmt: skip
 
 
 def _numbers(trace: Trace) -> tuple[list[float], list[str]]:
@@ -215,11 +234,11 @@ def _numbers(trace: Trace) -> tuple[list[float], list[str]]:
 def _list_turns(axes: Axes, trace: Trace) -> None:
     """The turns by number: who says what."""
     axes.axis("off")
-    axes.set_title(f"The {_kind(trace)}s")
+    axes.set_title(f"The {trace.kind}s")
     each = max(1, min(3, _LISTED_LINES // len(trace.turns)))
     lines = []
     for n, turn in enumerate(trace.turns, start=1):
-        text = turn.text if _kind(trace) == "paragraph" else f"{turn.role}: {turn.text}"
+        text = turn.text if trace.kind != "turn" else f"{turn.role}: {turn.text}"
         wrapped = textwrap.wrap(one_line(text, each * (_LISTED_WIDTH - 6)), _LISTED_WIDTH)
         lines += [f"{n}  {(wrapped or [''])[0]}", *(f"     {line}" for line in wrapped[1:])]
     if len(lines) > _LISTED_LINES + 1:

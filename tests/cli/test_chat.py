@@ -296,14 +296,14 @@ def test_turns_of_an_earlier_chat_are_taken_back_when_that_is_meant(
     assert "/undo 2 again does it." in once.stderr and "undone" not in once.stderr
     assert len(read_memory(path).history) == 4
     mine = talk(chat, "I am Di.", "/undo")
-    assert "undone 1 turn (I am Di.); " in mine.stderr
+    assert "undone 1 turn (I am Di.), " in mine.stderr
     twice = talk(chat, "I am Di.", "/undo 2", "/undo 2", "/undo", "/undo 9")
-    assert "undone 2 turns (1 of an earlier chat); " in twice.stderr
+    assert "undone 2 turns (1 of an earlier chat), " in twice.stderr
     assert "That is a turn of an earlier chat (" in twice.stderr
     assert "9 turns cannot be taken back" in twice.stderr
     assert len(read_memory(path).history) == 3
     reading = talk([*chat, "--read-only"], "/undo")
-    assert "undone 1 turn (of an earlier chat); " in reading.stderr
+    assert "undone 1 turn (of an earlier chat), " in reading.stderr
     assert len(read_memory(path).history) == 3
 
 
@@ -344,7 +344,7 @@ def test_probe_asks_the_memory_and_changes_nothing(
 def test_stats(flags: list[str]) -> None:
     words = talk(flags, "I am Al.", "/stats").stderr
     assert "this chat: 1 answer; the model sees " in words
-    assert " tokens were written into its 0.8 KB; 1 turns can be undone" in words
+    assert " tokens were written into its 0.8 KB; 1 turn can be undone" in words
     assert "norm" not in words
     shown = talk(flags, "I am Al.", "/stats --numbers").stderr
     assert [line.split()[0] for line in shown.splitlines() if "." in line.split()[-1]][-4:-1]

@@ -197,7 +197,7 @@ def test_ctrl_c_ends_remembering_and_undo_takes_all_of_it_back(chat: Open, tmp_p
     assert tokens is not None
     assert read_memory(path).tokens_written[0] == told[0] + int(tokens[1].replace(",", ""))
     terminal.type("/undo\r")
-    terminal.until("undone 1 turn;")
+    terminal.until("undone 1 turn")
     assert read_memory(path).tokens_written == told
 
 
@@ -230,5 +230,5 @@ def test_a_reset_asks_and_can_be_undone(chat: Open, tmp_path: Path) -> None:
     terminal.until("cleared", 2)
     assert read_memory(path).tokens_written == [0]
     terminal.type("/undo\r")
-    terminal.until("undone 1 turn;")
+    terminal.until("undone 1 turn")
     assert read_memory(path).tokens_written == told

@@ -394,6 +394,7 @@ def test_paragraphs_of_a_text(
         tokenizer.has_chat_template = False
     script = text_script(tokenizer, text)
     assert [turn.text for turn in script.turns] == parts
+    assert {turn.role for turn in script.turns} == {"line" if text[0] == "a" else "paragraph"}
     start = 0
     for turn in script.turns:
         assert turn.text in "".join(script.pieces[start : turn.end])
@@ -505,6 +506,11 @@ def test_trace_sees_the_gates_of_every_token(pair: Pair, traced: tuple[Script, T
     p, q = 10, 30
     share = keep[found.marks[p] : found.marks[q]].prod(axis=0).mean()
     assert found.survival[p, q] == pytest.approx(share, rel=1e-3)
+    ends = [found.marks.index(turn.end) for turn in found.turns]
+    assert [float(row[end]) for row, end in zip(found.left, ends, strict=True)] == pytest.approx(
+        [1.0] * len(ends)
+    )
+    assert np.isnan(found.left[-1][:-1]).all()
 
 
 def test_token_by_token_is_the_same_trace(pair: Pair, traced: tuple[Script, Trace]) -> None:
@@ -666,9 +672,12 @@ def test_many_turns_are_a_few_curves_and_the_others_in_grey(
     names = ["anna", "ben", "chris", "dora", "maria"] * 3
     script = text_script(tokenizer, "\n\n".join(f"{name} lives in oslo ." for name in names))
     picture = draw_trace(trace(model, script), "notes.txt")
-    kept = next(axes for axes in picture.axes if "left later" in axes.get_title(loc="left"))
+    kept = next(
+        axes for axes in picture.axes if "still in the memory" in axes.get_title(loc="left")
+    )
     assert sum(text.startswith("paragraph ") for text in texts_in(kept)) == 6
-    assert [text.get_text() for text in kept.get_legend().get_texts()] == ["the other 8"]
+    said = [text.get_text() for text in kept.get_legend().get_texts()]
+    assert said == ["the other 5", "left out: 3 that wrote little"]
 
 
 def test_two_memories_are_drawn_with_their_difference_and_layers_left_out_are_counted(

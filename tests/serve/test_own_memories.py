@@ -92,6 +92,19 @@ def test_files_that_are_not_the_servers_are_named_at_its_start(
     assert "gone when this server ends" in started()[1]
 
 
+def test_a_misspelt_field_and_a_bare_name_are_told_what_they_are_near(
+    pair: Pair, saved: Path, call_cli: RunCli
+) -> None:
+    with Server(*pair, "builtin", ServeSettings(port=0)) as serving:
+        body = {"messages": [{"role": "user", "content": FACT}], "memory": {"sesion": "me"}}
+        refused = Client(serving.url).request("POST", "/v1/chat/completions", body)
+    said = refused.json["error"]["message"]
+    assert said.endswith("; there is no 'sesion', did you mean session?")
+    call_cli("memories", "import", saved)
+    with pytest.raises(FileNotFoundError, match=r"The memory of that name is '.*work.safetensors'"):
+        dm.MemorySession.restore("work", *pair)
+
+
 def test_a_file_is_no_folder_and_that_is_said_before_a_model_is_loaded(
     call_cli: RunCli, saved: Path
 ) -> None:

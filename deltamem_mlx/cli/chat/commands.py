@@ -92,6 +92,7 @@ class Commands(TakingBack):
             raise ValueError("Expected /stats, and --numbers for figures of each layer.")
         stats = self.session.stats()
         turns, seen, written = stats["turns"], stats["context_tokens"], stats["tokens_written"]
+        undo = stats["undo_turns"]
         self.ui.say(
             f"this chat: {turns:,} answer{'s' * (turns != 1)}; the model sees {seen:,} tokens of "
             "it word for word, and the rest through the memory"
@@ -99,7 +100,7 @@ class Commands(TakingBack):
         kilobytes = f"{stats['memory_bytes'] / 1000:.1f} KB"
         self.ui.say(
             f"the memory: {written:,} tokens were written into its {kilobytes}; "
-            f"{stats['undo_turns']} turns can be undone"
+            f"{undo} turn{'s' * (undo != 1)} can be undone"
         )
         if not argument:
             self.ui.say("/probe QUESTION asks it; /stats --numbers has each layer", "muted")

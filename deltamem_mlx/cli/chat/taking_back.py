@@ -42,7 +42,7 @@ class TakingBack(Keeping):
         elif earlier:
             what += f" ({earlier} of an earlier chat)"
         more = self.session.stats()["undo_turns"]
-        self.ui.done("undone", f"{what}; {_tokens(gone)}; {more} more can be")
+        self.ui.done("undone", f"{what}, {_tokens(gone)}; {more} more can be")
 
     def retry(self, _: str) -> None:
         """The last question again."""

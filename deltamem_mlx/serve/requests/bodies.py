@@ -3,10 +3,11 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from email.message import Message as Headers
 from typing import Literal, cast
 
-from ...problems import unusable_parts
+from ...problems import shortened, unusable_parts
 from ..errors import ApiError, refuse
 from ..settings import ServeSettings
 from .fields import Fields
@@ -116,8 +117,11 @@ def memory_options(
     """
     expected = f"an object with {', '.join(sorted(_OPTIONS))}"
     given = Fields(body).mapping("memory", expected)
-    if set(given) - _OPTIONS:
-        refuse("memory", expected)
+    if unknown := sorted(map(str, set(given) - _OPTIONS)):
+        like = get_close_matches(unknown[0], _OPTIONS, 1)
+        meant = f", did you mean {like[0]}?" if like else "."
+        said = f"memory: expected {expected}; there is no {shortened(unknown[0])}{meant}"
+        raise ApiError(400, said, param="memory", code="invalid_value")
     given = {name: value for name, value in given.items() if value is not None}
     keys = {check_key(utf8(key), header) for header, key in keys_in(headers, settings)}
     keys |= {check_key(given["session"])} if "session" in given else set()
