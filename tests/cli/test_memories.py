@@ -264,6 +264,19 @@ def test_all_are_asked_which_of_them_knows(shelf: MemoryShelf, qwen3_tiny: Path)
     assert {name: shelf.path(name).read_bytes() for name in shelf.names()} == before
 
 
+def test_one_memory_is_asked_and_the_default_one_does_not_narrow_it(
+    shelf: MemoryShelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call("copy", "anna", "ben")
+    monkeypatch.setenv("DELTAMEM_MEMORY", "ben")
+    done = call("ask", "where does anna live ?")
+    assert len(done.stdout.splitlines()) == 2 and "never told" in done.stderr
+    alone = call("ask", "where does anna live ?", "--memory", "anna")
+    assert alone.stdout == "anna  anna lives in oslo.\n"
+    assert "A whole question" in call("ask", "anna", "--memory", "anna").stderr
+    assert "Did you mean anna?" in call("ask", "anna ?", "--memory", "ana", code=1).stderr
+
+
 def test_what_is_about_as_likely_without_a_memory_is_not_taken_for_knowing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

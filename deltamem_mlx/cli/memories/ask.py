@@ -38,7 +38,7 @@ Question = Annotated[str, typer.Argument(metavar="QUESTION", help="In quotes.", 
 )
 def ask(
     question: Question,
-    memory: Only = None,
+    only: Only = None,  # not called memory: the default one is not to narrow it
     folder: m.Folder = None,
     model: o.Model = None,
     adapter: o.Adapter = None,
@@ -63,7 +63,7 @@ def ask(
     from deltamem_mlx.memory.shelf import MemoryShelf
 
     shelf = MemoryShelf(folder)
-    if not (found := [shelf.get(name) for name in memory] if memory else shelf.all()):
+    if not (found := [shelf.get(name) for name in only] if only else shelf.all()):
         output.result(f"There are no memories in {shelf.folder}.")
         return
     loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
