@@ -175,8 +175,8 @@ def test_read_only_leaves_the_memory_file_as_it_is(
     assert memory.read_bytes() == before
     assert answered(*args, "--prompt", "Who?", "--read-only")["text"] == first["text"]
     absent = tmp_path / "absent.safetensors"
-    answered(*args[:-1], absent, "--prompt", "Who?", "--read-only")
-    assert not absent.exists()
+    line = ["generate", *map(str, args[:-1]), str(absent), "--prompt", "Who?", "--read-only"]
+    assert CliRunner().invoke(app, line).exit_code == 2 and not absent.exists()
 
 
 def test_compare_shows_what_the_model_says_alone(

@@ -254,7 +254,7 @@ def test_a_chat_takes_back_what_a_former_one_told(call_cli, tmp_path: Path) -> N
     refused = call_cli("chat", "--memory", path, input="/retry\n/edit ben is a doctor .\n")
     assert refused.stderr.count("in this chat; /undo goes back before it.") == 2
     assert same(read_memory(path), kept[1])
-    undone = call_cli("chat", "--memory", path, input=f"/undo\n{QUESTION}\n")
+    undone = call_cli("chat", "--memory", path, input=f"/undo\n/undo\n{QUESTION}\n")
     assert "oslo" in undone.stdout and "1 more can be" in undone.stderr
     assert same(read_memory(path).before(), kept[0])
 
