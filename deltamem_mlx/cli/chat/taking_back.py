@@ -30,9 +30,7 @@ class TakingBack(Keeping):
         if earlier and kept and turns == len(gone):
             what = "That is a turn" if turns == 1 else f"{earlier} of these {turns} turns are"
             what = f"1 of these {turns} turns is" if earlier == 1 < turns else what
-            if not self.may(
-                "/undo", argument, f"{what} of an earlier chat ({_tokens(gone)} in all)."
-            ):
+            if not self.may("/undo", argument, f"{what} of an earlier chat ({_tokens(gone)})."):
                 return
         self.session.undo(turns)
         self.keep()
