@@ -191,7 +191,8 @@ def test_a_servers_memories_are_found_by_their_keys(saved: Path, tmp_path: Path)
     (folder / ".lock").write_text("1")
     assert call("list", "--folder", folder).stdout.splitlines()[1].startswith(f"{name[:12]}…")
     for called in (key, name, name[:12]):
-        assert name in call("show", called, "--folder", folder).stdout
+        shown = call("show", called, "--folder", folder).stdout
+        assert name in shown and shown.splitlines()[0].endswith(key if called == key else name)
     call("rename", key, "user/8 of acme", "--folder", folder)
     renamed = hashlib.sha256(b"user/8 of acme").hexdigest()
     assert MemoryShelf(folder).names() == [renamed]
