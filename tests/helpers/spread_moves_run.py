@@ -50,10 +50,10 @@ def move(folder: Path, group: mx.distributed.Group) -> None:
         made = folder / f"made-{ranks.size}-{ranks.rank}" / way
         whole = adapted(built(name), made, config_for(name))
         part = whole if ranks.alone else dm.load_adapter(spread(built(name), way, group), made)
-        sources = ranks.by_first(lambda here=here: sorted(here.glob("by-?")))
-        if here / f"by-{ranks.size}" not in sources:
-            write(part, here / f"by-{ranks.size}")
-        for source in sources:
+        own = here / f"by-{ranks.size}"
+        if not ranks.by_first(own.exists):
+            write(part, own)
+        for source in ranks.by_first(lambda here=here: sorted(here.glob("by-?"))):
             new = here / f"{source.name}-through-{ranks.size}"
             said = take(part, source, new)
             if ranks.rank == 0:
