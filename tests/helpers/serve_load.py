@@ -73,6 +73,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--bar", type=float, default=0.85, help="of mlx-lm's tokens a second")
     parser.add_argument("--processes", type=int, default=2, help="for the replay; all load MODEL")
     parser.add_argument(
+        "--replay", type=int, default=0, help="so many turns a session at most; 0: all"
+    )
+    parser.add_argument(
         "--mixed-seconds", type=float, default=0, help="of load through all APIs, after that"
     )
     parser.add_argument("--json", action="store_true")
@@ -127,13 +130,14 @@ def main() -> int:
         sys.exit("\n".join(errors[:10]))
     rss["least in the first third"], rss["least in the last"] = floors(ours.sizes)
     rss["at most"] = max(ours.sizes)
+    found = {load.name: figures(load) for load in loads}
+    ratio = ours.tokens_a_second() / theirs.tokens_a_second()
+    print(f"ratio of tokens a second: {ratio:.3f}; telling turns again …", file=sys.stderr)
     began = time.perf_counter()
     told, others, gap = 0, 0, 0.0
     for load in (load for load in loads if load.ours):
-        found_in = replay(load, (args.model, args.adapter), args.processes)
+        found_in = replay(load, (args.model, args.adapter), args.processes, args.replay)
         told, others, gap = told + found_in[0], others + found_in[1], max(gap, found_in[2])
-    found = {load.name: figures(load) for load in loads}
-    ratio = ours.tokens_a_second() / theirs.tokens_a_second()
     passed = {
         "no error": not any(load.errors for load in loads),
         "answers are those of serial runs": gap < TIE,
@@ -210,19 +214,25 @@ def size_of(tree: Tree) -> int:
     return sum(1 + size_of(after) for after in tree.values())
 
 
-def replay(load: Load, pair: tuple[str, str], processes: int) -> tuple[int, int, float]:
+def replay(
+    load: Load, pair: tuple[str, str], processes: int, most: int = 0
+) -> tuple[int, int, float]:
     """Tells each session's turns to a MemorySession, alone; rounds that began alike, that once.
 
     Args:
         load (Load): What was answered.
         pair (tuple): Model and adapter, as `dm.load` takes them; each process loads them.
         processes (int): How many there are.
+        most (int): Turns of a session, the last ones, by rounds; 0: all.
 
     Returns:
         How many turns were told, how many tokens another than the most likely one was given, and
         by how much at most.
     """
-    trees = [tree_of(session.rounds) for session in load.sessions]
+    rounds = [session.rounds for session in load.sessions]
+    if most:
+        rounds = [part[-max(1, most // len(part[0])) :] for part in rounds]
+    trees = [tree_of(part) for part in rounds]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, spawn, Teller.begin, (pair, load.ends)) as pool:
         found = list(pool.map(Teller.tell, trees))
