@@ -1,5 +1,7 @@
 """Computing that begins before a call's graph is whole."""
 
+from types import SimpleNamespace
+
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
@@ -21,6 +23,7 @@ def model() -> nn.Module:
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of what a call began to compute."""
     shapes: list[tuple[int, ...]] = []
+    monkeypatch.setattr(early, "_has_a_core", lambda device: True)
     monkeypatch.setattr(early.mx, "async_eval", lambda x: shapes.append(x.shape))
     return shapes
 
@@ -35,6 +38,18 @@ def test_a_call_of_several_tokens_begins_with_every_layer(model: nn.Module, begu
     with early.whole_graphs():
         model(mx.ones((1, 5), mx.int32), cache=cache)
     assert not begun
+
+
+@pytest.mark.parametrize(("threads", "free"), [(4, False), (3, True), (None, True)])
+def test_a_core_is_left_unless_openblas_has_all(
+    threads: int | None, free: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {} if threads is None else {"openblas_get_num_threads": lambda: threads}
+    monkeypatch.setattr(early.ctypes, "CDLL", lambda name: SimpleNamespace(**there))
+    monkeypatch.setattr(early.os, "cpu_count", lambda: 4)
+    ask = early._has_a_core.__wrapped__
+    assert ask(mx.DeviceType.cpu) is free
+    assert ask(mx.DeviceType.gpu) is True
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 40])
