@@ -196,9 +196,13 @@ def test_load_goes_on_in_what_it_loads_and_leaves_the_memory_as_it_was(
     written = mine.read_bytes()
     reading = talk([*chat, "--read-only"], "/load ben", "Who?")
     assert "turns are not saved (--read-only)" in reading.stderr
-    unsaved = talk(flags, "/load ben", "Who?")
+    unsaved = talk(flags, f"/load {mine}", "Who?")
     assert "turns are not saved (no --memory)" in unsaved.stderr
     assert (mine.read_bytes(), ben.read_bytes()) == (written, ours)
+    by_name = talk(flags, "/load ben", "Who?")
+    assert "saved to it from now on" in by_name.stderr
+    assert len(read_memory(ben).history) == 3
+    assert mine.read_bytes() == written
 
 
 def test_a_loaded_memory_that_another_program_changes_is_not_replaced(

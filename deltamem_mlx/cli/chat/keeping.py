@@ -120,7 +120,8 @@ class Keeping(Answering):
 
     def _save_to(self, path: Path) -> str:
         """Save there from now on, if turns are saved at all; returns what is said of it."""
-        if self.memory is None:
+        named = shown_memory(path) == path.stem
+        if self.memory is None and not named:
             return "turns are not saved (no --memory): /save does"
         left, name, self.memory, self.name = self.memory, self.name, path, shown_memory(path)
         lost, self.unsaved = self.unsaved, False
@@ -128,7 +129,7 @@ class Keeping(Answering):
             return "turns are not saved (--read-only)"
         if lost:
             return f"saved to it from now on; what was not saved to {name} is gone"
-        same = left.resolve() == path.resolve()
+        same = left is None or left.resolve() == path.resolve()
         return "saved to it from now on" + ("" if same else f"; {name} stays as it was")
 
     def memories(self, _: str) -> None:
