@@ -94,9 +94,9 @@ def serve(
         refuse_without_memory({"serve": True})
     settings = _settings({f.name: given[f.name] for f in fields(ServeSettings) if f.name in given})
     _check_together(draft_model, settings, pipeline)
+    loaded = _load(model, adapter, draft_model, pipeline, trust_remote_code)
     _say_what_lasts(settings)
-    answer = _follow if launched.follows() else serve_until_ended
-    answer(*_load(model, adapter, draft_model, pipeline, trust_remote_code), settings, log_format)
+    (_follow if launched.follows() else serve_until_ended)(*loaded, settings, log_format)
 
 
 def _load(

@@ -143,7 +143,7 @@ def test_every_field_of_a_history_that_is_sent_is_checked(
                 if type(wild) is type(whole[field]) and (wild == [] or isinstance(wild, bool)):
                     continue
                 changed = whole | {field: wild}
-                if field == "created" and wild in ("", "x", "é"):
+                if field in ("created", "at", "source") and wild in ("", "x", "é"):
                     continue
                 changed = [changed] if part == "history" else changed
                 assert_refused(client, forged(values | {part: changed}, metadata, tensors))
