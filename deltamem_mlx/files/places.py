@@ -85,6 +85,11 @@ def file_of_memory(path: str | Path) -> Path:
     raise FileNotFoundError(f"There is no file or folder {str(found)!r}.{hint}")
 
 
+def goes_by_name(path: Path) -> bool:
+    """Whether a memory's file is one of the user's, which are called by their names."""
+    return path.parent == memories_folder() and is_name(path.stem)
+
+
 def shown_memory(path: Path) -> str:
     """A memory's file as people call it: its name, if it lies in their folder, else the path."""
-    return path.stem if path.parent == memories_folder() and is_name(path.stem) else str(path)
+    return path.stem if goes_by_name(path) else str(path)

@@ -170,7 +170,7 @@ def test_save_and_load(flags: list[str], session: dm.MemorySession, tmp_path: Pa
 
 
 def test_load_goes_on_in_what_it_loads_and_leaves_the_memory_as_it_was(
-    flags: list[str], session: dm.MemorySession, tmp_path: Path
+    flags: list[str], session: dm.MemorySession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Turns are saved to what was loaded: a memory by its name, a file, a folder; and back."""
     mine, folder = tmp_path / "mine.safetensors", tmp_path / "all"
@@ -199,6 +199,12 @@ def test_load_goes_on_in_what_it_loads_and_leaves_the_memory_as_it_was(
     unsaved = talk(flags, f"/load {mine}", "Who?")
     assert "turns are not saved (no --memory)" in unsaved.stderr
     assert (mine.read_bytes(), ben.read_bytes()) == (written, ours)
+    with monkeypatch.context() as here:
+        here.chdir(folder.parent)  # a folder's path may look as a name does
+        before = (folder / "session.json").read_bytes()
+        unsaved = talk(flags, f"/load ./{folder.name}", "Who?")
+        assert "turns are not saved (no --memory)" in unsaved.stderr
+        assert (folder / "session.json").read_bytes() == before
     by_name = talk(flags, "/load ben", "Who?")
     assert "saved to it from now on" in by_name.stderr
     assert len(read_memory(ben).history) == 3

@@ -9,7 +9,13 @@ from deltamem_mlx.cli.chat.answering import Answering
 from deltamem_mlx.cli.frame import launched
 from deltamem_mlx.cli.frame.session import named_memory
 from deltamem_mlx.files import FileChanged
-from deltamem_mlx.files.places import is_name, memories_folder, memory_path, shown_memory
+from deltamem_mlx.files.places import (
+    goes_by_name,
+    is_name,
+    memories_folder,
+    memory_path,
+    shown_memory,
+)
 
 if TYPE_CHECKING:
     from deltamem_mlx.memory.shelf import ShelvedMemory
@@ -24,6 +30,11 @@ class Keeping(Answering):
     unsaved = False  # what was said last is in no file, though it was to be
     asked: tuple[str, str] | None = None  # a command that is done if it comes again
 
+    @property
+    def saves(self) -> bool:
+        """Whether turns are saved at all: those of a branch are not."""
+        return self.memory is not None and not self.read_only and not self.branches
+
     def keep(self) -> None:
         """Save the memory and its last turns, if it is to be; a branch is not.
 
@@ -32,7 +43,7 @@ class Keeping(Answering):
         """
         from deltamem_mlx.memory.history import HISTORY_TURNS
 
-        if self.memory is None or self.read_only or self.branches:
+        if self.memory is None or not self.saves:
             return
         again, self.unsaved = self.unsaved, True
         try:
@@ -120,8 +131,7 @@ class Keeping(Answering):
 
     def _save_to(self, path: Path) -> str:
         """Save there from now on, if turns are saved at all; returns what is said of it."""
-        named = shown_memory(path) == path.stem
-        if self.memory is None and not named:
+        if self.memory is None and not goes_by_name(path):
             return "turns are not saved (no --memory): /save does"
         left, name, self.memory, self.name = self.memory, self.name, path, shown_memory(path)
         lost, self.unsaved = self.unsaved, False

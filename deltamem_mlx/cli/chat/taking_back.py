@@ -26,8 +26,7 @@ class TakingBack(Keeping):
         turns = int(argument or 1)
         gone = self.session.undoable()[:turns]
         earlier = sum(turn["earlier"] for turn in gone)
-        kept = self.memory is not None and not self.read_only and not self.branches
-        if earlier and kept and turns == len(gone):
+        if earlier and self.saves and turns == len(gone):
             what = "That is a turn" if turns == 1 else f"{earlier} of these {turns} turns are"
             what = f"1 of these {turns} turns is" if earlier == 1 < turns else what
             if not self.may("/undo", argument, f"{what} of an earlier chat ({_tokens(gone)})."):

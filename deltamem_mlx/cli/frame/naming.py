@@ -1,6 +1,5 @@
 """Which memory a name stands for, and whether one of that name is to be begun."""
 
-import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,19 +32,18 @@ def missing_memory(memory: Path) -> MissingMemory:
 
     The folder of a named one is made: what is saved there is its owner's only, the names as well.
     """
-    from deltamem_mlx.files.places import memories_folder, shown_memory
+    from deltamem_mlx.files.places import goes_by_name, shown_memory
     from deltamem_mlx.memory.shelf import MemoryShelf
 
     name = shown_memory(memory)
-    called = f"memory {name}" if memory.stem == name else f"memory file {name}"
-    if memory.parent != memories_folder():
-        return MissingMemory(called, "", "")
+    if not goes_by_name(memory):
+        return MissingMemory(f"memory file {name}", "", "")
     memory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     shelf = MemoryShelf()
     # Who numbers memories has no slip in mind: work2 beside work.
     close = get_close_matches(name, shelf.names(), 1, _CLOSE)
     meant = close[0] if close and _letters(close[0]) != _letters(name) else ""
-    return MissingMemory(called, shelf.like(memory.stem), meant)
+    return MissingMemory(f"memory {name}", shelf.like(memory.stem), meant)
 
 
 def _letters(name: str) -> str:
@@ -74,7 +72,7 @@ def check_memory_path(memory: Path | None, *, new: bool, read_only: bool = False
     if not missing.meant:
         return
     said = f"No {missing.called}. Did you mean {missing.meant}?"
-    if launched.rank() is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if launched.rank() is not None or not output.can_ask():
         raise UsageError(f"{said} To begin a new one: --new-memory")
     if not typer.confirm(f"{said} Begin a new one?", err=True):
         output.note("Nothing was done.")

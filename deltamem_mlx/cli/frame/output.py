@@ -86,6 +86,11 @@ def fail(text: str) -> None:
     _labelled("Error", "bold red", text)
 
 
+def can_ask() -> bool:
+    """Whether somebody is there who sees a question and can answer it."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def _labelled(label: str, style: str, text: str) -> None:
     _write(f"{label}: ", style, end="")
     _write(text)
