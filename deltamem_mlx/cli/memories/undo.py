@@ -1,8 +1,7 @@
 """`memories undo` and `redo`: a memory as it was before its last turns, and back."""
 
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +9,9 @@ from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.options import memories as m
 from deltamem_mlx.cli.options import shared as o
+
+if TYPE_CHECKING:
+    from deltamem_mlx.memory.contents import MemoryFile
 
 Turns = Annotated[int, typer.Option("--turns", "-n", min=1, help="How many turns.")]
 ForGood = Annotated[
@@ -49,13 +51,11 @@ def undo(
     memory = read_memory(path)
     before = sum(memory.tokens_written)
     if not json and turns <= len(memory.history):
-        _show_and_ask(path, turns, yes)
+        _show_and_ask(memory, turns, yes)
     memory = undo_memory_file(path, turns, redo=not for_good)
     left, written = len(memory.history), sum(memory.tokens_written)
     if json:
-        output.result_json(
-            {"path": str(path), "turns": turns, "undo_turns": left, "tokens_written": written}
-        )
+        _as_json(path, turns, memory)
         return
     output.result(
         f"Took back {turns} turn{'s' * (turns != 1)} of {name}, {before - written:,} tokens: "
@@ -66,15 +66,13 @@ def undo(
         output.note(f"To put back what was taken: {m.line('redo', name, folder)}")
 
 
-def _show_and_ask(path: Path, turns: int, yes: bool) -> None:
+def _show_and_ask(memory: "MemoryFile", turns: int, yes: bool) -> None:
     """Says which turns these are; in a terminal, asks unless told not to. Raises Exit for no."""
-    from deltamem_mlx.memory.file import read_memory
     from deltamem_mlx.memory.kept import kept_turns
     from deltamem_mlx.views.memories import taken_text
 
-    asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
-    shown = taken_text(kept_turns(read_memory(path))[-turns:])
-    if not asks:
+    shown = taken_text(kept_turns(memory)[-turns:])
+    if yes or not output.can_ask():
         output.note(shown)
         return
     question = "Take it back?" if turns == 1 else f"Take these {turns} turns back?"
@@ -98,13 +96,23 @@ def redo(name: m.DefaultName = None, folder: m.Folder = None, json: o.Json = Fal
     path = MemoryShelf(folder).path(name)
     before = len(read_memory(path).history)
     memory = redo_memory_file(path)
-    kept, written = len(memory.history), sum(memory.tokens_written)
-    turns = kept - before
+    turns, written = len(memory.history) - before, sum(memory.tokens_written)
     if json:
-        output.result_json(
-            {"path": str(path), "turns": turns, "undo_turns": kept, "tokens_written": written}
-        )
+        _as_json(path, turns, memory)
         return
     output.result(
         f"Put back {turns} turn{'s' * (turns != 1)} of {name}: {written:,} tokens are written."
+    )
+
+
+def _as_json(path: Path, turns: int, memory: "MemoryFile") -> None:
+    """Says how many turns went or came back, and what the memory is now."""
+    written = sum(memory.tokens_written)
+    output.result_json(
+        {
+            "path": str(path),
+            "turns": turns,
+            "undo_turns": len(memory.history),
+            "tokens_written": written,
+        }
     )
