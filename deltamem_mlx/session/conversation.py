@@ -24,7 +24,7 @@ from .context import Context
 from .draft import Draft
 from .file import SavedSession
 from .generation import Generation
-from .past import Before, Filing, Past, Said
+from .past import Before, Filing, Past, Present, Said
 from .reply import Reply
 
 PREFILL_STEP_SIZE = 2048
@@ -286,10 +286,22 @@ class Conversation:
         Raises:
             ValueError: If so many turns are not kept.
         """
+        undone = self.past.undone or self.present()
         taken = self.past.take(turns)
         if taken:
             self._go_back(taken[0])
+            self.past.undone = undone
         return [message for before in taken for message in before.new]
+
+    def redo(self) -> int:
+        """Put back all turns that were taken back since the last one; returns how many.
+
+        Raises:
+            ValueError: If there is nothing to put back.
+        """
+        left = len(self.past)
+        self.restore(self.past.put_back())
+        return len(self.past) - left
 
     def undo_to_user_message(self, index: int) -> None:
         """Go back to just before the user's message ``index`` was fed.
@@ -313,10 +325,15 @@ class Conversation:
         self._go_back(before)
         self.said = before.said._replace(pending=before.coming[:place_in_turn])
 
-    def restore(self, before: Before, past: Past) -> None:
-        """Be as at ``before`` again, with the way back that there was."""
-        self._go_back(before)
-        self.past = past
+    def present(self) -> Present:
+        """The conversation as it is now."""
+        before = Before(self.context.mark(), self.said, [], answered=False, write=False)
+        return Present(before, self.past.copy())
+
+    def restore(self, present: Present) -> None:
+        """Be again what it was, with the way back that there was."""
+        self._go_back(present.before)
+        self.past = present.past.copy()
 
     def go_on(self, saved: SavedSession) -> None:
         """Go on from a saved session."""

@@ -70,6 +70,18 @@ class Before(NamedTuple):
         return [*self.said.pending, *self.new]
 
 
+class Present(NamedTuple):
+    """A conversation as it is, to be had again after turns of it were taken back.
+
+    Attributes:
+        before (Before): The memory, the context, and what has been said.
+        past (Past): The way back from there.
+    """
+
+    before: Before
+    past: "Past"
+
+
 class Filing(NamedTuple):
     """A conversation as it was written to a memory file last: what is packed is not packed again.
 
@@ -99,6 +111,7 @@ class Past:
     def __init__(self, turns: int = UNDO_TURNS, most_bytes: int = UNDO_BYTES):
         self.turns, self.most_bytes = turns, most_bytes
         self._kept: deque[Before] = deque()
+        self.undone: Present | None = None  # what there was before turns were taken back
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -113,6 +126,7 @@ class Past:
 
     def add(self, before: Before) -> None:
         """Keep how it was before a turn that is complete now."""
+        self.undone = None
         self._kept.append(before)
         size = self.nbytes
         while self._kept and (len(self._kept) > self.turns or size > self.most_bytes):
@@ -147,12 +161,25 @@ class Past:
             kept = len(self._kept)
             has = "none is" if not kept else f"{kept} {'is' if kept == 1 else 'are'}"
             raise ValueError(f"{turns} turn{'s' * (turns != 1)} cannot be taken back: {has} kept.")
+        self.undone = None
         return [self._kept.pop() for _ in range(turns)][::-1]
+
+    def put_back(self) -> Present:
+        """What there was before turns were taken back, since the last one that was added.
+
+        Raises:
+            ValueError: If none were.
+        """
+        if self.undone is None:
+            raise ValueError(
+                "There is nothing to put back: what was taken back is kept until the next turn."
+            )
+        return self.undone
 
     def copy(self) -> "Past":
         """The same turns, in a past of its own."""
         new = Past(self.turns, self.most_bytes)
-        new._kept = deque(self._kept)
+        new._kept, new.undone = deque(self._kept), self.undone
         return new
 
     def turn_of_user_message(self, index: int, said: Sequence[Message]) -> tuple[int, int]:

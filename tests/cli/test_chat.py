@@ -82,7 +82,7 @@ def test_help_names_every_command(flags: list[str]) -> None:
     chat = Chat(None, None, {}, {})
     for name in chat.commands.keys() - {"/help"}:
         assert name in shown, name
-    assert "There is no /stat. h lists" in talk(flags, "/stat").stderr
+    assert "There is no /stat. Did you mean /stats? h" in talk(flags, "/stat").stderr
 
 
 def test_errors_do_not_end_it(flags: list[str], session: dm.MemorySession, tmp_path: Path) -> None:
@@ -293,6 +293,64 @@ def test_an_answer_that_can_only_be_the_same_is_said_to_be_so(flags: list[str]) 
     assert done.stderr.count("at temperature 0 there is one only; /temp 0.7") == 1
     assert done.stderr.count("temperature 5: answers vary") == 2
     assert done.stderr.count("expected a number from 0 on") == 2
+    zero = talk(flags, "/temp -0")
+    assert "temperature 0: always the likeliest answer" in zero.stderr
+
+
+def test_retry_draws_anew(flags: list[str]) -> None:
+    done = talk([*flags, "--seed", "1"], "/temp 3", "I am Al.", *["/retry"] * 4)
+    assert len(set(done.stdout.splitlines())) > 3
+    sure = talk([*flags, "--top-k", "1"], "/temp 3", "I am Al.", "/retry")
+    assert "the same answer: drawn anew, it came out alike; /temp 3.5 lets it" in sure.stderr
+
+
+def test_what_was_undone_is_put_back_and_saved(flags: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "me.safetensors"
+    chat = [*flags, "--memory", str(path)]
+    whole = talk(chat, "I am Al.", "I am Bo.", "/undo", "/undo", "/redo", "/redo", "/redo now")
+    assert whole.stderr.count("more can be; /redo puts it back") == 2
+    assert "put back 2 turns, " in whole.stderr
+    assert whole.stderr.count("There is nothing to put back: what was taken back is kept") == 1
+    assert "/redo takes nothing after it" in whole.stderr
+    assert len(read_memory(path).history) == 2
+    both = states(path)
+    talk(chat, "/undo 2", "/undo 2", "/redo")
+    assert all(np.array_equal(both[i], state) for i, state in states(path).items())
+    over = talk(flags, "I am Al.", "/undo", "I am Bo.", "/redo", "/reset", "/undo", "/redo")
+    assert over.stderr.count("There is nothing to put back") == 1
+    assert "tokens come back; 1 more can be" in over.stderr and "tokens go" in over.stderr
+
+
+@pytest.mark.parametrize("again", ["/retry", "/edit So?"])
+def test_a_second_answer_that_fails_leaves_the_first(
+    again: str, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ("I am Al.", "I am Bo.", "/stats", "/probe Who?")
+    kept = talk(flags, *lines)
+    stream, left = dm.MemorySession.stream, [1, 1, 1]
+
+    def failing(session: dm.MemorySession, text: object, **generation: object) -> object:
+        if not left:
+            raise ValueError("No more answers.")
+        left.pop()
+        return stream(session, text, **generation)
+
+    monkeypatch.setattr(dm.MemorySession, "stream", failing)
+    done = talk(flags, "I am Al.", "I am Bo.", "Who?", "/undo", again, *lines[2:])
+    assert "No more answers." in done.stderr and "the former answer stays" in done.stderr
+    assert done.stdout.splitlines()[3:] == kept.stdout.splitlines()[2:]
+    assert done.stderr.splitlines()[-3:] == kept.stderr.splitlines()[-3:]
+    assert "the memory: " in done.stderr.splitlines()[-3]
+
+
+def test_only_a_question_is_asked_again(flags: list[str], tmp_path: Path) -> None:
+    (tmp_path / "cat.txt").write_text("The cat is red.\n")
+    told = f"/remember {tmp_path / 'cat.txt'}"
+    done = talk(flags, "Who?", told, "/retry", "/edit So?", "/undo", "/edit So?", "/undoo")
+    assert "no question: /undo takes it back, then /retry." in done.stderr
+    assert "no question: /undo takes it back, then /edit." in done.stderr
+    assert len(done.stdout.splitlines()) == 2
+    assert "There is no /undoo. Did you mean /undo? h lists" in done.stderr
 
 
 def test_turns_of_an_earlier_chat_are_taken_back_when_that_is_meant(

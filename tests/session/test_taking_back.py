@@ -86,6 +86,37 @@ def test_undo_leaves_no_trace(model: nn.Module, tokenizer: TokenizerWrapper) -> 
     assert_same(session, fresh)
 
 
+def test_what_was_undone_is_put_back_until_the_next_turn(
+    model: nn.Module, tokenizer: TokenizerWrapper
+) -> None:
+    session = dm.MemorySession(model, tokenizer, system_prompt="Be terse.")
+    session.remember("Miso is a cat.")
+    session.ask("Who is Miso?", **SHORT)
+    session.reset()
+    session.remember("Miso is a dog.")
+    kept = session.fork()
+    session.undo()
+    session.undo(2)
+    assert session.redo() == 3
+    assert_same(session, kept)
+    assert session.undoable() == kept.undoable()
+    assert session.undo(4)
+    assert session.fork().redo() == 4
+    session.remember("Miso is a fox.")
+    with pytest.raises(ValueError, match="There is nothing to put back"):
+        session.redo()
+
+
+def test_a_turn_that_fails_leaves_what_was_undone(session: dm.MemorySession) -> None:
+    session.ask("b", **SHORT)
+    kept = session.fork()
+    session.undo()
+    with pytest.raises(TypeError):
+        session.ask("c", no_such_argument=1)
+    assert session.redo() == 1
+    assert_same(session, kept)
+
+
 def test_everything_can_be_undone_and_nothing_more(session: dm.MemorySession) -> None:
     session.remember("a")
     session.ask("b", **SHORT)
@@ -308,6 +339,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("tell"), st.sampled_from("abcde")),
     st.tuples(st.just("ask"), st.sampled_from("abcde")),
     st.tuples(st.just("undo"), st.integers(1, 3)),
+    st.tuples(st.just("redo"), st.lists(st.integers(1, 2), min_size=1, max_size=2)),
     st.tuples(st.just("edit"), st.integers(-3, 3)),
     st.tuples(st.just("branch"), st.integers(-3, 3)),
     st.tuples(st.just("regenerate"), st.none()),
@@ -357,6 +389,12 @@ def carried_out(
         if gone:  # what is visible would be fed again, unwritten: as a replay cannot have it
             session.forget_context()
             turns.append(("forget", ""))
+    elif what == "redo" and sum(value) <= len(fed(turns)):
+        for count in value:
+            session.undo(count)
+        assert session.redo() == sum(value)
+        session.forget_context()
+        turns.append(("forget", ""))
     elif what == "reset":
         turns.append(action)
         session.reset()

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from deltamem_mlx.session.stats import LayerNumbers
 
 SHOWN_LAYERS = 12
-ALONE = {"/forget", "/fork", "/back", "/memories", "/reset", "/retry", "/exit", "/help"}
+ALONE = {"/forget", "/fork", "/back", "/memories", "/redo", "/reset", "/retry", "/exit", "/help"}
 
 
 class Commands(TakingBack):
@@ -35,6 +36,7 @@ class Commands(TakingBack):
             "/compare": self.compare,
             "/reset": self.reset,
             "/undo": self.undo,
+            "/redo": self.redo,
             "/retry": self.retry,
             "/temp": self.temp,
             "/edit": self.edit,
@@ -44,7 +46,9 @@ class Commands(TakingBack):
 
     def carry_out(self, name: str, argument: str) -> None:
         if name not in self.commands:
-            raise ValueError(f"There is no {name}. h lists what there is.")
+            close = get_close_matches(name, self.commands, 1)
+            meant = f" Did you mean {close[0]}?" if close else ""
+            raise ValueError(f"There is no {name}.{meant} h lists what there is.")
         if argument and name in ALONE:
             raise ValueError(f"{name} takes nothing after it, and nothing was done.")
         if self.asked != (name, argument):

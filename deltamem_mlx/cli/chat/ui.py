@@ -33,6 +33,7 @@ COMMANDS = {
     "/probe QUESTION": "ask the memory alone, and the model without; nothing is learnt",
     "/compare": "the last question without memory, or /compare QUESTION",
     "/undo": "take the last turn back, or /undo N",
+    "/redo": "put back all that was taken back since the last turn",
     "/retry": "answer the last question anew",
     "/temp NUMBER": "how much answers vary: 0 not at all, 0.7 somewhat",
     "/edit TEXT": "ask this instead of the last question",

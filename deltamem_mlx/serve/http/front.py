@@ -28,6 +28,7 @@ ROUTES = {
     "/v1/memories/{key}/state": {"GET": "its states, and how like they are to earlier ones"},
     "/v1/memories/{key}/turns": {"GET": "the turns that can be taken back"},
     "/v1/memories/{key}/undo": {"POST": "take back the last ones"},
+    "/v1/memories/{key}/redo": {"POST": "put back what was taken back"},
     "/v1/memories/{key}/rename": {"POST": "another key"},
     "/v1/memories/{key}/fork": {"POST": "copy it"},
     "/v1/memories/{key}/export": {"GET": "its file"},

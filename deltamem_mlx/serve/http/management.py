@@ -42,6 +42,9 @@ class Management(Wire):
             case [name, "undo"]:
                 self.account.route += "/undo"
                 return {"POST": partial(self._undo, _key(name))}
+            case [name, "redo"]:
+                self.account.route += "/redo"
+                return {"POST": partial(self._redo, _key(name))}
             case [name, "export"]:
                 self.account.route += "/export"
                 return {"GET": partial(self._export, _key(name))}
@@ -67,6 +70,12 @@ class Management(Wire):
             raise ApiError(400, 'The body is {"turns": N}.', param="turns", code="invalid_value")
         memory = self.serving.memories.undo(key, fields.whole("turns", 1, 1))
         self.send_json(memory.stats())
+
+    def _redo(self, key: str) -> None:
+        if "Content-Length" in self.headers and (raw := self.read_body()) and parse(raw):
+            what = "The body is {}: all is put back that was taken back."
+            raise ApiError(400, what, code="invalid_value")
+        self.send_json(self.serving.memories.redo(key).stats())
 
     def _export(self, key: str) -> None:
         self.send_bytes(self.serving.memories.export(key), "application/octet-stream")

@@ -78,6 +78,7 @@ _BODIES: dict[str, Schema] = {
     ),
     "POST /v1/messages/count_tokens": _body(("messages",), messages=_MESSAGES, **_TOOLS),
     "POST /v1/memories/{key}/undo": _body(turns={"type": "integer", "minimum": 1}),
+    "POST /v1/memories/{key}/redo": _body(),
     "POST /v1/memories/{key}/fork": _body(("to",), to=_TEXT),
     "POST /v1/memories/{key}/rename": _body(("to",), to=_TEXT),
 }  # fmt: skip

@@ -4,14 +4,21 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from ...files import FileChanged, Witness, expanded, locked_folder
 from ...files.places import is_name
 from ...files.writing import remove_leftovers
-from ...memory.file import MemoryFile, read_memory, remove_undone, write_memory
+from ...memory.file import (
+    MemoryFile,
+    read_memory,
+    remove_undone,
+    undone_file,
+    write_memory,
+)
+from ...memory.undo import taken_back
 from ...problems import shortened
 from ..errors import ApiError
 from ..provider import ServedPair
@@ -124,8 +131,15 @@ class MemoryFolder:
             code="memory_unusable",
         )
 
-    def write(self, id: str, saved: MemoryFile) -> None:
+    def undone(self, id: str, now: MemoryFile) -> MemoryFile | None:
+        """A memory as it was before turns were taken back that led to what its file holds ``now``;
+        None: that is not kept."""
+        return None if self._folder is None else taken_back(self._path(self._folder, id), now)
+
+    def write(self, id: str, saved: MemoryFile, undone: MemoryFile | None = None) -> None:
         """Replace the file of a memory, whole or not at all.
+
+        ``undone`` is kept beside it: what it was before turns were taken back.
 
         Raises:
             ApiError: If it cannot be written, or is not as it was when it was last seen.
@@ -134,6 +148,9 @@ class MemoryFolder:
             return
         try:
             write_memory(self._path(self._folder, id), saved, self._witness)
+            if undone is not None:
+                with suppress(OSError):  # it is in RAM as well
+                    write_memory(undone_file(self._path(self._folder, id)), undone)
         except FileChanged:
             raise ApiError(
                 409,

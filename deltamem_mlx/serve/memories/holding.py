@@ -72,10 +72,11 @@ class MemoriesInHand:
         with self._held(id, key) as memory:
             if not load:
                 self.folder.see(memory.id)
-            elif memory.contents.saved is None or self.folder.changed(memory.id):
+            elif not memory.contents.is_known or self.folder.changed(memory.id):
                 before = memory.contents
                 memory.take(None)  # and so it stays if the file cannot be used
-                memory.take(self.folder.read(memory.id))
+                saved = self.folder.read(memory.id)
+                memory.take(saved, undone=saved and self.folder.undone(memory.id, saved))
                 memory.recall(before)
             if load and context:
                 self._see_again(memory)
@@ -167,9 +168,10 @@ class MemoriesInHand:
         saved: MemoryFile,
         talk: Conversation | None = None,
         behind: int = 0,
+        undone: MemoryFile | None = None,
     ) -> HeldMemory:
-        self.folder.write(memory.id, saved)
-        memory.take(saved, talk, behind)
+        self.folder.write(memory.id, saved, undone)
+        memory.take(saved, talk, behind, undone)
         kept = memory.contents
         if self._contexts is not None and talk is not None and not behind:
             self._contexts.keep(memory.id, saved, talk)
@@ -189,7 +191,7 @@ class MemoriesInHand:
     def _unpin(self, memory: Memory) -> None:
         with self._mutex:
             memory.users -= 1
-            if memory.users == 0 and memory.contents.saved is None:
+            if memory.users == 0 and not memory.contents.is_known:
                 del self._all[memory.id]
 
     def _trim(self) -> None:

@@ -57,7 +57,7 @@ class Memories(MemoriesInHand):
         return found, found.saved
 
     def listed(self) -> list[dict[str, object]]:
-        """All of them; of those on disk only, no more than the id."""
+        """All of them; of those on disk only, no more than the id, and the key if it is known."""
         with self._mutex:
             known = {m.id: m.contents for m in self._all.values()}
         found = {
@@ -65,7 +65,8 @@ class Memories(MemoriesInHand):
         }
         for id in self.folder.ids():
             key = known[id].key if id in known else self.folder.key_of(id)
-            found.setdefault(id, {"object": "memory", "session": key, "id": id})
+            unknown = dict.fromkeys(HeldMemory(id, key).stats())
+            found.setdefault(id, unknown | {"object": "memory", "session": key, "id": id})
         return list(found.values())
 
     def delete(self, name: str) -> str:
@@ -89,13 +90,13 @@ class Memories(MemoriesInHand):
             ApiError: If one is in use for too long; those before it are gone then.
         """
         with self._mutex:
-            ids = [id for id, memory in self._all.items() if memory.contents.saved]
+            ids = [id for id, memory in self._all.items() if memory.contents.is_known]
         return sum(self._delete(id, None) for id in dict.fromkeys([*ids, *self.folder.ids()]))
 
     def _delete(self, id: str, key: str | None) -> bool:
         with self._held(id, key) as memory:
             on_disk = self.folder.has(id)
-            removed = memory.contents.saved is not None and not self.folder.changed(id)
+            removed = memory.contents.is_known and not self.folder.changed(id)
             self.folder.delete(id)
             self._without_context(id)
             memory.take(None)
@@ -116,7 +117,7 @@ class Memories(MemoriesInHand):
                 raise _not_found()
             if renamed.contents.saved is not None:
                 raise _exists()
-            kept = self._keep(renamed, held.saved, held.talk, held.behind)
+            kept = self._keep(renamed, held.saved, held.talk, held.behind, held.undone)
             self.folder.delete(id)  # last: a memory is rather there twice than not at all
             self._without_context(id)
             memory.take(None)
@@ -152,12 +153,33 @@ class Memories(MemoriesInHand):
             except ValueError as error:
                 what = f"This memory cannot be used: {error}."
                 raise ApiError(409, what, code="memory_unusable") from None
+            undone = held.undone or replace(held.saved, told=held.told)
             if before.is_new and not before.created:
                 self.folder.delete(memory.id)
                 self._without_context(memory.id)
-                memory.take(None)
+                memory.take(None, undone=undone)
                 return memory.contents
-            return self._keep(memory, before, held.talk, held.behind + turns)
+            return self._keep(memory, before, held.talk, held.behind + turns, undone)
+
+    def redo(self, key: str) -> HeldMemory:
+        """Put back all turns that were taken back from a memory since it was told something.
+
+        Raises:
+            ApiError: If there are none, or it cannot be saved.
+        """
+        with self._loaded(*self._named(key)) as memory:
+            held = memory.contents
+            if held.undone is None:
+                if held.saved is None:
+                    raise _not_found()
+                raise ApiError(
+                    409,
+                    "There is nothing to put back: what was taken back is kept until the next "
+                    "turn.",
+                    code="nothing_undone",
+                )
+            behind = max(0, held.behind - held.redo_turns)
+            return self._keep(memory, held.undone, held.talk, behind)
 
     def export(self, key: str) -> bytes:
         """The file of a memory.

@@ -25,6 +25,7 @@ class HeldMemory:
         talk (Conversation): With its context; None where that was dropped from RAM.
         told (Fingerprints): What it was told.
         behind (int): Turns that ``talk`` has seen and that were taken back since.
+        undone (MemoryFile): As it was before turns were taken back; None: none were since the last.
         memory_bytes, context_bytes, note_bytes (int): What its states, its context, and all that
           is kept beside them take in RAM. Every turn of any memory asks all of them.
     """
@@ -35,19 +36,23 @@ class HeldMemory:
     talk: Conversation | None = None
     told: Fingerprints = field(default_factory=Fingerprints.nothing)
     behind: int = 0
+    undone: MemoryFile | None = None
     memory_bytes: int = 0
     context_bytes: int = 0
     note_bytes: int = 0
 
     def after(
-        self, saved: MemoryFile | None, talk: Conversation | None, behind: int = 0
+        self,
+        saved: MemoryFile | None,
+        talk: Conversation | None,
+        behind: int = 0,
+        undone: MemoryFile | None = None,
     ) -> "HeldMemory":
         """What it holds once it is as ``saved`` says; None: nothing."""
+        beside = _bytes_beside(undone) + _state_bytes(undone) if undone else 0
         if saved is None:
-            return HeldMemory(self.id, self.key)
+            return HeldMemory(self.id, self.key, undone=undone, note_bytes=beside)
         told = saved.told or Fingerprints.nothing()
-        fingerprints = len(told.system) + len(told.messages)
-        past = sum(turn.nbytes for turn in saved.history)
         seen = {id(m): m for m in [*talk.past.messages(), *talk.said.visible]} if talk else {}
         said = sum(len(str(m.get("content"))) for m in seen.values())
         return HeldMemory(
@@ -57,9 +62,10 @@ class HeldMemory:
             talk,
             told,
             behind,
-            memory_bytes=sum(state.nbytes for state in saved.states.values()),
+            undone,
+            memory_bytes=_state_bytes(saved),
             context_bytes=sum(c.nbytes for c in talk.context.cache) + said if talk else 0,
-            note_bytes=len(saved.note) + _FINGERPRINT_BYTES * fingerprints + past,
+            note_bytes=_bytes_beside(saved) + beside,
         )
 
     @property
@@ -77,6 +83,18 @@ class HeldMemory:
         place = self.talk.past.back(self.behind)
         here = place is not None and place.mark.context is self.talk.context.which
         return place.mark.length if place is not None and here else 0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is anything to know of it: what it holds, or what was taken back."""
+        return self.saved is not None or self.undone is not None
+
+    @property
+    def redo_turns(self) -> int:
+        """How many turns were taken back that can be put back."""
+        if self.undone is None:
+            return 0
+        return len(self.undone.history) - (len(self.saved.history) if self.saved else 0)
 
     def has_written(self, turns: int) -> bool:
         """Whether any of the last turns, so many of which are kept, has written anything."""
@@ -113,6 +131,7 @@ class HeldMemory:
             "id": self.id,
             "turns": self.told.turns,
             "undo_turns": len(self.saved.history) if self.saved else 0,
+            "redo_turns": self.redo_turns,
             "messages": len(self.told.messages),
             "tokens_written": self.saved.tokens_written[0] if self.saved else 0,
             "bytes": self.memory_bytes,
@@ -193,15 +212,19 @@ class Memory:
             self.contents = replace(self.contents, key=key)
 
     def take(
-        self, saved: MemoryFile | None, talk: Conversation | None = None, behind: int = 0
+        self,
+        saved: MemoryFile | None,
+        talk: Conversation | None = None,
+        behind: int = 0,
+        undone: MemoryFile | None = None,
     ) -> None:
         """Become what ``saved`` is."""
-        self.contents = self.contents.after(saved, talk, behind)
+        self.contents = self.contents.after(saved, talk, behind, undone)
 
     def see(self, talk: Conversation) -> None:
         """Have its context again; what it was told is as before."""
-        told = self.contents.told
-        self.contents = replace(self.contents.after(self.contents.saved, talk), told=told)
+        now = self.contents
+        self.contents = replace(now.after(now.saved, talk, 0, now.undone), told=now.told)
 
     def recall(self, before: HeldMemory) -> None:
         """Know what was fed before another program went on, if that kept no note of it."""
@@ -214,6 +237,18 @@ class Memory:
     def drop_context(self) -> None:
         """Go on from the memory alone."""
         self.contents = replace(self.contents, talk=None, behind=0, context_bytes=0)
+
+
+def _state_bytes(saved: MemoryFile) -> int:
+    return sum(state.nbytes for state in saved.states.values())
+
+
+def _bytes_beside(saved: MemoryFile) -> int:
+    """What is kept of a memory beside its states."""
+    told = saved.told or Fingerprints.nothing()
+    fingerprints = len(told.system) + len(told.messages)
+    past = sum(turn.nbytes for turn in saved.history)
+    return len(saved.note) + _FINGERPRINT_BYTES * fingerprints + past
 
 
 def _short(number: float) -> float:

@@ -15,7 +15,7 @@ from ...memory.saving import put_memory
 from ...model.ingest import Ingest, span_ids
 from ...model.patch import spread_of_memory
 from ...session.conversation import Conversation
-from ...session.past import Before, Past, Said
+from ...session.past import Before, Past, Present, Said
 from ...text.messages import Message
 from ...text.spans import Spans
 from ...text.turns import Turn, as_messages, leading_system, turn_of
@@ -149,7 +149,8 @@ class MemoryTurn:
             i: (mx.array(states[i]) if i in states else None, list(before.tokens_written))
             for i in before.states
         }
-        talk.restore(place._replace(mark=place.mark._replace(memory=memory)), talk.past)
+        then = place._replace(mark=place.mark._replace(memory=memory))
+        talk.restore(Present(then, talk.past))
         return talk
 
     def _open(self, lead: list[Message], before: MemoryFile, back: int) -> Conversation:

@@ -68,7 +68,18 @@ def test_the_states_change_as_one_talks_and_come_back_with_an_undo(
     user.page.click("#undo")
     user.see("#status", "Took back the last turn, 13 tokens.")
     user.see("#empty", "Nothing is written yet.")
-    assert user.page.locator("#undo").is_disabled() and user.count(".turn") == 0
+    user.page.wait_for_selector("#undo[disabled]")
+    assert user.count(".turn") == 0
+    user.page.click("#redo")
+    user.see("#status", "Put back 2 turns, ")
+    assert user.states() == second and user.count(".turn") == 2
+    assert user.page.locator("#redo").is_disabled() and not user.page.input_value("#message")
+    user.page.click("#undo")
+    user.see("#status", "Took back the last turn, ")
+    user.page.reload()
+    user.page.click("#redo")
+    user.see("#status", "Put back 1 turn, ")
+    assert user.states() == second and user.count(".turn") == 2
 
 
 def test_a_fork_goes_its_own_way(user: PageUser, url: str) -> None:

@@ -56,6 +56,10 @@ export class Api {
     return this.#json("POST", addressOf(name, "/undo"), { body: "{}" });
   }
 
+  redo(name) {
+    return this.#json("POST", addressOf(name, "/redo"), { body: "{}" });
+  }
+
   fork(name, to) {
     return this.#json("POST", addressOf(name, "/fork"), { body: JSON.stringify({ to }) });
   }

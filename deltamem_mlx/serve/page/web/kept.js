@@ -39,11 +39,12 @@ export const names = {
   },
 };
 
-/** What this tab said to a memory, and how that was then: `{ entries, stats, dropped }`. */
+/** What this tab said to a memory, and how that was then: `{ entries, undone, stats, dropped }`. */
 export const said = {
-  of: (name) => read(sessionStorage, SAID + name, { entries: [], stats: null, dropped: false }),
-  keep(name, { entries, stats, dropped }) {
-    write(sessionStorage, SAID + name, { entries: entries.slice(-MOST_ENTRIES), stats, dropped });
+  of: (name) => read(sessionStorage, SAID + name, { entries: [], undone: [], stats: null, dropped: false }),
+  keep(name, { entries, undone, stats, dropped }) {
+    const newest = entries.slice(-MOST_ENTRIES);
+    write(sessionStorage, SAID + name, { entries: newest, undone, stats, dropped });
   },
   forget: (name) => sessionStorage.removeItem(SAID + name),
 };

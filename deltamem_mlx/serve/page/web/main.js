@@ -5,7 +5,7 @@ import { ask } from "./dialog.js";
 import { Inside } from "./inside.js";
 import { keys, names, said } from "./kept.js";
 import { listMemories } from "./memories.js";
-import { Talk } from "./talk.js";
+import { counted, Talk } from "./talk.js";
 import { Transcript } from "./transcript.js";
 
 const RETRY = 1500; // milliseconds between looks for a server that is gone
@@ -47,6 +47,7 @@ class Page {
     on("stop", "click", () => this.#talk.stop());
     on("drop", "click", () => this.#drop());
     on("undo", "click", () => this.#guarded(() => this.#undo()));
+    on("redo", "click", () => this.#guarded(() => this.#redo()));
     on("fork", "click", () => this.#guarded(() => this.#fork()));
     on("export", "click", () => this.#guarded(() => this.#export()));
     on("delete", "click", () => this.#guarded(() => this.#delete()));
@@ -184,6 +185,14 @@ class Page {
     $("message").focus();
   }
 
+  async #redo() {
+    const { turns, tokens, texts } = await this.#talk.redo();
+    this.#tell(`Put back ${counted(turns)}, ${tokens.toLocaleString("en")} tokens.`);
+    if (texts.includes($("message").value)) $("message").value = "";
+    await this.#changed();
+    $("message").focus();
+  }
+
   async #fork() {
     const from = this.#talk.name;
     const to = await ask({
@@ -297,6 +306,7 @@ class Page {
     $("actions").hidden = talk === null;
     $("drop").disabled = !idle || dropped || !stats?.context_tokens;
     $("undo").disabled = !idle || !stats?.undo_turns;
+    $("redo").disabled = !idle || !talk.redoable;
     for (const id of ["fork", "export", "delete"]) $(id).disabled = !idle || !holds;
     $("message").disabled = talk === null;
     $("message").rows = Math.min(MOST_ROWS, $("message").value.split("\n").length);

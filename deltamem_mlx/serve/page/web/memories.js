@@ -24,7 +24,7 @@ export function listMemories(memories, current, open) {
       const button = make("button", "memory");
       button.type = "button";
       button.append(make("span", "what", name ?? `Without a name, ${id.slice(0, 8)}`));
-      if (turns !== undefined) button.append(make("span", "quiet", sized(turns, tokens_written)));
+      if (typeof turns === "number") button.append(make("span", "quiet", sized(turns, tokens_written)));
       if (name === current) button.setAttribute("aria-current", "true");
       button.addEventListener("click", () => open(name, id));
       item.append(button);

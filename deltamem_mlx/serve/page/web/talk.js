@@ -11,7 +11,7 @@ const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 /**
  * One memory as this tab has it open.
  *
- * `entries` are the transcript's, `stats` numbers about it (null: there is none yet), `state` the
+ * `entries` are the transcript's, `undone` those that were taken back, turn by turn, `stats` numbers about it (null: there is none yet), `state` the
  * same with its states (undefined: not known yet), `dropped` whether the next message is to begin a new context.
  */
 export class Talk {
@@ -35,6 +35,11 @@ export class Talk {
 
   get running() {
     return this.#abort !== null;
+  }
+
+  /** How many turns were taken back that can be put back. */
+  get redoable() {
+    return this.stats ? this.stats.redo_turns : this.undone.length;
   }
 
   /** The words of a turn by its number, as far as they are known here. */
@@ -88,8 +93,10 @@ export class Talk {
     const [of, ofAnswer] = (made.strengths ?? []).slice(-2);
     if (ofAnswer) entry.strengths = { said: of.pieces, answer: ofAnswer.pieces };
     this.dropped = false;
+    this.undone = [];
     this.stats = {
       ...this.stats,
+      redo_turns: 0,
       turns: made.turns,
       tokens_written: made.total_tokens_written,
       context_tokens: made.context_tokens,
@@ -141,11 +148,26 @@ export class Talk {
     const last = this.entries.findLastIndex((entry) => entry.is === "kept");
     const known = last >= 0 && this.entries[last].turn === before.turns;
     const text = known ? this.entries[last].said : null;
-    if (known) this.entries.splice(last);
+    this.undone.push({ entries: known ? this.entries.splice(last) : [], dropped: this.dropped });
     this.dropped = Boolean(this.entries.at(-1)?.cut);
     const tokens = before.tokens_written - this.stats.tokens_written;
     await this.look({ ours: true });
     return { text, tokens };
+  }
+
+  /** Put back all that was taken back; returns how much that is. */
+  async redo() {
+    const turns = this.redoable;
+    const before = this.stats?.tokens_written ?? 0;
+    const undone = this.undone.splice(0).reverse();
+    this.stats = await this.#api.redo(this.name);
+    for (const { entries } of undone) this.entries.push(...entries);
+    if (undone.length) this.dropped = undone.at(-1).dropped;
+    const unknown = turns - undone.filter(({ entries }) => entries.length).length;
+    if (unknown) this.entries.push({ note: `Put back without its words: ${counted(unknown)}.` });
+    const tokens = this.stats.tokens_written - before;
+    await this.look({ ours: true });
+    return { turns, tokens, texts: undone.flatMap(({ entries }) => entries.map((entry) => entry.said)) };
   }
 
   #takenBack(count, newest) {
@@ -161,7 +183,7 @@ export class Talk {
   forked(to) {
     const note = `Forked from ${this.name}, without its context.`;
     const entries = [...this.entries, { note, cut: true }];
-    said.keep(to, { entries, stats: null, dropped: false });
+    said.keep(to, { entries, undone: [], stats: null, dropped: false });
   }
 
   /**
@@ -211,6 +233,10 @@ export class Talk {
     last.why = "The connection broke, but the memory has this turn.";
     return true;
   }
+}
+
+export function counted(turns) {
+  return turns === 1 ? "1 turn" : `${turns} turns`;
 }
 
 function fail(entry, is, error) {
