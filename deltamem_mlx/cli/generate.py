@@ -105,7 +105,8 @@ def generate(options: GenerateOptions) -> None:
     text = _prompt(options)
     notes = _checked(options)
     model, tokenizer, draft = load_answering(options)
-    if options.model is None and options.adapter is None:
+    goes_on = options.memory is not None and options.memory.exists()
+    if options.model is None and options.adapter is None and not goes_on:
         output.note("The built-in pair answers. A real model: --model MODEL --adapter ADAPTER")
     tell_unknown_words(tokenizer, text)
     seed_with(options.seed)

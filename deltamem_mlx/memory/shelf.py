@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from .file import MOST_BYTES, MemoryFile, read_memory, remove_undone, undone_fil
 
 # A server names its files by the hash of a memory's key.
 _HASH = re.compile(r"[0-9a-f]{64}")
+_CLOSE = 0.75  # of 1: one letter more, fewer or changed, or two in each other's place
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,18 @@ class MemoryShelf:
         if close := get_close_matches(name, names):
             return f"Did you mean {' or '.join(close)}?"
         return f"There is: {', '.join(first_few(names, 8))}." if names else ""
+
+
+def nearly_named(name: str, names: Sequence[str]) -> str:
+    """The one of these that was probably meant by a name that is none of them; empty: none is so
+    close. Who numbers memories has no slip in mind: work2 beside work.
+    """
+    close = get_close_matches(name, names, 1, _CLOSE)
+    return close[0] if close and _letters(close[0]) != _letters(name) else ""
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if not letter.isdigit()).rstrip("-_ ")
 
 
 def _look(name: str, path: Path) -> ShelvedMemory:

@@ -419,3 +419,17 @@ def test_in_a_terminal_undo_shows_the_turns_and_asks(told: Path, nursery: Nurser
         assert terminal.end() == code
         terminal.close()
     assert told.read_bytes() != whole
+
+
+def test_what_cannot_be_taken_back_or_put_back_is_said_by_the_name(shelf: MemoryShelf) -> None:
+    for words in (["undo", "anna", "-n", "9"], ["redo", "anna"]):
+        said = call(*words, code=1).stderr
+        assert said.startswith("Error: anna: ") and str(shelf.folder) not in said
+    assert "9 turns cannot be taken back" in call("undo", "anna", "-n", "9", code=1).stderr
+    assert "there is nothing to put back" in call("redo", "anna", code=1).stderr
+
+
+def test_which_pair_answers_is_said_when_a_memory_begins(shelf: MemoryShelf) -> None:
+    ask = ["generate", "where does anna live ?", "--memory"]
+    assert "The built-in pair answers." in CliRunner().invoke(app, [*ask, "garden"]).stderr
+    assert "The built-in pair answers." not in CliRunner().invoke(app, [*ask, "anna"]).stderr

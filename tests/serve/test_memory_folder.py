@@ -179,7 +179,7 @@ def test_what_another_program_wrote_during_a_turn_is_not_lost(pair: Pair, tmp_pa
 
 def outcome_of(contents: HeldMemory) -> TurnOutcome:
     """A turn that came to what there was before it."""
-    return TurnOutcome(contents.talk, contents.saved, 0, 0, 0, False)
+    return TurnOutcome(contents.talk, contents.saved, 0, 0, 0, False, False)
 
 
 def test_a_memory_whose_file_was_removed_is_gone(kept: Client, tmp_path: Path) -> None:

@@ -40,6 +40,36 @@ def started(call_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> Started:
     return start
 
 
+def test_a_slip_in_a_name_is_told_what_it_is_near(pair: Pair, saved: Path) -> None:
+    folder = saved.parent
+    settings = ServeSettings(port=0, memory_dir=folder, named=True)
+    with Server(*pair, "builtin", settings) as serving:
+        client = Client(serving.url)
+        assert client.memory("GET", "wokr").status == 404
+        known = client.chat(QUESTION, "work").memory
+        assert known["new"] is False and "did_you_mean" not in known
+        reading = client.chat(QUESTION, "wrok", memory={"read_only": True}).memory
+        assert reading["new"] is True and reading["did_you_mean"] == "work"
+        slip = client.chat(QUESTION, "wrok").memory
+        assert slip["new"] is True and slip["did_you_mean"] == "work"
+        assert client.chat(QUESTION, "wrok").memory["new"] is False
+        for name in ("work2", "garden"):
+            other = client.chat(QUESTION, name).memory
+            assert other["new"] is True and "did_you_mean" not in other
+        anew = client.chat(QUESTION, "garden", memory={"reset": True}).memory
+        assert anew["new"] is True
+        listed = client.request("GET", "/v1/memories").json["data"]
+    with Server(*pair, "builtin", settings) as serving:
+        again = Client(serving.url).request("GET", "/v1/memories").json["data"]
+    assert {tuple(sorted(one)) for one in [*listed, *again]} == {tuple(sorted(listed[0]))}
+    assert {one["session"] for one in again} == {"work", "wrok", "work2", "garden"}
+    assert {one["tokens_written"] for one in again} == {None}
+    with Server(*pair, "builtin", ServeSettings(port=0)) as serving:
+        client = Client(serving.url)
+        client.chat(QUESTION, "work")
+        assert "did_you_mean" not in client.chat(QUESTION, "wrok").memory
+
+
 def test_named_memories_are_those_of_the_command_line(
     pair: Pair, saved: Path, started: Started, call_cli: RunCli
 ) -> None:

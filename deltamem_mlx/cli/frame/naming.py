@@ -1,15 +1,12 @@
 """Which memory a name stands for, and whether one of that name is to be begun."""
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import typer
 
 from deltamem_mlx.cli.frame import launched, output
 from deltamem_mlx.cli.frame.errors import UsageError
-
-_CLOSE = 0.75  # of 1: one letter more, fewer or changed, or two in each other's place
 
 
 @dataclass(frozen=True)
@@ -33,21 +30,15 @@ def missing_memory(memory: Path) -> MissingMemory:
     The folder of a named one is made: what is saved there is its owner's only, the names as well.
     """
     from deltamem_mlx.files.places import goes_by_name, shown_memory
-    from deltamem_mlx.memory.shelf import MemoryShelf
+    from deltamem_mlx.memory.shelf import MemoryShelf, nearly_named
 
     name = shown_memory(memory)
     if not goes_by_name(memory):
         return MissingMemory(f"memory file {name}", "", "")
     memory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     shelf = MemoryShelf()
-    # Who numbers memories has no slip in mind: work2 beside work.
-    close = get_close_matches(name, shelf.names(), 1, _CLOSE)
-    meant = close[0] if close and _letters(close[0]) != _letters(name) else ""
+    meant = nearly_named(name, shelf.names())
     return MissingMemory(f"memory {name}", shelf.like(memory.stem), meant)
-
-
-def _letters(name: str) -> str:
-    return "".join(letter for letter in name.casefold() if not letter.isdigit()).rstrip("-_ ")
 
 
 def check_memory_path(memory: Path | None, *, new: bool, read_only: bool = False) -> None:

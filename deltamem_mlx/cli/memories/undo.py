@@ -1,5 +1,7 @@
 """`memories undo` and `redo`: a memory as it was before its last turns, and back."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,7 +54,8 @@ def undo(
     before = sum(memory.tokens_written)
     if not json and turns <= len(memory.history):
         _show_and_ask(memory, turns, yes)
-    memory = undo_memory_file(path, turns, redo=not for_good)
+    with _called(name, path):
+        memory = undo_memory_file(path, turns, redo=not for_good)
     left, written = len(memory.history), sum(memory.tokens_written)
     if json:
         _as_json(path, turns, memory)
@@ -95,7 +98,8 @@ def redo(name: m.DefaultName = None, folder: m.Folder = None, json: o.Json = Fal
     name = m.or_default(name, folder)
     path = MemoryShelf(folder).path(name)
     before = len(read_memory(path).history)
-    memory = redo_memory_file(path)
+    with _called(name, path):
+        memory = redo_memory_file(path)
     turns, written = len(memory.history) - before, sum(memory.tokens_written)
     if json:
         _as_json(path, turns, memory)
@@ -103,6 +107,15 @@ def redo(name: m.DefaultName = None, folder: m.Folder = None, json: o.Json = Fal
     output.result(
         f"Put back {turns} turn{'s' * (turns != 1)} of {name}: {written:,} tokens are written."
     )
+
+
+@contextmanager
+def _called(name: str, path: Path) -> Iterator[None]:
+    """What cannot be done is said of the memory as it was named."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(path), name, 1)) from error
 
 
 def _as_json(path: Path, turns: int, memory: "MemoryFile") -> None:

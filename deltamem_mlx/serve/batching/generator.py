@@ -5,6 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from queue import Empty
 
 import mlx.core as mx
@@ -160,7 +161,9 @@ class MemoryGenerator(ResponseGenerator):
         # One that reads only what is not there begins no memory.
         if memory.contents.saved is not None or not options.read_only:
             self.memories.commit(memory, outcome)
-        job.kept = outcome
+        key = memory.contents.key
+        meant = self.memories.folder.meant(key) if outcome.new and key is not None else ""
+        job.kept = replace(outcome, meant=meant)
 
     # The generation thread.
 

@@ -18,6 +18,7 @@ from ...memory.file import (
     undone_file,
     write_memory,
 )
+from ...memory.shelf import nearly_named
 from ...memory.undo import taken_back
 from ...problems import shortened
 from ..errors import ApiError
@@ -74,6 +75,11 @@ class MemoryFolder:
 
     def key_of(self, id: str) -> str | None:
         """The key of a memory that has a file, where that says it."""
+
+    def meant(self, key: str) -> str:
+        """Which of the others was probably meant by the key of a new memory; empty: none, or keys
+        are nobody else's to know."""
+        return ""
 
     def close(self) -> None:
         """Let other servers have it."""
@@ -242,6 +248,10 @@ class NamedFolder(MemoryFolder):
 
     def key_of(self, id: str) -> str | None:
         return self._names.get(id)
+
+    def meant(self, key: str) -> str:
+        own = id_of(key)
+        return nearly_named(key, [self._names[id] for id in self.ids() if id != own])
 
     def ids(self) -> list[str]:
         paths = self._folder.glob(f"*{SUFFIX}") if self._folder else []

@@ -257,6 +257,7 @@ class MemoryTurn:
             known=place.known,
             back=place.back,
             keep_partial=self.options.keep_partial,
+            new=self.options.reset or self.held.saved is None,
         )
 
 

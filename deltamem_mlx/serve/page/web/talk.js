@@ -89,6 +89,9 @@ export class Talk {
     if (!back && this.stats && before !== made.total_tokens_written) {
       this.entries.splice(-1, 0, { note: "Before this it was changed elsewhere." });
     }
+    if (made.did_you_mean) {
+      this.entries.splice(-1, 0, { note: `This memory is new. Did you mean ${made.did_you_mean}?` });
+    }
     Object.assign(entry, { turn: made.turns, written: made.tokens_written });
     const [of, ofAnswer] = (made.strengths ?? []).slice(-2);
     if (ofAnswer) entry.strengths = { said: of.pieces, answer: ofAnswer.pieces };
