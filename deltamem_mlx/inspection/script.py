@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..text.messages import Message
-from ..text.pieces import pieces_of
+from ..text.pieces import pieces_of, shown_pieces
 from ..text.rendering import Template
 from ..text.spans import Spans, message_spans, running_spans
 
@@ -36,10 +36,11 @@ class ScriptTurn:
 
 @dataclass(frozen=True)
 class Script:
-    """What is to be traced: tokens, ids and turns."""
+    """What is to be traced: tokens, ids and turns; the text of each token, and as it is shown."""
 
     spans: Spans
     pieces: list[str]
+    shown: list[str]
     turns: list[ScriptTurn]
 
 
@@ -68,13 +69,14 @@ def text_script(
         spans = Spans(ids, [0] * len(ids), [0] * len(ids))
     pieces = pieces_of(tokenizer, spans.token_ids)
     reached = np.array(_ends_in(rendered, tokenizer, spans.token_ids, pieces))
-    turns: list[ScriptTurn] = []
+    shown, turns = shown_pieces(tokenizer, spans.token_ids, pieces), list[ScriptTurn]()
     for role, part, end in _parts(text, rendered, opening):
         whole = end == len(rendered)
         count = len(pieces) if whole else int(np.searchsorted(reached, end, side="right"))
         if count > (turns[-1].end if turns else 0):
-            turns.append(ScriptTurn(role, part, count))
-    return Script(spans, pieces, turns)
+            said = "".join(shown[:count]).strip() if role == "system" else part
+            turns.append(ScriptTurn(role, said, count))
+    return Script(spans, pieces, shown, turns)
 
 
 def messages_script(
@@ -97,7 +99,8 @@ def messages_script(
         message, end = messages[count - 1], min(len(before.token_ids), len(spans.token_ids))
         if end > (turns[-1].end if turns else 0):
             turns.append(ScriptTurn(str(message["role"]), str(message.get("content") or ""), end))
-    return Script(spans, pieces_of(tokenizer, spans.token_ids), turns)
+    pieces = pieces_of(tokenizer, spans.token_ids)
+    return Script(spans, pieces, shown_pieces(tokenizer, spans.token_ids, pieces), turns)
 
 
 def _own_opening(template: Template, before: str) -> str:

@@ -21,6 +21,7 @@ from ..text.spans import Spans
 from .script import Script, ScriptTurn
 
 MARKS, LONGEST_STEP = 64, 512
+LITTLE = 0.25  # of the most that a turn changes
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Trace:
 
     Args:
         pieces (list[str]): The text of each token.
+        shown (list[str]): The same as people are shown it: without special tokens.
         turns (list[ScriptTurn]): The turns, in order.
         layers (list[int]): Indices of the layers.
         granularity (str): ``memory_write_granularity`` of the adapter.
@@ -50,6 +52,7 @@ class Trace:
     """
 
     pieces: list[str]
+    shown: list[str]
     turns: list[ScriptTurn]
     layers: list[int]
     granularity: str
@@ -72,6 +75,16 @@ class Trace:
     def starts(self) -> list[int]:
         """Where each turn starts."""
         return [0, *(turn.end for turn in self.turns[:-1])]
+
+    def told_much(self) -> list[int]:
+        """The turns but the last, from 0, that changed enough for what is left of it to say much:
+        beside others, one that changed little has nothing to lose."""
+        least = LITTLE * max(self.turn_moved[1:], default=0.0)
+        return [n for n, far in enumerate(self.turn_moved[:-1]) if far >= least]
+
+    def left_of(self, turn: int) -> float:
+        """How much of the change that a turn made is left at the end of all."""
+        return float(self.left[turn + (self.marks[0] == 0), -1])
 
     def overwritten_after(self, mark: int, level: float = 0.5) -> int | None:
         """Tokens from a mark until the state's contrast to that at the mark is below ``level``.
@@ -209,6 +222,7 @@ class _Watch:
         rows = np.broadcast_arrays(*self.log_keeps.values())
         return Trace(
             pieces=script.pieces,
+            shown=script.shown,
             turns=script.turns,
             layers=sorted(self._pending),
             granularity=granularity,

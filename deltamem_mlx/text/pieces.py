@@ -11,6 +11,7 @@ Pieces = list[tuple[str, float | None]]
 _NO_TEXT = "\0"
 _WORD = re.compile(r"\w+|[^\w\s]")
 _MOST_WORDS = 2000
+_ROLES = ("system", "user", "assistant", "model", "tool")
 
 
 def pieces_of(tokenizer: TokenizerWrapper, ids: Sequence[int]) -> list[str]:
@@ -25,6 +26,28 @@ def pieces_of(tokenizer: TokenizerWrapper, ids: Sequence[int]) -> list[str]:
     if pieces:
         pieces[-1] += detokenizer.last_segment
     return pieces
+
+
+def shown_pieces(
+    tokenizer: TokenizerWrapper, ids: Sequence[int], pieces: Sequence[str]
+) -> list[str]:
+    """The pieces as people are shown them: special tokens say nothing, and a role behind one is
+    ``user:``."""
+    special, shown = _special(tokenizer), []
+    for before, token, piece in zip([None, *ids], ids, pieces, strict=False):
+        heads = before in special and piece.strip() in _ROLES
+        shown.append("" if token in special else f" {piece.strip()}:" if heads else piece)
+    return shown
+
+
+def _special(tokenizer: TokenizerWrapper) -> set[int]:
+    """Tokens that stand for no text; that for unknown words does, unless it is another as well."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    found = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+    unknown, ends = tokenizer.unk_token_id, (tokenizer.bos_token_id, tokenizer.pad_token_id)
+    if unknown not in (*ends, *tokenizer.eos_token_ids):
+        found.discard(unknown)
+    return found
 
 
 def without_text(pieces: Sequence[str], at: Collection[int]) -> list[str]:

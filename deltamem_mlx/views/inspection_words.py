@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ _MOST = 12  # words that are named
 _NOTHING = 0.1
 # Of the strength of the strongest word: the others are what every word is written with.
 _STRONG = 0.4
+_KEPT = 0.5  # of what a turn wrote: from here on it counts as kept
 
 
 def probe_words(probed: Sequence[Probed]) -> str:
@@ -176,16 +177,15 @@ def trace_words(trace: Trace, name: str) -> str:
     ]
     if trace.granularity == "token":
         lines.append(f"Written most strongly: {', '.join(_strongest(trace))}.")
-    ends = [turn.end for turn in trace.turns if turn.end != trace.marks[-1]]
-    left = [n for n, end in enumerate(ends, start=1) if trace.overwritten_after(end) is None]
-    over = [n for n in range(1, len(ends) + 1) if n not in left]
-    if ends:
-        now = f"like that after {kind} {_ranges(left)}" if left else ""
-        then = f"no longer like that after {kind} {_ranges(over)}" if over else ""
-        state = ", and ".join(filter(None, (now, then)))
+    shares = {n + 1: trace.left_of(n) for n in trace.told_much()}
+    if shares:
+        kept = _left_text(kind, {n: share for n, share in shares.items() if share >= _KEPT})
+        over = _left_text(kind, {n: share for n, share in shares.items() if share < _KEPT})
+        kept += " (over 100%: what came later added to it)" * (max(shares.values()) > 1.005)
+        state = "; only ".join(filter(None, (kept, over))) if kept else f"only {over}"
         lines.append(
-            f"At the end the memory's state is {state}. What was told there may be known all the "
-            "same: --probe asks a memory."
+            f"Still in the memory at the end: {state}. Whether what was told can be asked for: "
+            "--probe asks a memory."
         )
     return "\n".join(lines)
 
@@ -193,8 +193,17 @@ def trace_words(trace: Trace, name: str) -> str:
 def _strongest(trace: Trace, most: int = 8) -> list[str]:
     beta = trace.write.mean(axis=1)
     order = np.argsort(-beta, kind="stable")
-    words = ((trace.pieces[i].strip(), beta[i]) for i in order if beta[i] >= _STRONG * beta.max())
+    words = ((trace.shown[i].strip(), beta[i]) for i in order if beta[i] >= _STRONG * beta.max())
     return list(dict.fromkeys(word for word, _ in words if word))[:most]
+
+
+def _left_text(kind: str, shares: Mapping[int, float]) -> str:
+    """How much is left of these turns; empty: there are none."""
+    if not shares:
+        return ""
+    low, high = (f"{max(0.0, share):.0%}" for share in (min(shares.values()), max(shares.values())))
+    much = low if low == high else f"{low} to {high}"
+    return f"{much} of what {kind}{'s' * (len(shares) != 1)} {_ranges(list(shares))} wrote"
 
 
 def _ranges(numbers: Sequence[int]) -> str:

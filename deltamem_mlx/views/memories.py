@@ -65,7 +65,7 @@ def memory_card(memory: ShelvedMemory) -> str:
 def _turns_text(turns: Sequence[KeptTurn]) -> str:
     """Turns as a table, the last first: as they would be taken back."""
     rows = [
-        [str(back), _time(turn.saved), _what(turn), f"{turn.tokens:+,}", _share(turn.left)]
+        [str(back), _time(turn.saved), turn_words(turn), f"{turn.tokens:+,}", _share(turn.left)]
         for back, turn in enumerate(reversed(turns), start=1)
     ]
     columns = ["back", "<written", "<turn", "tokens", "left"]
@@ -81,13 +81,14 @@ def _turns_text(turns: Sequence[KeptTurn]) -> str:
 def taken_text(turns: Sequence[KeptTurn]) -> str:
     """The turns that are to be taken back, the last first."""
     rows = [
-        [str(back), _time(turn.saved), _what(turn), f"{turn.tokens:+,}"]
+        [str(back), _time(turn.saved), turn_words(turn), f"{turn.tokens:+,}"]
         for back, turn in enumerate(reversed(turns), start=1)
     ]
     return table(["back", "<written", "<turn", "tokens"], rows)
 
 
-def _what(turn: KeptTurn) -> str:
+def turn_words(turn: KeptTurn) -> str:
+    """What a turn was: the file that it told, or whether it was answered."""
     if turn.tokens < 0:
         return "emptied"
     told = turn.messages - turn.answers

@@ -15,12 +15,14 @@ from ..inspection.holding import HELD, HeldWord
 from ..inspection.memory_contents import MemoryContents
 from ..memory.kept import KeptTurn, kept_turns
 from .columns import one_line, signed, up_to
-from .figures import BLUE, GREEN, GREY, ORANGE, abreast, drawn, figure, stacked, whole_numbers
+from .figures import BLUE, GREEN, GREY, ORANGE, abreast, drawn, figure, stacked
 from .layer_plots import bars, heatmaps, level
+from .memories import turn_words
 
 _BEST, _GONE = 8, 6  # words
 _TURNS = 24
-_EACH_NAMED = 10  # with more turns only some have their number below
+_FEW = 4
+_WORD_HEIGHT, _WORDS_FRAME = 0.32, 1.3  # inches
 _NO_WORDS = (
     "A memory keeps no words. What it holds of those of a text: deltamem-mlx inspect {name} --told "
     "TEXT --plot words.png"
@@ -37,7 +39,9 @@ def draw_memory(memory: MemoryContents, held: Sequence[HeldWord] = ()) -> Figure
     """
     turns = kept_turns(memory.file)[-_TURNS:]
     words = _shown(held)
-    told = max(0.0, 0.32 * len(words) + 1.3, 2.6 * bool(turns))
+    bars_of_turns = 0.22 * max(len(turns), _FEW) + 1.2
+    bars_of_words = _WORD_HEIGHT * len(words) + _WORDS_FRAME
+    told = max(bars_of_words if words else 0.0, bars_of_turns if turns else 0.0)
     picture = figure(11, 6.4 + told)
     tokens = f"{memory.tokens_written:,} token{'s' * (memory.tokens_written != 1)} written"
     picture.suptitle(f"The memory {Path(memory.name).stem}: {tokens}", fontsize=13)
@@ -46,9 +50,10 @@ def draw_memory(memory: MemoryContents, held: Sequence[HeldWord] = ()) -> Figure
         picture.supxlabel(_NO_WORDS.format(name=name), x=0.012, ha="left", fontsize=8.5, color=GREY)
     *first, top, bottom = stacked(picture, [*([told] if told else []), 3.4, 3.0])
     for part in first:
-        parts = abreast(part, [1.7, 1]) if words and turns else [part]
+        parts = abreast(part, [1.4, 1]) if words and turns else [part]
         if words:
-            _draw_words(parts[0].subplots(), words)
+            rows = (told - _WORDS_FRAME) / _WORD_HEIGHT  # beside many turns, few words
+            _draw_words(parts[0].subplots(), words, rows)
         if turns:
             _draw_turns(parts[-1].subplots(), turns)
     heatmaps(top, [memory.states])
@@ -71,7 +76,7 @@ def _shown(held: Sequence[HeldWord]) -> list[HeldWord]:
     return [*best[:_BEST], *gone[-_GONE:]]
 
 
-def _draw_words(axes: Axes, words: Sequence[HeldWord]) -> None:
+def _draw_words(axes: Axes, words: Sequence[HeldWord], rows: float) -> None:
     reach = max(1.0, *(abs(word.gain) for word in words))
     for y, word in enumerate(words):
         held = word.gain >= HELD
@@ -82,7 +87,7 @@ def _draw_words(axes: Axes, words: Sequence[HeldWord]) -> None:
                       va="center", fontsize=8.5, color=GREY,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     axes.set_yticks(range(len(words)), [one_line(word.word, 18) for word in words], weight="bold")
-    axes.set_ylim(len(words) - 0.4, -0.6)
+    axes.set_ylim(max(len(words), rows) - 0.4, -0.6)
     axes.set_xlim(min(-1.0, *(word.gain * 1.1 for word in words)), reach * 1.75)
     axes.axvline(0, color="black", lw=0.8)
     axes.axvline(HELD, color=GREY, lw=0.8, ls=":")
@@ -96,21 +101,23 @@ def _draw_words(axes: Axes, words: Sequence[HeldWord]) -> None:
 
 
 def _draw_turns(axes: Axes, turns: Sequence[KeptTurn]) -> None:
-    shares = [max(0.0, turn.left) for turn in turns]
-    places = range(-len(turns), 0)
-    colors = [BLUE if share >= 0.5 else ORANGE for share in shares]
-    drawn_bars = axes.bar(places, shares, color=colors, width=0.75, edgecolor="white")
-    for bar, share in zip(drawn_bars, shares, strict=True):
-        bar.set_hatch("" if share >= 0.5 else "///")
-    lack = max(0, 6 - len(turns)) / 2  # few bars would be as wide as walls
-    axes.set_xlim(-len(turns) - 0.6 - lack, lack - 0.4)
-    axes.set_ylim(0, max(1.15, max(shares) * 1.1))
-    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axes.grid(axis="x", visible=False)
-    if len(turns) <= _EACH_NAMED:
-        axes.set_xticks(list(places))
-    else:
-        whole_numbers(axes)
+    """A bar a turn, the last at the top, as `memories show` lists them."""
+    shares = [max(0.0, turn.left) for turn in reversed(turns)]
+    places = range(1, len(turns) + 1)
+    for place, share in zip(places, shares, strict=True):
+        kept = share >= 0.5
+        axes.barh(place, share, height=0.7, color=BLUE if kept else ORANGE,
+                  hatch="" if kept else "///", edgecolor="white")  # fmt: skip
+    names = [
+        f"{one_line(turn_words(turn), 24)}  {back}"
+        for back, turn in enumerate(reversed(turns), start=1)
+    ]
+    axes.set_yticks(list(places), names, fontsize=8.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_ylim(max(len(turns), _FEW) + 0.6, 0.4)  # few bars would be as wide as walls
+    axes.set_xlim(0, max(1.15, max(shares) * 1.1))
+    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.set_title(f"What is left of the last {len(turns)} turn{'s' * (len(turns) != 1)}")
-    more = "\n(over 100 %: later turns added to it)" * (max(shares) > 1.005)
-    axes.set(xlabel=f"turn (-1: the last){more}", ylabel="of the change it made")
+    more = "\n(over 100%: later turns added to it)" * (max(shares) > 1.005)
+    axes.set_xlabel(f"of the change that it made; 1: the last turn{more}")

@@ -20,7 +20,6 @@ _LIGHT_BLUE, _LIGHT_GREEN, _LIGHT_GREY = "#9dbfe0", "#86cdb5", "#c4c4c4"
 _DASHES = ("-", (0, (6, 1.5)), (0, (2, 1)))  # so that neighbours differ in grey as well
 _NAMED = 8  # tokens whose words stand at their spikes
 _CURVES = 6
-_LITTLE = 0.25  # of the most that a turn changes
 _RULED = 24  # with more turns the lines between them would hide what is there
 _LISTED_LINES, _LISTED_WIDTH = 22, 54
 _COLUMNS, _ROWS = 128, 16  # of the text that is shown token by token
@@ -37,29 +36,36 @@ class Laid(NamedTuple):
 
 @drawn
 def draw_trace(trace: Trace, name: str, *, by_token: bool = False) -> Figure:
-    """Write gates, movement and retention over the tokens, and how alike the states are.
+    """Write gates, movement and, of several turns, retention over the tokens; and how alike the
+    states are.
 
     Below them the text, each token shaded by its write gate, where there is room for all of it;
     with ``by_token`` its beginning where there is not.
     """
-    laid = _laid_out(trace.pieces)
+    laid = _laid_out(trace.shown)
     fits = trace.granularity == "token" and laid[-1].token == len(trace.pieces) - 1
     laid = laid if by_token or fits else []
     below = 0.6 + 0.2 * (laid[-1].row + 1) if laid else 0
-    picture = figure(13, 9 + below)
+    retains = bool(_chosen(trace)[0])  # a single turn has none after it
+    height = 9 if retains else 7.6
+    picture = figure(13, height + below)
     count = len(trace.turns)
     picture.suptitle(
         f"What {name} does to the memory: {len(trace.pieces):,} tokens, "
         f"{count} {trace.kind}{'s' * (count != 1)}",
         fontsize=13,
     )
-    charts, *text = stacked(picture, [9, below] if laid else [1])
+    charts, *text = stacked(picture, [height, below] if laid else [1])
     left, right = abreast(charts, [1.75, 1])
-    gates, moved, kept = left.subplots(3, 1, sharex=True, height_ratios=[1, 0.9, 1.5])
+    heights = [1, 0.9, 1.5] if retains else [1, 0.9]
+    panels = list(left.subplots(len(heights), 1, sharex=True, height_ratios=heights))
+    gates, moved, *kept = panels
     _draw_gates(gates, trace)
     _draw_moved(moved, trace)
-    _draw_retention(kept, trace)
-    for axes in (gates, moved, kept):
+    for axes in kept:
+        _draw_retention(axes, trace)
+    panels[-1].set_xlabel(panels[-1].get_xlabel() or "tokens read")
+    for axes in panels:
         _turn_bands(axes, trace)
         axes.set_xlim(0, len(trace.pieces))
         axes.tick_params(labelbottom=True)
@@ -84,19 +90,19 @@ def _draw_gates(axes: Axes, trace: Trace) -> None:
         ylabel="0: not at all, 1: fully\n(write gate β, mean of layers)",
     )
     axes.set_ylim(0, beta.max() * 1.4)
-    for i in _spikes(beta):
-        axes.annotate(one_line(trace.pieces[i].strip(), 14), (i + 0.5, beta[i]), (0, 2),
+    for i in _spikes(trace, beta):
+        axes.annotate(one_line(trace.shown[i].strip(), 14), (i + 0.5, beta[i]), (0, 2),
                       textcoords="offset points", ha="center", va="bottom", fontsize=9)  # fmt: skip
     _legend_above(axes)
 
 
-def _spikes(beta: np.ndarray) -> list[int]:
+def _spikes(trace: Trace, beta: np.ndarray) -> list[int]:
     """The tokens that are written most, if they stand out, and no two too near to be named."""
     near, found = len(beta) // 20, list[int]()
     for i in np.argsort(-beta, kind="stable"):
         if len(found) == _NAMED or beta[i] < 1.5 * np.median(beta):
             break
-        if all(abs(i - other) > near for other in found):
+        if trace.shown[i].strip() and all(abs(i - other) > near for other in found):
             found.append(int(i))
     return found
 
@@ -158,15 +164,13 @@ def _chosen(trace: Trace) -> tuple[list[tuple[int, str]], list[int], int]:
     They are what there was at the start, and the turns, the last left out. Of turns that changed
     little beside others it says nothing how much of that is left.
     """
-    moved = trace.turn_moved[:-1]
-    least = _LITTLE * max(trace.turn_moved[1:], default=0.0)
     given = trace.marks[0] == 0
     found = [(0, "as it was given")] if given else []
-    found += [(n + given, f"{trace.kind} {n + 1}") for n, far in enumerate(moved) if far >= least]
+    found += [(n + given, f"{trace.kind} {n + 1}") for n in trace.told_much()]
     places = np.linspace(0, len(found) - 1, min(_CURVES, len(found))).round().astype(int)
     chosen = [found[place] for place in places]
     others = [row for row, name in found if (row, name) not in chosen]
-    return chosen, others, len(moved) + given - len(found)
+    return chosen, others, len(trace.turns) - 1 + given - len(found)
 
 
 def _spread(values: Sequence[float], gap: float) -> list[float]:
@@ -216,8 +220,8 @@ def _draw_contrast(axes: Axes, trace: Trace) -> None:
     edge.spines[:].set_visible(False)
     axes.figure.colorbar(mesh, ax=axes, location="bottom", shrink=0.8, aspect=35,
                          ticks=[-1, -0.5, 0, 0.5, 1],
-                         label="1: the same; 0: no more alike than any two here\n"
-                         "(cosine similarity without the mean)")  # fmt: skip
+                         label="1: the same; 0: as alike as any two here; −1: the least alike\n"
+                         "(cosine similarity without what all of them share)")  # fmt: skip
 
 
 def _numbers(trace: Trace) -> tuple[list[float], list[str]]:

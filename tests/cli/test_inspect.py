@@ -219,10 +219,10 @@ def test_a_trace_says_what_was_written_most_strongly(tmp_path: Path) -> None:
     assert said.startswith("facts.txt: ")
     assert " tokens in 2 paragraphs, written to 3 layers." in said
     assert "Written most strongly: oslo, doctor." in said
-    assert "At the end the memory's state is no" in said or "is like that after" in said
+    assert "Still in the memory at the end: " in said and "% of what paragraph 1 wrote" in said
     one = tmp_path / "one.txt"
     one.write_text("ben is a doctor .")
-    assert "At the end" not in words("--trace", one)
+    assert "at the end" not in words("--trace", one)
 
 
 def test_sequence_state_adapters_are_explained(

@@ -443,7 +443,7 @@ def test_every_token_stands_in_its_own_paragraph_though_white_space_is_lost(
     turns = list(script.turns)
     if template == OWN_PROMPT:
         prompt = turns.pop(0)
-        assert prompt.role == "system" and "You are helpful" in prompt.text
+        assert prompt.role == "system" and "you are helpful" in prompt.text.lower()
         assert prompt.end in (6, 7), "its end token looks like that of any message"
     assert [turn.text for turn in turns] == PARAGRAPHS
     starts = [script.turns[0].end if template == OWN_PROMPT else 0, *(t.end for t in turns[:-1])]
@@ -660,6 +660,41 @@ def test_the_words_that_were_written_most_stand_at_their_spikes(
             assert all(tick == round(tick) for tick in axes.get_xticks()), axes.get_title(
                 loc="left"
             )
+
+
+def test_a_text_of_one_paragraph_has_no_panel_of_what_is_left_and_no_special_tokens(
+    told: tuple[Pair, dict[int, mx.array]],
+) -> None:
+    pytest.importorskip("matplotlib")
+    from deltamem_mlx.views.trace_plot import draw_trace
+
+    model, tokenizer = told[0]
+    one = trace(model, text_script(tokenizer, "anna lives in oslo ."))
+    picture = draw_trace(one, "notes.txt")
+    titles = [axes.get_title(loc="left") for axes in picture.axes]
+    assert not any("still in the memory" in title for title in titles)
+    moved = next(axes for axes in picture.axes if "How far" in axes.get_title(loc="left"))
+    assert moved.get_xlabel() == "tokens read"
+    text = next(axes for axes in picture.axes if "The text" in axes.get_title(loc="left"))
+    assert "".join(texts_in(text)).split() == ["user:", "anna", "lives", "in", "oslo."]
+    assert any("<|im_start|>" in piece for piece in one.pieces)
+
+
+def test_what_is_left_is_said_as_the_picture_shows_it(
+    told: tuple[Pair, dict[int, mx.array]],
+) -> None:
+    from deltamem_mlx.views.inspection_words import trace_words
+
+    model, tokenizer = told[0]
+    text = "anna lives in oslo .\n\nben is a doctor .\n\nmaria lives in rome ."
+    found = trace(model, text_script(tokenizer, text))
+    assert found.told_much() == [0, 1]
+    shares = [found.left_of(n) for n in found.told_much()]
+    assert shares == [row[-1] for row in found.left[:2]] and min(shares) > 0.5
+    said = f"{min(shares):.0%} to {max(shares):.0%} of what paragraphs 1–2 wrote"
+    assert said in trace_words(found, "notes.txt")
+    low = replace(found, left=found.left * 0.1)
+    assert f"only {min(shares) * 0.1:.0%}" in trace_words(low, "notes.txt")
 
 
 def test_many_turns_are_a_few_curves_and_the_others_in_grey(
