@@ -40,7 +40,8 @@ Skip = Annotated[
         "--skip",
         metavar="MESSAGES",
         min=0,
-        help="Leave out the first so many messages: to go on where Ctrl-C ended it.",
+        help="Leave out the first so many messages (a paragraph of a text is one): to go on "
+        "where Ctrl-C ended it.",
     ),
 ]
 OnlyNew = Annotated[

@@ -68,8 +68,8 @@ class Trace:
 
     @property
     def kind(self) -> str:
-        """What its turns are: ``paragraph`` or ``line`` of a text, else ``turn``."""
-        return next((t.role for t in self.turns if t.role in ("paragraph", "line")), "turn")
+        """What its turns are: ``paragraph`` or ``line`` of a text, else ``message``."""
+        return next((t.role for t in self.turns if t.role in ("paragraph", "line")), "message")
 
     @property
     def starts(self) -> list[int]:

@@ -237,7 +237,7 @@ def tokens_text(trace: Trace) -> str:
              repr(piece)[1:-1]]
         )  # fmt: skip
         turn = ends.get(i + 1, turn - 1) + 1
-    return table(["turn", "token", "β", "moved", "<β", "<text"], rows)
+    return table([trace.kind, "token", "β", "moved", "<β", "<text"], rows)
 
 
 def _strategy(adapter: AdapterContents) -> str:

@@ -242,7 +242,7 @@ def _list_turns(axes: Axes, trace: Trace) -> None:
     each = max(1, min(3, _LISTED_LINES // len(trace.turns)))
     lines = []
     for n, turn in enumerate(trace.turns, start=1):
-        text = turn.text if trace.kind != "turn" else f"{turn.role}: {turn.text}"
+        text = turn.text if trace.kind != "message" else f"{turn.role}: {turn.text}"
         wrapped = textwrap.wrap(one_line(text, each * (_LISTED_WIDTH - 6)), _LISTED_WIDTH)
         lines += [f"{n}  {(wrapped or [''])[0]}", *(f"     {line}" for line in wrapped[1:])]
     if len(lines) > _LISTED_LINES + 1:

@@ -158,7 +158,7 @@ def test_trace_of_a_text_by_token_from_a_memory(
     assert [turn["text"] for turn in value["turns"]] == ["First part.", "Second part."]
     assert value["marks"][0] == 0 and value["start"]["retention"]["survival"][0] == 1
     lines = call(*args).stdout.splitlines()
-    assert sum(line.startswith("   1  ") for line in lines) == value["turns"][0]["end"]
+    assert sum(line.startswith("        1  ") for line in lines) == value["turns"][0]["end"]
     assert memory.read_bytes() == before
 
 

@@ -152,7 +152,7 @@ def test_what_is_told_twice_is_said_and_written_again(tmp_path: Path, memory: Pa
     assert f"To take that back: deltamem-mlx memories undo {memory}\n" in again.stderr
     assert read_memory(memory).tokens_written == [2 * tokens]
     path.write_text("\n\n".join(FACTS))
-    assert "told 2 of its 3 messages before" in call(path, "--memory", memory).stderr
+    assert "told 2 of its 3 paragraphs before" in call(path, "--memory", memory).stderr
 
 
 def test_pictures_and_the_like_in_a_folder_are_named(tmp_path: Path, memory: Path) -> None:

@@ -168,9 +168,13 @@ def _about_tokens(tokenizer: "TokenizerWrapper", source: "Source") -> int:
 
 def _note_told_before(session: "MemorySession", source: "Source") -> bool:
     """Says what a memory is told again, if it is: that is written again as well."""
+    from deltamem_mlx.text.files import holds_messages
+
     if before := session.told_before(source.messages):
         count = len(source.messages)
-        which = "it" if before == count else f"{before:,} of its {count:,} messages"
+        # As `read_sources` has it: a paragraph of a text is a message.
+        what = "messages" if holds_messages(Path(source.name)) else "paragraphs"
+        which = "it" if before == count else f"{before:,} of its {count:,} {what}"
         output.note(f"{source.name}: this memory was told {which} before, and is told again.")
     return before > 0
 
