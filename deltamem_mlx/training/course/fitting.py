@@ -108,9 +108,9 @@ def fit(
 def finished(weights: Weights, directions: Directions, axes: np.ndarray, gain: float) -> Weights:
     """The weights of a layer that says words along some axes [r, D], so strongly.
 
-    ``voice`` [D] of the weights is what its attention has to say for one in the residual.
+    ``voice`` of the weights, a number, is how strongly its attention speaks, as in a `Recording`.
     """
     found = {name: value for name, value in weights.items() if name not in ("word", "voice")}
     found["memory_v_proj"] = axes @ weights["word"]
-    found["delta_o_proj"] = gain * weights["voice"][:, None] * (directions.spread @ axes.T)
+    found["delta_o_proj"] = gain * weights["voice"] * (directions.spread @ axes.T)
     return found

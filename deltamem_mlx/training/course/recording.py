@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .directions import final_norm, scale_of
+from .directions import final_norm
 from .language import Teller, messages_of
 from .layers import width_of
 from .rendering import ChatForm
@@ -36,15 +36,15 @@ class Recording(NamedTuple):
         written (np.ndarray): bool [tokens], true where facts were told, false where asked.
         pairs (list[ValuePair]): The values.
         size (float): Root mean square of the entries that reach the final norm.
-        voices (dict[int, np.ndarray]): By layer, [D], what its attention has to say for the
-            residual to get a word of that size.
+        voices (dict[int, float]): By layer, how strongly its attention speaks, beside that size:
+            1 where nothing stands behind it, less where a norm makes it louder.
     """
 
     inputs: dict[int, np.ndarray]
     written: np.ndarray
     pairs: list[ValuePair]
     size: float
-    voices: dict[int, np.ndarray]
+    voices: dict[int, float]
 
 
 class FactScript(NamedTuple):
@@ -130,7 +130,7 @@ def tapped(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 def attention_inputs(
     model: nn.Module, parts: Sequence[list[int]], sites: dict[int, nn.Module]
-) -> tuple[dict[int, np.ndarray], float, dict[int, np.ndarray]]:
+) -> tuple[dict[int, np.ndarray], float, dict[int, float]]:
     """What each layer's attention gets, float16 [tokens, D] by layer, over all parts in order.
 
     Also the root mean square of the entries of what reaches the final norm, 1 without one, and the
@@ -167,9 +167,11 @@ def attention_inputs(
                         _size(row[: len(parts[i])]) for row, i in zip(rows, chosen, strict=True)
                     ]
     size = float(np.mean(sizes)) if sizes else 1.0
-    voices = {layer: np.ones(width) for layer in sites}
-    for layer, norm in behind.items():
-        voices[layer] = float(np.mean(loud[layer])) / (size * _bounded(scale_of(norm, width)))
+    # Not entry by entry through the norm's weights: small ones would be answered by shouting, and
+    # of a correction that is mostly such entries the norm leaves little of the word.
+    voices = {
+        layer: float(np.mean(loud[layer])) / size if layer in behind else 1.0 for layer in sites
+    }
     return {layer: np.concatenate(rows) for layer, rows in found.items()}, size, voices
 
 
@@ -179,12 +181,6 @@ def _behind(sites: dict[int, nn.Module], norms: Sequence[nn.Module]) -> dict[int
     said = {layer: vars(module)["said"] for layer, module in sites.items()}
     first = {layer: x[0] if isinstance(x, tuple) else x for layer, x in said.items()}
     return {layer: given[id(x)] for layer, x in first.items() if id(x) in given}
-
-
-def _bounded(scale: np.ndarray) -> np.ndarray:
-    """A norm's scale without entries so small that to divide by them would shout."""
-    least = np.median(np.abs(scale)) / 4
-    return np.where(np.abs(scale) < least, np.copysign(least, scale), scale)
 
 
 def _size(rows: np.ndarray) -> float:

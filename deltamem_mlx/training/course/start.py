@@ -66,7 +66,7 @@ def fitted(
             inputs = recording.inputs[layer].astype(np.float32)
             rank = min(RANK, inputs.shape[1] // 4)
             weights[layer] = fit(inputs, recording.written, recording.pairs, values, rank)
-            weights[layer]["voice"] = recording.voices[layer]
+            weights[layer]["voice"] = np.array(recording.voices[layer])
             tell(1)
     return weights, directions, size
 
