@@ -98,12 +98,20 @@ class MemoryShelf:
             FileNotFoundError: If there is none; what is close is named.
             ValueError: If it cannot be read.
         """
-        path = self.path(name)
-        keyed = path.stem == _hash(name)  # a server's, called as its users call it
-        found = _look(path.stem if path.parent == self.folder and not keyed else name, path)
+        found = self.look(name)
         if found.file is None:
             raise ValueError(found.problem)
         return found
+
+    def look(self, name: str) -> ShelvedMemory:
+        """As ``get``, a memory that cannot be read as well.
+
+        Raises:
+            FileNotFoundError: If there is none; what is close is named.
+        """
+        path = self.path(name)
+        keyed = path.stem == _hash(name)  # a server's, called as its users call it
+        return _look(path.stem if path.parent == self.folder and not keyed else name, path)
 
     def path(self, name: str) -> Path:
         """The file of a memory, named as for ``get``.

@@ -56,30 +56,46 @@ def undo_memory_file(path: str | Path, turns: int = 1, *, redo: bool = False) ->
     return before
 
 
-def redo_memory_file(path: str | Path) -> MemoryFile:
-    """Put back all that was taken back from a memory file since it was last written otherwise.
+def redo_memory_file(path: str | Path, turns: int | None = None) -> MemoryFile:
+    """Put back what was taken back from a memory file since it was last written otherwise.
 
     Args:
         path (Path): The file, from which ``undo_memory_file`` took turns with ``redo``.
+        turns (int): How many, the earliest first, as they were told; the rest can still be put
+          back then. ``None``: all.
 
     Returns:
-        MemoryFile: What the file holds now: what it held before, bit for bit.
+        MemoryFile: What the file holds now: what it held after those turns, bit for bit.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If there is nothing to put back, or a file is damaged.
+        ValueError: If ``turns`` is less than 1, so many are not there to put back, or a file is
+          damaged.
         OSError: As of ``undo_memory_file``.
     """
     path, witness = expanded(path), Witness()
+    if turns is not None and turns < 1:
+        raise ValueError(f"turns is {turns}; expected 1 or more.")
     witness.note(path)
-    former = taken_back(path, read_memory(path))
+    now = read_memory(path)
+    former = taken_back(path, now)
     if former is None:
         raise ValueError(
             f"{path}: there is nothing to put back. What was taken back is kept until the memory "
             "is written again."
         )
-    write_memory(path, former, witness)
-    return former
+    there = len(former.history) - len(now.history)
+    if turns is not None and turns > there:
+        raise ValueError(
+            f"{path}: {turns} turns cannot be put back: {there} "
+            f"{'was' if there == 1 else 'were'} taken back."
+        )
+    kept = undone_file(path).read_bytes()
+    found = former if turns in (None, there) else former.before(there - turns)
+    write_memory(path, found, witness)
+    if found is not former:
+        write_atomically(undone_file(path), lambda part: part.write_bytes(kept), 0o600)
+    return found
 
 
 def taken_back(path: Path, now: MemoryFile) -> MemoryFile | None:

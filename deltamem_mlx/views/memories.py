@@ -79,7 +79,7 @@ def _turns_text(turns: Sequence[KeptTurn]) -> str:
 
 
 def taken_text(turns: Sequence[KeptTurn]) -> str:
-    """The turns that are to be taken back, the last first."""
+    """The turns that are to be taken back, or were put back, the last first."""
     rows = [
         [str(back), _time(turn.saved), turn_words(turn), f"{turn.tokens:+,}"]
         for back, turn in enumerate(reversed(turns), start=1)

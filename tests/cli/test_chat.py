@@ -261,6 +261,11 @@ def test_a_loaded_memory_that_another_program_changes_is_not_replaced(
     assert sum(read_memory(mine).tokens_written) == 0
 
 
+def test_a_chat_that_saves_after_each_turn_says_so_when_asked_to_save(flags: list[str]) -> None:
+    said = talk([*flags, "--memory", "family"], "I am Al.", "/save").stderr
+    assert "family is saved after each turn; /save NAME makes another" in said
+
+
 def test_names_are_memories_to_save_and_load_and_a_path_is_what_it_says(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, RunCli
 from forked import Nursery
@@ -17,6 +18,7 @@ import deltamem_mlx as dm
 from deltamem_mlx.cli.main import app
 from deltamem_mlx.cli.memories.ask import _report
 from deltamem_mlx.files.places import memories_folder, memory_path
+from deltamem_mlx.memory.file import read_memory
 from deltamem_mlx.memory.shelf import MemoryShelf
 
 
@@ -176,6 +178,7 @@ def test_remove_asks_in_a_terminal_and_elsewhere_wants_yes(
     assert "give --yes" in call("remove", "anna", code=2).stderr
     for answer, left in (("n", ["anna"]), ("y", [])):
         terminal = Terminal(["memories", "remove", "anna"], tmp_path, nursery)
+        terminal.until("tokens")  # what goes is shown
         terminal.until("Delete anna for good?")
         terminal.type(f"{answer}\r")
         assert terminal.end() == (answer == "n")
@@ -396,6 +399,24 @@ def test_what_was_taken_back_is_put_back_until_the_memory_is_written(told: Path)
             session.save(told)
         assert "nothing to put back" in call("redo", told, code=1).stderr
         assert not list(told.parent.glob(".*"))
+
+
+def test_the_first_of_what_was_taken_back_is_put_back_and_the_rest_can_be(told: Path) -> None:
+    whole = told.read_bytes()
+    call("undo", told)
+    after_one = read_memory(told)
+    call("undo", told)
+    for turns, code, why in ((0, 2, "--turns"), (3, 1, "2 were taken back")):
+        assert why in call("redo", told, "--turns", turns, code=code).stderr
+    done = call("redo", told, "--turns", 1)
+    assert done.stdout.startswith(f"Put back 1 turn of {told}: ")
+    assert "a.txt" in done.stderr and "b.txt" not in done.stderr
+    again = read_memory(told)
+    assert again.tokens_written == after_one.tokens_written
+    assert all(np.array_equal(x, again.states[i]) for i, x in after_one.states.items())
+    call("undo", told)  # and what is taken once more is put back with the rest
+    assert call("redo", told, "-n", 2).stdout.startswith(f"Put back 2 turns of {told}: ")
+    assert told.read_bytes() == whole
 
 
 def test_what_was_taken_back_goes_with_the_memory(told: Path) -> None:

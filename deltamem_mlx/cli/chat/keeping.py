@@ -82,6 +82,9 @@ class Keeping(Answering):
         from deltamem_mlx.memory.history import HISTORY_TURNS
 
         words = shlex.split(argument)
+        if not words and self.saves and not self.unsaved:
+            self.ui.say(f"{self.name} is saved after each turn; /save NAME makes another", "muted")
+            return
         transcript, overwrite = "--with-transcript" in words, "--overwrite" in words
         words = [word for word in words if word not in ("--with-transcript", "--overwrite")]
         given = word(shlex.join(words), "/save NAME|PATH [--with-transcript] [--overwrite]")

@@ -23,17 +23,17 @@ def list_all(folder: m.Folder = None, json: o.Json = False) -> None:
     shelf = MemoryShelf(folder)
     found = shelf.all()
     if json:
-        yours = _default()
+        yours = default_memory()
         output.result_json([memories_json(one) | {"default": one.path == yours} for one in found])
     elif found:
-        output.result(memories_text(found, _default()))
+        output.result(memories_text(found, default_memory()))
         output.note(f"They lie in {shelf.folder}.")
     else:
         output.result(f"There are no memories in {shelf.folder}.")
         output.note("To begin one: deltamem-mlx chat --memory NAME")
 
 
-def _default() -> Path | None:
+def default_memory() -> Path | None:
     """The file of the user's default memory; None: there is none that can be told."""
     from deltamem_mlx.files.places import memory_path
 

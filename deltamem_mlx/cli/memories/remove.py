@@ -8,6 +8,7 @@ import typer
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
+from deltamem_mlx.cli.memories.look import default_memory
 from deltamem_mlx.cli.options import memories as m
 
 Names = Annotated[
@@ -22,16 +23,20 @@ Names = Annotated[
 def remove(names: Names, folder: m.Folder = None, yes: m.Yes = False) -> None:
     """Delete memories, for good."""
     from deltamem_mlx.memory.shelf import MemoryShelf
+    from deltamem_mlx.views.memories import memories_text
 
     shelf = MemoryShelf(folder)
-    for name in names:  # none is deleted where one is not there
-        shelf.path(name)
+    found = [shelf.look(name) for name in names]  # none is deleted where one is not there
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("Nobody is there to be asked: give --yes to delete them.")
-        if not typer.confirm(f"Delete {', '.join(names)} for good?", err=True):
+        shown = memories_text(found, default_memory())
+        if not typer.confirm(f"{shown}\nDelete {', '.join(names)} for good?", err=True):
             output.note("Nothing was deleted.")
             raise typer.Exit(1)
-    for name in names:
+    for name, memory in zip(names, found, strict=True):
+        yours = memory.path == default_memory()
         shelf.remove(name)
         output.result(f"{name} is gone.")
+        if yours:
+            output.note("It was your default: deltamem-mlx config unset memory")

@@ -84,26 +84,46 @@ def _show_and_ask(memory: "MemoryFile", turns: int, yes: bool) -> None:
         raise typer.Exit(1)
 
 
-@command("deltamem-mlx memories redo", "deltamem-mlx memories redo anna")
-def redo(name: m.DefaultName = None, folder: m.Folder = None, json: o.Json = False) -> None:
-    """Put back all that `memories undo` took.
+PutBack = Annotated[
+    int | None,
+    typer.Option(
+        "--turns", "-n", min=1, help="How many turns, the earliest first.", show_default="all"
+    ),
+]
+
+
+@command(
+    "deltamem-mlx memories redo",
+    "deltamem-mlx memories redo anna",
+    "deltamem-mlx memories redo anna --turns 1",
+)
+def redo(
+    name: m.DefaultName = None,
+    turns: PutBack = None,
+    folder: m.Folder = None,
+    json: o.Json = False,
+) -> None:
+    """Put back what `memories undo` took: all of it, or the first turns.
 
     As long as the memory has not been written since: what is told to it then stands in the place
-    of what was taken back.
+    of what was taken back. Which turns come back is shown.
     """
     from deltamem_mlx.memory.file import read_memory
+    from deltamem_mlx.memory.kept import kept_turns
     from deltamem_mlx.memory.shelf import MemoryShelf
     from deltamem_mlx.memory.undo import redo_memory_file
+    from deltamem_mlx.views.memories import taken_text
 
     name = m.or_default(name, folder)
     path = MemoryShelf(folder).path(name)
     before = len(read_memory(path).history)
     with _called(name, path):
-        memory = redo_memory_file(path)
+        memory = redo_memory_file(path, turns)
     turns, written = len(memory.history) - before, sum(memory.tokens_written)
     if json:
         _as_json(path, turns, memory)
         return
+    output.note(taken_text(kept_turns(memory)[-turns:]))
     output.result(
         f"Put back {turns} turn{'s' * (turns != 1)} of {name}: {written:,} tokens are written."
     )
