@@ -90,11 +90,10 @@ def redo_memory_file(path: str | Path, turns: int | None = None) -> MemoryFile:
             f"{path}: {turns} turns cannot be put back: {there} "
             f"{'was' if there == 1 else 'were'} taken back."
         )
-    kept = undone_file(path).read_bytes()
     found = former if turns in (None, there) else former.before(there - turns)
     write_memory(path, found, witness)
     if found is not former:
-        write_atomically(undone_file(path), lambda part: part.write_bytes(kept), 0o600)
+        write_memory(undone_file(path), former)
     return found
 
 

@@ -186,6 +186,11 @@ def test_remove_asks_in_a_terminal_and_elsewhere_wants_yes(
         assert shelf.names() == left
 
 
+def test_a_memory_that_is_named_twice_is_removed_once(shelf: MemoryShelf) -> None:
+    gone = call("remove", "anna", shelf.path("anna"), "--yes")
+    assert len(gone.stdout.splitlines()) == 1 and shelf.names() == []
+
+
 def test_a_servers_memories_are_found_by_their_keys(saved: Path, tmp_path: Path) -> None:
     key, folder = "user/7 of acme", tmp_path / "memories"
     folder.mkdir()

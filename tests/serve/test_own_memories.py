@@ -58,6 +58,9 @@ def test_a_slip_in_a_name_is_told_what_it_is_near(pair: Pair, saved: Path) -> No
             assert other["new"] is True and "did_you_mean" not in other
         anew = client.chat(QUESTION, "garden", memory={"reset": True}).memory
         assert anew["new"] is True
+        # It was there: its name is no slip.
+        anew = client.chat(QUESTION, "wrok", memory={"reset": True}).memory
+        assert anew["new"] is True and "did_you_mean" not in anew
         listed = client.request("GET", "/v1/memories").json["data"]
     with Server(*pair, "builtin", settings) as serving:
         again = Client(serving.url).request("GET", "/v1/memories").json["data"]

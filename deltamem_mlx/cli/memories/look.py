@@ -1,12 +1,7 @@
 """`memories list` and `memories show`."""
 
-from contextlib import suppress
-from pathlib import Path
-
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
-from deltamem_mlx.cli.frame.defaults import defaults
-from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.options import memories as m
 from deltamem_mlx.cli.options import shared as o
 
@@ -23,24 +18,14 @@ def list_all(folder: m.Folder = None, json: o.Json = False) -> None:
     shelf = MemoryShelf(folder)
     found = shelf.all()
     if json:
-        yours = default_memory()
+        yours = m.default_memory()
         output.result_json([memories_json(one) | {"default": one.path == yours} for one in found])
     elif found:
-        output.result(memories_text(found, default_memory()))
+        output.result(memories_text(found, m.default_memory()))
         output.note(f"They lie in {shelf.folder}.")
     else:
         output.result(f"There are no memories in {shelf.folder}.")
         output.note("To begin one: deltamem-mlx chat --memory NAME")
-
-
-def default_memory() -> Path | None:
-    """The file of the user's default memory; None: there is none that can be told."""
-    from deltamem_mlx.files.places import memory_path
-
-    with suppress(UsageError, ValueError):
-        if default := defaults().get("memory"):
-            return memory_path(default.text)
-    return None
 
 
 @command(

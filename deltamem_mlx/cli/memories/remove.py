@@ -8,7 +8,6 @@ import typer
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
-from deltamem_mlx.cli.memories.look import default_memory
 from deltamem_mlx.cli.options import memories as m
 
 Names = Annotated[
@@ -26,17 +25,17 @@ def remove(names: Names, folder: m.Folder = None, yes: m.Yes = False) -> None:
     from deltamem_mlx.views.memories import memories_text
 
     shelf = MemoryShelf(folder)
-    found = [shelf.look(name) for name in names]  # none is deleted where one is not there
+    names = list({shelf.path(name): name for name in names}.values())  # all there, each once
+    found, yours = [shelf.look(name) for name in names], m.default_memory()
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("Nobody is there to be asked: give --yes to delete them.")
-        shown = memories_text(found, default_memory())
+        shown = memories_text(found, yours)
         if not typer.confirm(f"{shown}\nDelete {', '.join(names)} for good?", err=True):
             output.note("Nothing was deleted.")
             raise typer.Exit(1)
     for name, memory in zip(names, found, strict=True):
-        yours = memory.path == default_memory()
         shelf.remove(name)
         output.result(f"{name} is gone.")
-        if yours:
+        if memory.path == yours:
             output.note("It was your default: deltamem-mlx config unset memory")

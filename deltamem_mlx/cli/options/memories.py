@@ -1,6 +1,7 @@
 """The arguments and options that the commands of `memories` share."""
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -59,3 +60,13 @@ def or_default(name: str | None, folder: Path | None = None) -> str:
     if folder is None and (default := defaults().get("memory")):
         return default.text
     raise UsageError("Say which memory: its name or file. `deltamem-mlx memories` lists them.")
+
+
+def default_memory() -> Path | None:
+    """The file of the user's default memory; None: there is none that can be told."""
+    from deltamem_mlx.files.places import memory_path
+
+    with suppress(UsageError, ValueError):
+        if default := defaults().get("memory"):
+            return memory_path(default.text)
+    return None

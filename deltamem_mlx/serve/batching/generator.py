@@ -158,11 +158,11 @@ class MemoryGenerator(ResponseGenerator):
         memory, options = job.request.memory, job.request.options
         if outcome is None or memory is None or options is None or not job.request.store:
             return
+        first, key = memory.contents.saved is None, memory.contents.key
         # One that reads only what is not there begins no memory.
         if memory.contents.saved is not None or not options.read_only:
             self.memories.commit(memory, outcome)
-        key = memory.contents.key
-        meant = self.memories.folder.meant(key) if outcome.new and key is not None else ""
+        meant = self.memories.folder.meant(key) if first and key is not None else ""
         job.kept = replace(outcome, meant=meant)
 
     # The generation thread.
