@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -43,10 +44,15 @@ def four_at_once(client: Client, key: str, begun: threading.Barrier) -> list[str
 
 
 def failing(step: Callable, at: int) -> tuple[Callable, list[int]]:
-    """A batch's step that fails once, the ``at``-th time that all four are decoded."""
+    """A batch's step that fails once, the ``at``-th time that all four are decoded.
+
+    Until they are, steps are slow: none shall have ended before the last has come.
+    """
     seen: list[int] = []
 
     def next_step(self: BatchGenerator) -> tuple:
+        if not seen:
+            time.sleep(0.2)
         prompts, tokens = step(self)
         if len(tokens) == 4:
             seen.append(1)
