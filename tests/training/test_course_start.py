@@ -182,11 +182,33 @@ def test_quieting_changes_ordinary_text_and_leaves_facts():
     assert np.abs(gates(facts, new) - gates(facts, weights)).mean() < 0.1
 
 
-def test_the_gain_is_sought_where_it_gets_better(plain):
+def test_the_gain_is_sought_where_more_is_remembered(plain):
     for best in (0.05, 0.4, 1.6):
         tried = []
         for layers, gain in start._candidates(plain[0], 10.0, tried):
-            tried.append(start.Tried(layers, gain, abs(np.log(gain / (10 * best)))))
-        assert min(tried, key=lambda one: one.loss).gain == pytest.approx(10 * best)
+            off = abs(np.log(gain / (10 * best)))
+            tried.append(start.Tried(layers, gain, 2.0, 3.0, 12 - off))
+        assert max(tried, key=lambda one: one.worth).gain == pytest.approx(10 * best)
         assert len({one.layers for one in tried}) == 2, "of four layers"
-        assert len(tried) <= 9
+        assert len(tried) <= 12
+
+
+def test_a_start_that_says_little_is_not_chosen_for_its_loss_nor_one_that_shouts():
+    little = start.Tried((1,), 0.1, loss=1.9, empty=2.0, foreign=1.95)
+    more = start.Tried((1,), 0.4, loss=1.95, empty=2.0, foreign=2.2)
+    shouts = start.Tried((1,), 1.6, loss=2.6, empty=2.0, foreign=3.4)
+    assert max(little, more, shouts, key=lambda one: one.worth) == more
+
+
+def test_fewer_layers_may_speak_more_loudly(plain):
+    """Of as many layers as are tried first, none remembers anything without harm."""
+    tried = []
+    for layers, gain in start._candidates(plain[0], 1.0, tried):
+        few = len({one.layers for one in tried} | {layers}) > 1
+        off = abs(np.log(gain / 0.8))
+        tried.append(
+            start.Tried(layers, gain, 2.0, 3.0, 9 - off)
+            if few
+            else start.Tried(layers, gain, 2.0 + gain, 2.0, 3.0)
+        )
+    assert max(tried, key=lambda one: one.worth).gain == pytest.approx(0.8)

@@ -10,7 +10,7 @@ from .stock import Wanted
 
 # Shares of the time.
 WRITING, STARTING, CHOOSING, TRAINING, MEASURING = 0.08, 0.08, 0.05, 0.65, 0.14
-CHOICES = 16  # adapters that are looked at, in all
+CHOICES = 28  # readings of what is held out, in all
 VALIDATING = 1.15  # of a training's time: validations, checkpoints
 FACTS, QUESTION = 3, 12  # told in a recorded conversation; tokens of an answer
 
@@ -88,7 +88,7 @@ def seconds_of(
     read = plan.measured.windows * 2 * 512 + plan.measured.histories * 2500
     found = {
         "write": writing_tokens(wanted or plan.wanted) / pace.spoken,
-        "start": plan.recorded * sizes[0] / pace.judged + 7 * judging,
+        "start": plan.recorded * sizes[0] / pace.judged + 20 * judging,
         "quiet": 0.4 * plan.recorded * sizes[0] / pace.judged + 2 * judging,
         "close": 4 * judging,
         "measure": asked + read / pace.judged,

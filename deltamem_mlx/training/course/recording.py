@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 
 from .directions import final_norm
-from .language import Teller, messages_of
+from .language import Message, Teller, messages_of
 from .layers import width_of
 from .rendering import ChatForm
 
@@ -59,16 +59,26 @@ class FactScript(NamedTuple):
     pairs: list[ValuePair]
 
 
-def script(chat: ChatForm, teller: Teller, conversations: int, facts: int) -> FactScript:
-    """Tell and ask so many facts in so many conversations; each part is read without the other."""
+def script(
+    chat: ChatForm,
+    teller: Teller,
+    conversations: int,
+    facts: int,
+    opening: Sequence[Message] = (),
+) -> FactScript:
+    """Tell and ask so many facts in so many conversations; each part is read without the other.
+
+    All parts begin with the messages of ``opening``.
+    """
     parts: list[list[int]] = []
     pairs: list[ValuePair] = []
     start = 0
     for _ in range(conversations):
         known = teller.facts(facts)
-        told = chat.tokens(messages_of(teller.turns([teller.tell(fact) for fact in known])))
+        turns = teller.turns([teller.tell(fact) for fact in known])
+        told = chat.tokens([*opening, *messages_of(turns)])
         order = teller.rng.sample(known, len(known))
-        asked = chat.tokens(messages_of(map(teller.question, order)))
+        asked = chat.tokens([*opening, *messages_of(map(teller.question, order))])
         parts += [told, asked]
         for fact in known:
             for value in chat.encodings(fact.value):

@@ -21,13 +21,13 @@ from ..guard import Diverged
 from ..settings import TrainSettings
 from ..trainer import Trainer
 from .language import messages_of
-from .layers import able_layers, attentions, width_of
+from .layers import able_layers, attentions
 from .ledger import begin_slower, halved
 from .measures import Measuring
 from .quieting import closed, quieted
 from .recording import record, script
 from .stages import Stage
-from .start import BYTES, best_start, fitted
+from .start import best_start, fitted, together
 from .vocabulary import words_of
 from .work import Work
 from .writing import stock_of
@@ -63,12 +63,13 @@ def start(work: Work, folder: Path) -> Result:
     known = words_of(work.chat)
     spoken = [known[word] for word in work.stock.any_words]
     teller = work.language.teller(work.seed_of(1), work.stock.any_words)
-    said = script(work.chat, teller, work.plan.recorded, FACTS)
+    opening = work.chat.without_system() if first.plain else []
+    said = script(work.chat, teller, work.plan.recorded, FACTS, opening)
     with work.viewer.counting("fitting", len(able_layers(model))) as tell:
         weights, directions, size = fitted(model, said, spoken, tell)
     held_out = work.episodes(first, work.plan.judged, held_out=True)
     with work.plain_afterwards():
-        tried = best_start(model, weights, directions, size, lambda: work.loss(first, held_out))
+        tried = best_start(model, weights, directions, size, work.judge(first, held_out))
         set_base_model(model, work.name)
         save_adapter(model, folder)
     return {"tried": [one._asdict() for one in tried], "layers": tried[0].layers}
@@ -86,8 +87,7 @@ def quiet(work: Work, folder: Path, stage: Stage) -> Result:
         before = work.loss(stage, held_out)
         layers = list(memory_layers(model))
     sites = attentions(work.model)
-    tokens = sum(map(len, [*said.parts, *ordinary.parts]))
-    several = max(1, BYTES // (2 * tokens * width_of(work.model)))
+    several = together(work.model, [*said.parts, *ordinary.parts])
     new: dict[int, dict[str, mx.array]] = {}
     for first in range(0, len(layers), several):
         here = {layer: sites[layer] for layer in layers[first : first + several]}

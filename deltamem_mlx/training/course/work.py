@@ -13,7 +13,7 @@ from ...text.rows import ConversationRow
 from ..dataset import EpisodeDataset
 from ..settings import TrainSettings
 from ..start import adapter_from
-from .choosing import held_out_loss
+from .choosing import Judge, held_out_loss
 from .language import Language
 from .plan import CoursePlan
 from .rendering import ChatForm
@@ -89,6 +89,10 @@ class Work:
     def loss(self, stage: Stage, held_out: EpisodeDataset) -> float:
         """What the adapter that is attached loses on held-out conversations of a stage."""
         return held_out_loss(self.model, held_out, self.settings(stage))
+
+    def judge(self, stage: Stage, held_out: EpisodeDataset) -> Judge:
+        """Tells adapters apart on held-out conversations of a stage."""
+        return Judge(held_out, self.settings(stage))
 
     @contextmanager
     def adapted(self, folder: Path) -> Iterator[nn.Module]:
