@@ -80,7 +80,7 @@ ENGLISH = (
     Stage(
         "facts",
         "to find what was told, and to say it",
-        TalkShape(facts=(1, 5), asked=3, updates=0.25, any_word=0.6),
+        TalkShape(facts=(1, 4), asked=2, updates=0.25, any_word=0.6),
         share=0.5,
         most=30000,
         learning_rate=1.5e-3,
