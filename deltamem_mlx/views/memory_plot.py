@@ -95,8 +95,8 @@ def _draw_words(axes: Axes, words: Sequence[HeldWord], rows: float) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_title("Strongest words: held (plain), let go of or told otherwise (hatched)")
     axes.set_xlabel(
-        "log-probability that the memory adds to the word, in nats\n"
-        f"(dotted: from {HELD:g} on it counts as held)"
+        "what the memory adds to the word's log-probability\n"
+        f"(nats; dotted: from {HELD:g} on it counts as held)"
     )
 
 
