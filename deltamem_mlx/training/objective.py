@@ -13,7 +13,8 @@ from ..model.ingest import Ingest, span_ids
 from ..model.patch import config_of
 from .batching import EpisodeBatch
 from .head import find_heads, labelled_logits
-from .passes import Passes
+from .margin import exchanged, shortfall
+from .passes import Passes, PassMemory
 from .read_parts import UNSUPERVISED
 from .teacher import Teacher, divergence
 
@@ -31,6 +32,8 @@ class Terms(NamedTuple):
           with the history in its context, and of one without, where the targets have nothing to do
           with it.
         taught (mx.array): float32 [2], how many those are.
+        missing (mx.array): float32, what is missing to the margin to another's memory, summed like
+          ``ce_sum``; 0 if none is asked for.
         tokens (mx.array): float32, tokens of the read pass that are not padding.
         written (mx.array): float32, the same of the write pass.
         read_beta (mx.array): float32 [layers], mean write gate in the read pass.
@@ -43,6 +46,7 @@ class Terms(NamedTuple):
     labelled: mx.array
     kl_sum: mx.array
     taught: mx.array
+    missing: mx.array
     tokens: mx.array
     written: mx.array
     read_beta: mx.array
@@ -166,11 +170,12 @@ class Objective:
             for name, array in arrays.items()
         }
 
-    def terms(self, inputs: Inputs) -> Terms:
+    def terms(self, inputs: Inputs, margin: float = 0.0) -> Terms:
         """The terms for one batch, as a function of the model's parameters.
 
         Args:
             inputs (Inputs): From `inputs`.
+            margin (float): Nats that are to be lost more with another's memory; 0: it is not asked.
         """
         written = None
         if "write_tokens" in inputs:
@@ -178,12 +183,11 @@ class Objective:
             written = self.passes.write(inputs["write_tokens"], inputs["write_mask"], *spans)
         memories = self.passes.reading(inputs["read_mask"], written, writes=self.write_visible)
         before = {i: memory.state for i, memory in memories.items()}
-        caches = self.passes.caches(memories)
-        logits = labelled_logits(
-            self.model, self.heads, inputs["read_tokens"], caches, inputs["rows"]
-        )
-        logits = logits.astype(mx.float32)
+        logits = self._logits(inputs, memories)
         ce = nn.losses.cross_entropy(logits, inputs["targets"])
+        missing = mx.array(0.0)
+        if margin and written is not None:
+            missing = self._missing(inputs, written, ce, margin)
         kl_sum = taught = mx.zeros((2,))
         if "taught" in inputs:
             named, said = inputs["taught_tokens"], inputs["taught_log_probs"]
@@ -197,6 +201,7 @@ class Objective:
             labelled=inputs["weights"].sum(),
             kl_sum=kl_sum,
             taught=taught,
+            missing=missing,
             tokens=inputs["read_mask"].sum().astype(mx.float32),
             written=inputs["write_mask"].sum().astype(mx.float32) if written else mx.array(0.0),
             read_beta=mx.stack([memories[i].mean_gate for i in layers]),
@@ -205,6 +210,26 @@ class Objective:
             if written
             else none,
         )
+
+    def _logits(self, inputs: Inputs, memories: dict[int, PassMemory]) -> mx.array:
+        """Of the labels, float32 [N, V], as they are read with some memories."""
+        caches = self.passes.caches(memories)
+        logits = labelled_logits(
+            self.model, self.heads, inputs["read_tokens"], caches, inputs["rows"]
+        )
+        return logits.astype(mx.float32)
+
+    def _missing(
+        self, inputs: Inputs, written: dict[int, PassMemory], own: mx.array, margin: float
+    ) -> mx.array:
+        """What is missing to the margin between the labels' cross-entropies and another's."""
+        others = self.passes.reading(
+            inputs["read_mask"], exchanged(written), writes=self.write_visible
+        )
+        foreign = nn.losses.cross_entropy(self._logits(inputs, others), inputs["targets"])
+        owners = inputs["rows"] // inputs["read_tokens"].shape[1]
+        wrote = inputs["write_mask"].any(axis=1)
+        return shortfall(own, foreign, inputs["weights"], owners, wrote, margin)
 
 
 def spans_of(batch: EpisodeBatch, granularity: str, multiple: int = 1) -> Mapping[str, np.ndarray]:

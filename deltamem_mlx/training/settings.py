@@ -29,6 +29,8 @@ class TrainSettings:
           history in its context, beside the text that is learned; 0: the text alone.
         no_harm (float): Weight of the divergence from the plain model in episodes whose targets
           have nothing to do with their history.
+        margin (float): Nats by which the loss with another conversation's memory is to be above
+          that with the own; what is missing is added to the loss. 0: it is not asked.
         write_sparsity, write_target (float): Weight of the write sparsity term, and the mean write
           gate it pulls to.
         steps_per_report, steps_per_eval, save_every (int): Iterations between reports,
@@ -56,6 +58,7 @@ class TrainSettings:
     count_alike: bool = False
     distill: float = 0.0
     no_harm: float = 1.0
+    margin: float = 0.0
     write_sparsity: float = 0.01
     write_target: float = 0.05
     steps_per_report: int = 10
@@ -80,7 +83,7 @@ class TrainSettings:
             if getattr(self, name) < 1
         ]
         not_negative = ["max_grad_norm", "seed", "write_sparsity", "clear_cache_threshold"]
-        not_negative += ["distill", "no_harm"]
+        not_negative += ["distill", "no_harm", "margin"]
         wrong += [
             f"{name} is {getattr(self, name)}; expected 0 or more"
             for name in not_negative

@@ -163,10 +163,10 @@ class Updater:
         Divided only after the backward pass: in float16 the gradients of a mean could vanish.
         """
         set_adapter_params(self.model, params)
-        terms = self.objective.terms(inputs)
+        terms = self.objective.terms(inputs, self.settings.margin)
         regulariser = self.sparsity(self._joint_beta(terms))
         taught = (mx.array(self.settings.kl_weights) * terms.kl_sum).sum()
-        return terms.ce_sum + taught + counted / parts * regulariser, terms
+        return terms.ce_sum + terms.missing + taught + counted / parts * regulariser, terms
 
     def _joint_beta(self, terms: Terms) -> mx.array:
         """The mean gates over all processes, with the gradient of this process's part."""
@@ -181,7 +181,7 @@ class Updater:
         rows = [
             mx.concatenate(
                 [
-                    mx.stack([t.ce_sum, t.labelled, t.tokens, t.written]),
+                    mx.stack([t.ce_sum, t.labelled, t.tokens, t.written, t.missing]),
                     t.kl_sum,
                     t.taught,
                     mx.stack([t.write_beta.mean(), t.state_norm.mean()]) * t.written,
@@ -190,13 +190,13 @@ class Updater:
             )
             for t in terms
         ]
-        total = self._sum(sum(rows, mx.zeros((10 + len(self.params),))))
-        ce, labelled, tokens, written = numbers(total[:4])
-        kl, taught = numbers(total[4:6]), numbers(total[6:8])
-        write, norm = numbers(total[8:10])
-        read = total[10:] / max(tokens, 1)
+        total = self._sum(sum(rows, mx.zeros((11 + len(self.params),))))
+        ce, labelled, tokens, written, missing = numbers(total[:5])
+        kl, taught = numbers(total[5:7]), numbers(total[7:9])
+        write, norm = numbers(total[9:11])
+        read = total[11:] / max(tokens, 1)
         counted = labelled + taught[1]  # of the others the text is learned, too
-        loss = ce + sum(w * k for w, k in zip(self.settings.kl_weights, kl, strict=True))
+        loss = ce + missing + sum(w * k for w, k in zip(self.settings.kl_weights, kl, strict=True))
         return Figures(
             loss=loss / max(counted, 1) + scalar(self.sparsity(read)),
             ce=ce / max(labelled, 1),

@@ -33,6 +33,7 @@ SETTINGS = TrainSettings(
     write_sparsity=10.0,
     distill=0.5,
     no_harm=2.0,
+    margin=0.5,
 )
 
 

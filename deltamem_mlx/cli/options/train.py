@@ -247,12 +247,13 @@ CountAlike = Annotated[
     ),
 ]
 Distill = Annotated[
-    float,
-    _option("--distill", panel=EPISODES, help="Weight of the plain model, told in its context."),
+    float, _option("--distill", panel=EPISODES, help="Weight of the plain model told in context.")
 ]
 NoHarm = Annotated[
-    float,
-    _option("--no-harm", panel=EPISODES, help='Its weight in rows that say "unrelated": true.'),
+    float, _option("--no-harm", panel=EPISODES, help='Its weight in rows with "unrelated": true.')
+]
+Margin = Annotated[
+    float, _option("--margin", panel=EPISODES, help="Nats to lose more with another's memory.")
 ]
 Sparsity = Annotated[
     float,
@@ -331,6 +332,7 @@ class TrainOptions:
     count_alike: CountAlike = TrainSettings.count_alike
     distill: Distill = TrainSettings.distill
     no_harm: NoHarm = TrainSettings.no_harm
+    margin: Margin = TrainSettings.margin
     write_sparsity: Sparsity = TrainSettings.write_sparsity
     write_target: WriteTarget = TrainSettings.write_target
     chat_template_config: ChatTemplateConfig = None

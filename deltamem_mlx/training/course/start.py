@@ -24,7 +24,7 @@ from .recording import FactScript, record
 RECORDED = 1 / 6  # of the machine's memory, at most: attention inputs that are recorded at a time
 SHARES = (1 / 2, 0.4, 2 / 3)  # upper layers that get a memory
 GAIN = 0.4  # of a word that is read, beside the hidden states before the head: tried first
-FURTHER = 5  # times that it is doubled or halved, at most
+FURTHER = 8  # times that it is doubled or halved, at most
 
 
 class Tried(NamedTuple):
