@@ -127,13 +127,18 @@ def _cost(results: Mapping[str, Values], planned: Sequence[Planned], seed: int) 
         f"written and read in training, {_duration(seconds)} in all, on {where}."
     )
     yield ""
+    yield (
+        "The loss is that of held-out conversations: with the own memory / an empty one / another "
+        "conversation's. The last less the first is what is remembered."
+    )
+    yield ""
     yield "| step | it teaches or does | iterations | time | held-out loss |"
     yield "| --- | --- | --- | --- | --- |"
     for step in planned:
         found = results[step.name]
-        loss = found["result"].get("loss")
-        without = found["result"].get("loss with an empty memory")
-        shown = "" if loss is None else f"{loss:.3f} (empty memory {without:.3f})"
+        names = ("loss", "loss with an empty memory", "loss with another's")
+        losses = [found["result"].get(name) for name in names]
+        shown = " / ".join(f"{loss:.3f}" for loss in losses if loss is not None)
         iters = str(step.iters or "")
         yield f"| {step.name} | {step.does} | {iters} | {_duration(found['seconds'])} | {shown} |"
 
