@@ -6,6 +6,7 @@ import pytest
 
 from deltamem_mlx import builtin, load
 from deltamem_mlx.training.course import start
+from deltamem_mlx.training.course.choosing import HeldOut, least_loss
 from deltamem_mlx.training.course.directions import Directions, head_rows
 from deltamem_mlx.training.course.fitting import ELSEWHERE, finished, fit
 from deltamem_mlx.training.course.layers import RANK, attentions
@@ -212,3 +213,14 @@ def test_fewer_layers_may_speak_more_loudly(plain):
             else start.Tried(layers, gain, 2.0 + gain, 2.0, 3.0)
         )
     assert max(tried, key=lambda one: one.worth).gain == pytest.approx(0.8)
+
+
+def test_a_lower_loss_is_not_bought_with_what_is_remembered():
+    def told(loss: float, remembered: float) -> HeldOut:
+        return HeldOut(loss, own=1.0, foreign=1.0 + remembered)
+
+    given = told(1.0, 0.5)
+    found = {0.0: given, 0.5: told(0.9, 0.4), 1.0: told(0.7, 0.1)}
+    assert least_loss(found, given, 0.6) == 0.5
+    assert least_loss(found, given, 0.1) == 1.0
+    assert least_loss({1.0: told(0.7, 0.1)}, given, 0.6) is None

@@ -83,15 +83,23 @@ def _found(name: str, result: Mapping[str, Any]) -> Iterator[str]:
     elif name == "start":
         best, *others = result["tried"]
         yield (
-            f"a memory in layers {spans(best['layers'])}, held-out loss {best['loss']:.3f}, of "
-            f"{1 + len(others)} starts the best (the worst: {others[-1]['loss']:.3f})"
+            f"a memory in layers {spans(best['layers'])}, the best of {1 + len(others)} starts: "
+            f"{best['foreign'] - best['loss']:.3f} nats of what was told are remembered"
         )
     elif name == "quiet":
-        before, after = result["loss before"], result["loss after"]
-        kept = "kept" if result["kept"] else "not kept"
-        yield f"held-out loss of the next training {before:.3f}, quieted {after:.3f}: {kept}"
+        yield f"{result['share']:.0%} of the correction is made; {_change(result, 'share')}"
     elif name == "close":
-        yield f"the gates' logits less {result['by']:g} lose least"
+        yield f"the gates' logits less {result['by']:g}; {_change(result, 'by')}"
+
+
+def _change(result: Mapping[str, Any], chosen: str) -> str:
+    """Of the held-out loss, and of what is remembered."""
+    before, after = (result["tried"][str(at)] for at in (0.0, result[chosen]))
+    memories = [one["foreign"] - one["own"] for one in (before, after)]
+    return (
+        f"held-out loss {before['loss']:.3f} → {after['loss']:.3f}, remembered "
+        f"{memories[0]:.3f} → {memories[1]:.3f} nats"
+    )
 
 
 def duration(seconds: float) -> str:

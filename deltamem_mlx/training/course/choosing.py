@@ -1,7 +1,7 @@
 """Which of several adapters is best, on held-out conversations."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,18 +13,20 @@ from ..settings import TrainSettings
 from ..update import Updater
 from ..validation import evaluate
 
+Name = TypeVar("Name")
+
 
 class HeldOut(NamedTuple):
     """What an adapter loses on held-out conversations, in nats a token.
 
     Attributes:
-        own (float): With what the conversation told.
-        empty (float): With an empty memory.
-        foreign (float): With another conversation's.
+        loss (float): The objective of the training.
+        own (float): The text of the replies, with what the conversation told.
+        foreign (float): The same with another conversation's memory.
     """
 
+    loss: float
     own: float
-    empty: float
     foreign: float
 
     @property
@@ -33,19 +35,8 @@ class HeldOut(NamedTuple):
         return self.foreign - self.own
 
 
-def held_out_loss(model: nn.Module, episodes: Sequence[Episode], settings: TrainSettings) -> float:
-    """The objective of a training on episodes that it does not see.
-
-    Args:
-        model (nn.Module): With an adapter.
-        episodes (Sequence[Episode]): Held out.
-        settings (TrainSettings): Of the training.
-    """
-    return evaluate(_updater(model, settings), episodes).loss
-
-
 class Judge:
-    """What adapters lose with the own memory, with none, and with another's.
+    """What adapters of one model lose with the own memory, with another's, and with none.
 
     Args:
         episodes (Sequence[Episode]): Held out.
@@ -54,17 +45,35 @@ class Judge:
 
     def __init__(self, episodes: Sequence[Episode], settings: TrainSettings):
         self.episodes, self.settings = episodes, settings
-        self.empty: float | None = None  # reading an empty memory changes nothing
+        self._plain: float | None = None
 
     def __call__(self, model: nn.Module) -> HeldOut:
-        """Of the adapter that a model has; all are judged on one model."""
-        updater = _updater(model, self.settings)
-        if self.empty is None:
-            self.empty = evaluate(updater, self.episodes, mode="no_memory").ce
-        own = evaluate(updater, self.episodes).ce
-        return HeldOut(own, self.empty, evaluate(updater, ForeignMemories(self.episodes)).ce)
+        """Of the adapter that the model has."""
+        updater = self._updater(model)
+        figures = evaluate(updater, self.episodes)
+        foreign = evaluate(updater, ForeignMemories(self.episodes)).ce
+        return HeldOut(figures.loss, figures.ce, foreign)
+
+    def plain(self, model: nn.Module) -> float:
+        """What the text of the replies loses without a memory: an empty one, not written to."""
+        if self._plain is None:
+            updater = self._updater(model, write_visible=False)
+            self._plain = evaluate(updater, self.episodes, mode="no_memory").ce
+        return self._plain
+
+    def _updater(self, model: nn.Module, write_visible: bool | None = None) -> Updater:
+        live = self.settings.write_visible if write_visible is None else write_visible
+        objective = Objective(model, live, self.settings.count_alike)
+        return Updater(objective, self.settings, mx.distributed.init())
 
 
-def _updater(model: nn.Module, settings: TrainSettings) -> Updater:
-    objective = Objective(model, settings.write_visible, settings.count_alike)
-    return Updater(objective, settings, mx.distributed.init())
+def least_loss(found: Mapping[Name, HeldOut], given: HeldOut, share: float) -> Name | None:
+    """The one that loses least of those that remember a share of what a given one does.
+
+    The loss alone, of which most is the form of replies and ordinary talk, would be bought with
+    what is remembered. None: none of them remembers that much.
+    """
+    enough = {
+        name: one.loss for name, one in found.items() if one.remembered >= share * given.remembered
+    }
+    return min(enough, key=lambda name: enough[name]) if enough else None

@@ -15,7 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ...model.patch import attach, detach, memory_layers
-from .choosing import HeldOut
+from .choosing import Judge
 from .directions import Directions, head_rows
 from .fitting import Weights, finished, fit
 from .layers import RANK, able_layers, attentions, config_for, upper, width_of
@@ -117,20 +117,21 @@ def best_start(
     weights: Mapping[int, Weights],
     directions: Directions,
     size: float,
-    judge: Callable[[nn.Module], HeldOut],
+    judge: Judge,
 ) -> list[Tried]:
     """Attach the best of several starts; returns all, the best one first.
 
     Args:
         model (nn.Module): Without a memory; has the best one afterwards.
         weights, directions, size: From `fitted`.
-        judge (Callable[[nn.Module], HeldOut]): What the adapter of a model loses.
+        judge (Judge): On held-out conversations.
     """
     tried: list[Tried] = []
 
     def look(layers: tuple[int, ...], gain: float) -> None:
         put(model, layers, weights, directions, gain)
-        tried.append(Tried(layers, gain, *judge(model)))
+        found = judge(model)
+        tried.append(Tried(layers, gain, found.own, judge.plain(model), found.foreign))
         detach(model)
 
     for layers, gain in _candidates(model, size, tried):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from ...adapters.files import write_adapter
@@ -20,6 +21,7 @@ from ..dataset import EpisodeDataset
 from ..guard import Diverged
 from ..settings import TrainSettings
 from ..trainer import Trainer
+from .choosing import HeldOut, least_loss
 from .language import messages_of
 from .layers import able_layers, attentions
 from .ledger import begin_slower, halved
@@ -37,6 +39,8 @@ Result = Mapping[str, Any]
 FACTS = 3  # told in a recorded conversation
 ROWS = 8000  # of a stage, at most: further ones are repeated
 CLOSINGS = (0.0, 0.25, 0.5, 1.0)
+QUIETED = (0.0, 0.5, 1.0)  # how much of the correction that keeps a memory quiet is made
+LEFT_QUIET, LEFT_CLOSED = 0.6, 0.9  # of what is remembered, at least; training brings some back
 TALKS = 64  # conversations whose perplexity is measured, at most
 HALVED = 2  # times that a training is begun anew with half its learning rate, at most
 ORDINARY = 200  # turns that a memory is to keep quiet in
@@ -76,16 +80,16 @@ def start(work: Work, folder: Path) -> Result:
 
 
 def quiet(work: Work, folder: Path, stage: Stage) -> Result:
-    """Make the memory keep quiet on ordinary text, if the next stage begins better from there."""
+    """Make the memory keep quiet on ordinary text, as far as the next stage begins better so."""
     assert work.stock is not None and work.before is not None
     teller = work.language.teller(work.seed_of(2), work.stock.any_words)
     said = script(work.chat, teller, max(20, round(0.3 * work.plan.recorded)), FACTS)
-    turns = work.stock.train.ordinary[:ORDINARY] or work.stock.train.asked
+    turns = list(dict.fromkeys(work.stock.train.ordinary)) or work.stock.train.asked
+    turns = teller.rng.sample(turns, min(ORDINARY, len(turns)))
     ordinary = said._replace(parts=[work.chat.tokens(messages_of([turn])) for turn in turns])
-    held_out = work.episodes(stage, work.plan.judged, held_out=True)
     with work.adapted(work.before) as model:
-        before = work.loss(stage, held_out)
         layers = list(memory_layers(model))
+        old = {layer: _weights(model, layer) for layer in layers}
     sites = attentions(work.model)
     several = together(work.model, [*said.parts, *ordinary.parts])
     new: dict[int, dict[str, mx.array]] = {}
@@ -95,19 +99,40 @@ def quiet(work: Work, folder: Path, stage: Stage) -> Result:
         with work.adapted(work.before) as model:
             for layer in here:
                 quieted(model, layer, *(x[layer].astype(np.float32) for x in (keep, calm)))
-                attention = memory_layers(model)[layer]
-                new[layer] = {name: attention[name] for name in attention.adapter_keys()}
-    with work.adapted(work.before) as model:
-        for layer, weights in new.items():
-            for name, value in weights.items():
-                memory_layers(model)[layer][name] = value
-        after = work.loss(stage, held_out)
-        if after < before:
-            save_adapter(model, folder)
-    if after >= before:
+                new[layer] = _weights(model, layer)
+    judge = work.judge(stage, work.episodes(stage, work.plan.judged, held_out=True))
+    found = {}
+    for share in QUIETED:
         with work.adapted(work.before) as model:
-            save_adapter(model, folder)
-    return {"loss before": before, "loss after": after, "kept": after < before}
+            _put_between(model, old, new, share)
+            found[share] = judge(model)
+    best = least_loss(found, found[0.0], LEFT_QUIET) or 0.0
+    with work.adapted(work.before) as model:
+        _put_between(model, old, new, best)
+        save_adapter(model, folder)
+    return {"share": best, "tried": _told(found)}
+
+
+def _weights(model: nn.Module, layer: int) -> dict[str, mx.array]:
+    attention = memory_layers(model)[layer]
+    return {name: attention[name] for name in attention.adapter_keys()}
+
+
+def _put_between(
+    model: nn.Module,
+    old: Mapping[int, Mapping[str, mx.array]],
+    new: Mapping[int, Mapping[str, mx.array]],
+    share: float,
+) -> None:
+    """Weights that are a share of the way from old ones to new ones."""
+    for layer, attention in memory_layers(model).items():
+        for name, value in new[layer].items():
+            attention[name] = old[layer][name] + share * (value - old[layer][name])
+
+
+def _told(found: Mapping[float, HeldOut]) -> dict[str, dict[str, float]]:
+    """As JSON values."""
+    return {str(name): one._asdict() for name, one in found.items()}
 
 
 def train(work: Work, folder: Path, stage: Stage) -> Result:
@@ -159,19 +184,19 @@ def close(work: Work, folder: Path) -> Result:
     """Close the write gates by what loses least, and round the weights to float16."""
     assert work.before is not None
     stage = work.plan.stages[-1]
-    held_out = work.episodes(stage, work.plan.judged, held_out=True)
-    losses = {}
+    judge = work.judge(stage, work.episodes(stage, work.plan.judged, held_out=True))
+    found = {}
     for by in CLOSINGS:
         with work.adapted(work.before) as model:
             closed(model, by)
-            losses[by] = work.loss(stage, held_out)
-    best = min(losses, key=lambda by: losses[by])
+            found[by] = judge(model)
+    best = least_loss(found, found[0.0], LEFT_CLOSED) or 0.0
     with work.adapted(work.before) as model:
         closed(model, best)
         adapter = adapter_of(model)
         rounded = {name: x.astype(mx.float16) for name, x in adapter.tensors.items()}
         write_adapter(replace(adapter, tensors=rounded), folder)
-    return {"by": best, "losses": {str(by): loss for by, loss in losses.items()}}
+    return {"by": best, "tried": _told(found)}
 
 
 def measure(work: Work, folder: Path) -> Result:

@@ -13,7 +13,7 @@ from ...text.rows import ConversationRow
 from ..dataset import EpisodeDataset
 from ..settings import TrainSettings
 from ..start import adapter_from
-from .choosing import Judge, held_out_loss
+from .choosing import Judge
 from .language import Language
 from .plan import CoursePlan
 from .rendering import ChatForm
@@ -85,10 +85,6 @@ class Work:
             self.plan.iters[place], self.seed_of(place), grad_checkpoint=self.grad_checkpoint
         )
         return replace(settings, learning_rate=settings.learning_rate / 2**halved)
-
-    def loss(self, stage: Stage, held_out: EpisodeDataset) -> float:
-        """What the adapter that is attached loses on held-out conversations of a stage."""
-        return held_out_loss(self.model, held_out, self.settings(stage))
 
     def judge(self, stage: Stage, held_out: EpisodeDataset) -> Judge:
         """Tells adapters apart on held-out conversations of a stage."""
