@@ -2,6 +2,7 @@
 teacher, and how open the write gates are."""
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -89,6 +90,12 @@ class Objective:
         self.heads = find_heads(model)
         self.teacher = Teacher(model, self.passes, self.heads)
         self.granularity = config_of(model).memory_write_granularity
+
+    def reading_only(self) -> "Objective":
+        """The same, but that nothing is written in the read pass."""
+        found = copy(self)
+        found.write_visible = False
+        return found
 
     def counted(self, batch: EpisodeBatch) -> int:
         """What the loss of a batch is divided by: labelled tokens, or episodes that have any.

@@ -247,7 +247,7 @@ class Trainer:
         start = time.perf_counter()
         p = self.progress
         if p.val_loss_without is None:
-            # Reading an empty memory changes nothing, so this does not depend on the adapter.
+            # Reading an empty memory, and writing nothing, does not depend on the adapter.
             p.val_loss_without = self.evaluate(self.valid, "no_memory").ce
         figures = self.evaluate(self.valid)
         p.val_loss = figures.ce

@@ -90,6 +90,12 @@ class Updater:
         hold_whole(self.model)
         self._alike = spread.ranks.size
         self.part = (group.rank(), group.size()) if spread.ranks.alone else (0, 1)
+        if settings.margin and settings.batch_size // self.part[1] < 2:
+            raise ValueError(
+                f"margin is {settings.margin}, with a batch of {settings.batch_size} on "
+                f"{self.part[1]} process(es): a conversation needs another one beside it. Take "
+                "a batch of at least two a process, or no margin."
+            )
         self.sparsity = Sparsity(settings.write_sparsity, settings.write_target)
         self.params = adapter_params(self.model)
         self.optimizer = optim.AdamW(

@@ -23,7 +23,8 @@ def evaluate(
     Args:
         updater (Updater): Of the run: model, settings, processes.
         episodes (Sequence[Episode]): What to evaluate on.
-        mode (str): As in `Episode.view`.
+        mode (str): As in `Episode.view`. Without a memory nothing is written while reading,
+            either: these are the figures of the plain model.
         most (int): Batches at most; -1: all.
         on_batch (Callable[[int, int], None]): Told how many of how many batches are done.
     """
@@ -35,10 +36,11 @@ def evaluate(
         episodes, share, mode=mode, multiple=settings.pad_multiple, rank=rank, world_size=world
     )
     updater.model.eval()
+    objective = updater.objective.reading_only() if mode == "no_memory" else updater.objective
     seen = []
     for done, batch in enumerate(islice(stream, total), start=1):
-        inputs = updater.objective.inputs(batch)
-        seen.append(updater.objective.terms(inputs))
+        inputs = objective.inputs(batch)
+        seen.append(objective.terms(inputs))
         mx.eval(seen[-1])
         if on_batch is not None:
             on_batch(done, total)

@@ -19,7 +19,13 @@ from deltamem_mlx import load
 from deltamem_mlx.adapters.publish import prepare
 from deltamem_mlx.evals.recall.episodes import Cell
 from deltamem_mlx.training.course.course import Course
-from deltamem_mlx.training.course.ledger import begin_slower, begin_step, finished_step, halved
+from deltamem_mlx.training.course.ledger import (
+    begin_slower,
+    begin_step,
+    end_step,
+    finished_step,
+    halved,
+)
 from deltamem_mlx.training.course.measures import MeasureSizes
 from deltamem_mlx.training.course.pace import MachinePace
 from deltamem_mlx.training.course.plan import CoursePlan, plan_for, seconds_of
@@ -121,8 +127,63 @@ def test_a_training_that_diverges_begins_anew_with_half_its_learning_rate(tmp_pa
     assert [path.name for path in place.iterdir()] == ["step.json"]
     begin_step(place, "given")
     assert halved(place) == 1, "a run that goes on has what was begun"
+    end_step(place, "given", 1.0, {})
+    assert halved(place) == 1, "one that is taken again has it, too"
     begin_step(place, "another")
     assert halved(place) == 0
+
+
+def test_stopped_while_it_begins_slower_a_training_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "3-facts"
+    begin_step(place, "given")
+    (place / "training").mkdir()
+    (place / "metrics.jsonl").write_text("")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        begin_slower(place)
+    monkeypatch.undo()
+    begin_step(place, "given")
+    assert [path.name for path in place.iterdir()] == ["step.json"]
+
+
+def test_stopped_while_an_older_course_is_cleared_away_it_is_still_that_course(
+    course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or its steps would be taken for the new one's."""
+    folder = copied(course, tmp_path)
+    removed: list[Path] = []
+
+    def killed(path: Path, *_: object, **__: object) -> None:
+        removed.append(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(folder, overwrite=True)
+    assert removed and (folder / "course" / "course.json").exists()
+
+
+def test_a_model_that_can_think_answers_at_once_unless_told_to(tmp_path: Path) -> None:
+    model, tokenizer = load(BASE)
+
+    class Thinking:
+        has_thinking = True
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(tokenizer, name)
+
+    def template(**given: bool) -> dict[str, object]:
+        made = Course(model, Thinking(), tmp_path, name=BASE, template_kwargs=given)
+        return dict(made.chat.template_kwargs)
+
+    assert template() == {"enable_thinking": False}
+    assert template(enable_thinking=True) == {"enable_thinking": True}
 
 
 @pytest.mark.slow

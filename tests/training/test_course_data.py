@@ -11,6 +11,7 @@ from deltamem_mlx.evals.recall.wordings import PEOPLE
 from deltamem_mlx.evals.recall.wordings import RELATIONS as ASKED
 from deltamem_mlx.evals.silence import talk
 from deltamem_mlx.evals.silence.questions import QUESTIONS
+from deltamem_mlx.text.rows import ConversationRow
 from deltamem_mlx.training.course import chats, library, prompts, words
 from deltamem_mlx.training.course.beginnings import PROMPT, REPLY, cut_text
 from deltamem_mlx.training.course.english import CHATS, EnglishTeller
@@ -63,7 +64,7 @@ def test_what_silence_is_measured_on_is_not_trained_on():
     asked = {text.lower() for text in prompts.EVERYDAY}
     asked |= {w.format(a, b).lower() for w, fill in wordings for a in fill for b in (a, fill[0])}
     assert len(asked) > 2000
-    assert not asked & measured
+    assert not (asked | {text.lower() for text, _ in CHATS}) & measured
     assert not {line.lower() for line in chats.LINES} & {line.lower() for line in talk.LINES}
     told = chats.two_people(40, random.Random(0))
     assert len(told.split("\n")) == 40
@@ -83,7 +84,7 @@ def test_there_are_histories_of_every_kind():
 
 def test_any_word_of_a_vocabulary_may_be_told_but_none_of_the_evaluation():
     asked = [value for r in ASKED for value in r.values]
-    known = ["kayak", "Berlin", "ab", "x1", "NASA", *asked]
+    known = ["kayak", "Berlin", "ab", "x1", "NASA", *asked, *PEOPLE]
     for blank, pieces in (("Ġ", ["kay"]), ("▁", ["kay"]), ("", [])):
         tokens = {blank + word: i for i, word in enumerate(known)} | dict.fromkeys(pieces, 99)
         chat = ChatForm(SimpleNamespace(get_vocab=lambda tokens=tokens: tokens))
@@ -208,3 +209,20 @@ def test_own_conversations_are_among_those_of_a_stage():
     own = stage_rows(LITTLE[0], Little(), stock, 2, seed=9)
     rows = stage_rows(LITTLE[0], Little(), stock, 100, seed=3, own=own)
     assert 15 < sum(row in own for row in rows) < 45
+
+
+def test_own_conversations_are_trained_on_or_held_out_but_not_both():
+    messages = [{"role": r, "content": "x"} for r in ("user", "assistant") * 2]
+    own = [ConversationRow(messages, None, f"own {i}") for i in range(40)]
+    begun = begin(ENGLAND, Wanted(8, 0, 8), (), 0)
+    train, valid = portions(begun, TALK, [], TALK)
+    stock = Stock(train, valid, {q: "No." for _, q in begun.strangers}, [])
+    found = [
+        {
+            row.where
+            for row in stage_rows(ENGLISH[0], ENGLAND, stock, 200, seed=1, held_out=held, own=own)
+            if row.where.startswith("own")
+        }
+        for held in (False, True)
+    ]
+    assert all(found) and not set.intersection(*found)

@@ -1,6 +1,7 @@
 """The closed-form start of a course, on hidden states that are made up."""
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ from deltamem_mlx.training.course.directions import Directions, head_rows
 from deltamem_mlx.training.course.fitting import ELSEWHERE, finished, fit
 from deltamem_mlx.training.course.layers import RANK, attentions
 from deltamem_mlx.training.course.quieting import AWAY, corrected
-from deltamem_mlx.training.course.recording import attention_inputs, find
+from deltamem_mlx.training.course.recording import attention_inputs, find, tapped
 
 D, WORDS, CONTEXT, FACTS, FILLERS = 96, 150, 12, 3, 5
 
@@ -224,3 +225,17 @@ def test_a_lower_loss_is_not_bought_with_what_is_remembered():
     assert least_loss(found, given, 0.6) == 0.5
     assert least_loss(found, given, 0.1) == 1.0
     assert least_loss({1.0: told(0.7, 0.1)}, given, 0.6) is None
+
+
+def test_attentions_called_by_keyword_are_recorded_too():
+    class Attention(nn.Module):
+        def __call__(self, hidden_states: mx.array, mask: mx.array | None = None) -> mx.array:
+            return 2 * hidden_states
+
+    attention, x = Attention(), mx.ones((1, 2, 4))
+    with tapped([attention]):
+        attention(hidden_states=x, mask=None)
+        assert vars(attention)["seen"] is x and (vars(attention)["said"] == 2).all()
+        attention(x + 1)
+        assert (vars(attention)["seen"] == 2).all()
+    assert "seen" not in vars(attention)

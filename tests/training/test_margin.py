@@ -150,3 +150,9 @@ def test_a_run_with_it_goes_on_to_the_bit_and_one_without_it_is_as_before(tmp_pa
     assert all((again[name] == whole[name]).all() for name in whole)
     without = weights(tmp_path / "without", replace(run, margin=0.0))
     assert any((without[name] != whole[name]).any() for name in whole)
+
+
+def test_a_batch_in_which_nobody_has_a_neighbour_is_refused() -> None:
+    settings = TrainSettings(margin=0.5, batch_size=1)
+    with pytest.raises(ValueError, match="with a batch of 1 on 1 process"):
+        Updater(Objective(model()), settings, mx.distributed.init())

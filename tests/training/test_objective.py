@@ -236,6 +236,19 @@ def test_an_empty_memory_changes_nothing() -> None:
     assert with_adapter == pytest.approx(ce.sum().item() / batch.supervised, rel=1e-6)
 
 
+def test_without_a_memory_nothing_is_written_while_reading_either() -> None:
+    """What a validation calls an empty memory is the plain model, however a chat is learned."""
+    model = attached()
+    plain, live = Objective(model), Objective(model, write_visible=True)
+    views = [View(NO_WRITE, view.read) for view in VIEWS]
+
+    def loss(objective: Objective) -> float:
+        return objective.terms(objective.inputs(pad_batch(views))).ce.item()
+
+    assert loss(live.reading_only()) == loss(plain) != loss(live)
+    assert live.write_visible
+
+
 ARCHITECTURES = ["gemma2", "qwen3_next", "phi3", "falcon_h1", "llama4", "gpt2", "qwen3_moe"]
 
 

@@ -55,15 +55,13 @@ class Judge:
         return HeldOut(figures.loss, figures.ce, foreign)
 
     def plain(self, model: nn.Module) -> float:
-        """What the text of the replies loses without a memory: an empty one, not written to."""
+        """What the text of the replies loses without a memory, whatever the adapter."""
         if self._plain is None:
-            updater = self._updater(model, write_visible=False)
-            self._plain = evaluate(updater, self.episodes, mode="no_memory").ce
+            self._plain = evaluate(self._updater(model), self.episodes, mode="no_memory").ce
         return self._plain
 
-    def _updater(self, model: nn.Module, write_visible: bool | None = None) -> Updater:
-        live = self.settings.write_visible if write_visible is None else write_visible
-        objective = Objective(model, live, self.settings.count_alike)
+    def _updater(self, model: nn.Module) -> Updater:
+        objective = Objective(model, self.settings.write_visible, self.settings.count_alike)
         return Updater(objective, self.settings, mx.distributed.init())
 
 

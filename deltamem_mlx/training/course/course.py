@@ -105,7 +105,7 @@ class Course:
         plan: CoursePlan | None = None,
         viewer: Viewer | None = None,
     ):
-        self.model, self.chat = model, ChatForm(tokenizer, dict(template_kwargs or {}))
+        self.model, self.chat = model, ChatForm(tokenizer, _template(tokenizer, template_kwargs))
         self.folder, self.name, self.hours, self.seed = expanded(folder), name, hours, seed
         self.own, self.given, self.viewer = list(own), plan, viewer or Viewer()
         self.overwrite, self.grad_checkpoint = overwrite, grad_checkpoint
@@ -158,7 +158,15 @@ class Course:
         stages: Sequence[Stage] = LITTLE if self.builtin else ENGLISH
         if self.given is not None:
             stages = self.given.stages
-        about = Preparation(self.model, self.chat, self.language, stages, self.seed, self.own)
+        about = Preparation(
+            self.model,
+            self.chat,
+            self.language,
+            stages,
+            self.seed,
+            self.own,
+            self.grad_checkpoint,
+        )
         for text in about.notes():
             self.viewer.note(text)
         plan = None if self.given is None else repr(self.given)
@@ -241,6 +249,12 @@ class Course:
         return Finished(self.folder, page, results)
 
 
+def _template(tokenizer: TokenizerWrapper, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Arguments of the chat template: a model that can think answers at once, unless told to."""
+    thinks = {"enable_thinking": False} if tokenizer.has_thinking else {}
+    return thinks | dict(given or {})
+
+
 def _language(builtin: bool) -> Language:
     return Little() if builtin else English()
 
@@ -259,7 +273,7 @@ def refuse_foreign(folder: Path, *, overwrite: bool) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove an earlier course; the folder itself is locked, and stays."""
-    (folder / COURSE).unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
+    (folder / COURSE).unlink(missing_ok=True)  # last: it says whose steps those are

@@ -21,7 +21,7 @@ CHATS = (
     ("Hi there!", "Hello! What can I do for you?"),
     ("Good morning.", "Good morning to you!"),
     ("What a lovely day.", "Yes, enjoy it!"),
-    ("How many legs does a spider have?", "A spider has eight legs."),
+    ("How many legs does a horse have?", "A horse has four legs."),
     ("I am a little tired.", "Maybe a short nap would help."),
     ("What is the capital of France?", "The capital of France is Paris."),
     ("What is three plus four?", "Three plus four is seven."),

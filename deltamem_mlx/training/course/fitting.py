@@ -54,6 +54,18 @@ def ridge(rows: np.ndarray, share: float) -> np.ndarray:
     return gram + np.eye(len(gram)) * (share * np.trace(gram) / len(gram))
 
 
+def strongest(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The largest singular values [count] of a matrix [D, D], and their vectors [D, count].
+
+    By the eigenvectors of its Gram matrix, several times as fast as all of it: of what agrees well
+    nothing is lost by the squares.
+    """
+    squares, right = np.linalg.eigh(matrix.T @ matrix)
+    right = right[:, ::-1][:, :count]
+    values = np.sqrt(np.maximum(squares[::-1][:count], 1e-12))
+    return matrix @ right / values, values, right
+
+
 def fit(
     inputs: np.ndarray,
     written: np.ndarray,
@@ -78,13 +90,13 @@ def fit(
     values, askers = inputs[told] - telling.mean, inputs[before] - asking.mean
 
     to_key, to_query = telling.whiten(), asking.whiten()
-    keys, agree, queries = np.linalg.svd((values @ to_key).T @ (askers @ to_query) / len(pairs))
     shared = rank - ELSEWHERE
-    weight = np.sqrt(np.minimum(agree[:shared], 1))
+    keys, agree, queries = strongest((values @ to_key).T @ (askers @ to_query) / len(pairs), shared)
+    weight = np.sqrt(np.minimum(agree, 1))
     key = np.zeros((rank, inputs.shape[1]))
     query = np.zeros_like(key)
-    key[:shared] = KEY * (to_key @ keys[:, :shared] * weight).T @ telling.without_mean()
-    query[:shared] = QUERY * (to_query @ queries[:shared].T * weight).T @ asking.without_mean()
+    key[:shared] = KEY * (to_key @ keys * weight).T @ telling.without_mean()
+    query[:shared] = QUERY * (to_query @ queries * weight).T @ asking.without_mean()
     is_before = np.isin(np.flatnonzero(~written), before)[asking.usual]
     elsewhere = asking.raw.T @ (READ_ELSEWHERE * (0.6 - is_before))
     query[shared:] = np.linalg.solve(ridge(asking.raw, 1e-3), elsewhere)

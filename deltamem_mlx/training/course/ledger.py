@@ -65,10 +65,9 @@ def halved(folder: Path) -> int:
 def begin_slower(folder: Path) -> int:
     """Begin a training anew with half its learning rate; returns how often that was done."""
     values = dict(_read(folder)) | {"halved": halved(folder) + 1}
-    # Last, so that a folder without it is begun anew.
+    (folder / STEP).unlink()  # a folder without it is begun anew, if this is stopped
     for path in folder.iterdir():
-        if path.name != STEP:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_ledger(folder / STEP, values)
     return int(values["halved"])
 
@@ -76,10 +75,8 @@ def begin_slower(folder: Path) -> int:
 def end_step(folder: Path, given: str, seconds: float, result: Mapping[str, object]) -> None:
     """Write down that a step is done."""
     made = adapter_there(folder)
-    write_ledger(
-        folder / STEP,
-        {"given": given, "made": made, "seconds": round(seconds, 1), "result": dict(result)},
-    )
+    values = {"given": given, "made": made, "seconds": round(seconds, 1), "result": dict(result)}
+    write_ledger(folder / STEP, {**_read(folder), **values})
 
 
 def finished_step(folder: Path, given: str) -> Values | None:

@@ -32,7 +32,7 @@ class Library:
 
     def __init__(self, rng: random.Random, count: int = 60):
         root = Path(sysconfig.get_path("stdlib"))
-        files = sorted(p for p in root.rglob("*.py") if not LEFT_OUT & {*p.parts})
+        files = sorted(p for p in root.rglob("*.py") if not LEFT_OUT & {*p.relative_to(root).parts})
         chosen = rng.sample(files, min(count, len(files)))
         modules = [_parsed(file) for file in chosen]
         texts = (text for _, tree in modules for text in paragraphs(tree))

@@ -64,7 +64,7 @@ def _recall(cells: Sequence[Values]) -> Iterator[str]:
     there = [name for name in CONDITIONS if name in cells[0]["conditions"]]
     yield (
         "Right answers in per cent with 95 % intervals, after the context was dropped; names, "
-        "values and wordings are in no training conversation."
+        "wordings and, but for the months, values are in no training conversation."
     )
     yield ""
     yield f"| facts | questions | {' | '.join(CONDITIONS[name] for name in there)} |"

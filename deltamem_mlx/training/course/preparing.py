@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import mlx.nn as nn
@@ -45,6 +46,7 @@ class Preparation:
         stages (Sequence[Stage]): The trainings.
         seed (int): Of everything.
         own (Sequence[ConversationRow]): Conversations that the user gave.
+        grad_checkpoint (bool): Train with less memory and more time.
     """
 
     model: nn.Module
@@ -53,6 +55,7 @@ class Preparation:
     stages: Sequence[Stage]
     seed: int
     own: Sequence[ConversationRow]
+    grad_checkpoint: bool = False
 
     def settings(self) -> dict[str, object]:
         """What tells the course from another, as JSON values."""
@@ -75,16 +78,16 @@ class Preparation:
         """
         if not self.own:
             return []
-        return self._dataset(self.stages[0], self.own).report().notes()
+        notes = [self._dataset(stage, self.own).report().notes() for stage in self.stages]
+        return list(dict.fromkeys(chain(*notes)))
 
     def pace(self) -> MachinePace:
         """How fast the machine is, measured."""
         stage, stock = self.stages[0], self._stock()
-        rows = stage_rows(stage, self.language, stock, 4 * stage.batch_size, seed=self.seed)
+        rows = self._rows(stage, stock, 4 * stage.batch_size)
         asked = [said for said, _ in stock.train.asked]
-        return measured_pace(
-            self.model, self.chat, self._dataset(stage, rows), stage.settings(8, 0), asked
-        )
+        settings = stage.settings(8, 0, grad_checkpoint=self.grad_checkpoint)
+        return measured_pace(self.model, self.chat, self._dataset(stage, rows), settings, asked)
 
     def expected(self, hours: float, pace: MachinePace, plan: CoursePlan | None) -> Expected:
         """What is done in so many hours, or by a plan that is given."""
@@ -98,10 +101,21 @@ class Preparation:
         """Tokens a conversation of each stage."""
         stock, sizes = self._stock(), []
         for stage in self.stages:
-            rows = stage_rows(stage, self.language, stock, SAMPLE, seed=self.seed)
+            rows = self._rows(stage, stock, SAMPLE)
             report = self._dataset(stage, rows).report()
             sizes.append((report.write_tokens + report.read_tokens) / SAMPLE)
         return sizes
+
+    def _rows(self, stage: Stage, stock: Stock, count: int) -> list[ConversationRow]:
+        return stage_rows(
+            stage,
+            self.language,
+            stock,
+            count,
+            seed=self.seed,
+            opening=self.chat.without_system(),
+            own=self.own,
+        )
 
     def _stock(self) -> Stock:
         """Something like what the model will write."""

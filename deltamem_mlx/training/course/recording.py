@@ -1,5 +1,6 @@
 """What the attentions of a model see while facts are told and asked for, and where values are."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -115,9 +116,11 @@ def find(tokens: Sequence[int], value: Sequence[int]) -> list[int]:
 def _tapped(base: type[nn.Module]) -> type[nn.Module]:
     """A class of modules that keep what they were given last, and what they gave."""
 
-    def call(self: nn.Module, x: mx.array, *args: object, **kwargs: object) -> object:
-        said = base.__call__(self, x, *args, **kwargs)
-        vars(self).update(seen=x, said=said)
+    name = list(inspect.signature(base.__call__).parameters)[1]
+
+    def call(self: nn.Module, *args: object, **kwargs: object) -> object:
+        said = base.__call__(self, *args, **kwargs)
+        vars(self).update(seen=args[0] if args else kwargs[name], said=said)
         return said
 
     return type(f"Tapped{base.__name__}", (base,), {"__call__": call})
@@ -169,7 +172,7 @@ def attention_inputs(
             for layer, x in seen.items():
                 rows = np.array(x.astype(mx.float16))
                 for row, i in zip(rows, chosen, strict=True):
-                    found[layer][i] = row[: len(parts[i])]
+                    found[layer][i] = row[: len(parts[i])].copy()  # not the batch's padding
             for heard, x in [*((loud[i], x) for i, x in said.items()), (sizes, final)]:
                 if x is not None:
                     rows = np.array(x.astype(mx.float32))
@@ -182,7 +185,8 @@ def attention_inputs(
     voices = {
         layer: float(np.mean(loud[layer])) / size if layer in behind else 1.0 for layer in sites
     }
-    return {layer: np.concatenate(rows) for layer, rows in found.items()}, size, voices
+    inputs = {layer: np.concatenate(found.pop(layer)) for layer in sites}
+    return inputs, size, voices
 
 
 def _behind(sites: dict[int, nn.Module], norms: Sequence[nn.Module]) -> dict[int, nn.Module]:

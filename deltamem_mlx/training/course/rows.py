@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ...text.rows import ConversationRow
 from .language import Language, Message
 from .stages import Stage
-from .stock import Stock
+from .stock import Stock, part_of
 from .unrelated import Unrelated
 
 OWN = 0.3  # share of conversations that a user gave, where there are some
@@ -47,6 +47,7 @@ def stage_rows(
         joined=stage.joined,
     )
     begin = list(opening) if stage.plain else []
+    own = part_of(own, held_out)
     rows = []
     for number in range(count):
         where = f"conversation {number + 1} of {stage.name}"

@@ -96,16 +96,16 @@ def portions(
     found = []
     for held in (False, True):
         own_talk, own_texts, own_asked, passages = (
-            _part(turns, held) for turns in (talk, texts, asked, start.passages)
+            part_of(turns, held) for turns in (talk, texts, asked, start.passages)
         )
         # Texts of the model's own are of more kinds than passages.
         ordinary = [*own_talk, *own_texts, *own_texts, *passages]
-        strangers = _part(start.strangers, held)
+        strangers = part_of(start.strangers, held)
         found.append(Portion(ordinary, own_talk, own_asked, strangers, passages))
     return found
 
 
-def _part(items: Sequence[T], held_out: bool) -> list[T]:
+def part_of(items: Sequence[T], held_out: bool) -> list[T]:
     """The held-out part, or the rest; where there are few, both have all of them."""
     count = round(HELD_OUT * len(items))
     if count < 4:

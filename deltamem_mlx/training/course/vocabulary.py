@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ...evals.recall.wordings import PEOPLE
 from ...evals.recall.wordings import RELATIONS as EVALUATED
 from .rendering import ChatForm
 
@@ -16,11 +17,12 @@ MOST = 16_000
 
 
 def words_of(chat: ChatForm) -> dict[str, int]:
-    """Words that are one token, with it; without the values that `eval recall` asks for.
+    """Words that are one token, with it; without the names and values that `eval recall` has.
 
     Where the vocabulary has words behind a blank, only those are words: others are pieces.
     """
     asked = {value.lower() for relation in EVALUATED for value in relation.values}
+    asked |= {name.lower() for name in PEOPLE}
     vocabulary = chat.tokenizer.get_vocab()
     begun = {token: i for token, i in vocabulary.items() if token[:1] in BLANKS and token[1:]}
     found = {token.lstrip(BLANKS): i for token, i in (begun or vocabulary).items()}
