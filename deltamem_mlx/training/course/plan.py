@@ -10,7 +10,7 @@ from .stock import Wanted
 
 # Shares of the time.
 WRITING, STARTING, CHOOSING, TRAINING, MEASURING = 0.08, 0.08, 0.05, 0.65, 0.14
-CHOICES = 34  # readings of what is held out, in all
+CHOICES = 36  # readings of what is held out, in all
 VALIDATING = 1.15  # of a training's time: validations, checkpoints
 QUESTION, ORDINARY = 12, 25_000  # tokens of an answer; of ordinary text that is recorded
 
@@ -89,7 +89,7 @@ def seconds_of(
     found = {
         "write": writing_tokens(wanted or plan.wanted) / pace.spoken,
         "start": plan.recorded * sizes[0] / pace.judged + 20 * judging,
-        "quiet": (0.3 * plan.recorded * sizes[0] + ORDINARY) / pace.judged + 6 * judging,
+        "quiet": (0.3 * plan.recorded * sizes[0] + ORDINARY) / pace.judged + 8 * judging,
         "close": 8 * judging,
         "measure": asked + read / pace.judged,
     }
