@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +20,7 @@ from tiny_course import BASE, run_tiny
 from deltamem_mlx import load
 from deltamem_mlx.adapters.publish import prepare
 from deltamem_mlx.evals.recall.episodes import Cell
+from deltamem_mlx.training.course import steps
 from deltamem_mlx.training.course.course import Course
 from deltamem_mlx.training.course.ledger import (
     begin_slower,
@@ -233,3 +236,33 @@ def test_a_course_of_minutes_is_about_as_good_as_the_built_in_pair(tmp_path: Pat
     for facts, pair in {1: 0.99, 2: 0.99, 4: 0.98}.items():
         assert told[facts]["memory"]["accuracy"] >= pair - 0.05
         assert told[facts]["foreign"]["accuracy"] < 0.2
+
+
+def test_a_training_has_as_many_iterations_as_fit_its_time_and_keeps_to_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the model has written may be longer, and more of it to be learned, than was planned."""
+    stage, notes, asked = ENGLISH[1], [], []
+    work = SimpleNamespace(
+        seconds={stage.name: 230.0},
+        before=tmp_path,
+        viewer=SimpleNamespace(note=notes.append),
+        settings=lambda stage: stage.settings(50, 0),
+        episodes=lambda stage, count: [],
+        adapted=lambda folder: nullcontext(),
+    )
+
+    def took(*_: object) -> float:
+        asked.append(1)
+        return 10.0
+
+    monkeypatch.setattr(steps, "seconds_an_iteration", took)
+    place = tmp_path / "5-mixed"
+    begin_step(place, "given")
+    assert steps._iterations(work, place, stage) == 20  # with what validations take
+    assert "mixed: 20 iterations fit in its time, not 50." in notes
+    monkeypatch.setattr(steps, "seconds_an_iteration", lambda *_: 1.0)
+    assert steps._iterations(work, place, stage) == 20, "one that goes on is as long"
+    work.seconds = {}
+    assert steps._iterations(work, place, stage) == 50, "a plan that is given is kept to"
+    assert asked == [1]

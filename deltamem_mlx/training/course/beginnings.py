@@ -6,6 +6,7 @@ from . import words
 from .language import Turn
 
 PROMPT, REPLY = 300, 120  # characters: at most of what is said, and at least of the reply
+LONGEST = 320  # characters of a reply: each of its tokens is learned, over all of the vocabulary
 BEGINNINGS = (
     ("The history of {}", words.CITIES + words.COUNTRIES + words.FOODS + words.SUBJECTS),
     ("# {}\n\n", words.SUBJECTS + words.HOBBIES + words.THINGS),
@@ -51,4 +52,7 @@ def cut_text(beginning: str, rest: str, rng: random.Random) -> Turn | None:
     if not blanks:
         return None
     cut = rng.choice(blanks)
-    return text[:cut], text[cut + 1 :]
+    reply = text[cut + 1 :]
+    if len(reply) > LONGEST:
+        reply = reply[:LONGEST].rpartition(" ")[0] or reply[:LONGEST]
+    return text[:cut], reply

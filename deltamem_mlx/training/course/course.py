@@ -32,7 +32,7 @@ from .ledger import (
 from .little import Little
 from .pace import MachinePace
 from .page import card, figures_text
-from .plan import CoursePlan
+from .plan import CoursePlan, training_seconds
 from .preparing import Expected, Preparation
 from .rendering import ChatForm
 from .stages import ENGLISH, LITTLE, Stage
@@ -138,6 +138,7 @@ class Course:
             self.own,
             self.viewer,
             self.grad_checkpoint,
+            seconds={} if self.given is not None else training_seconds(self.hours, plan.stages),
         )
         found = self._steps(plan)
         rows = self._rows(found, plan, seconds)

@@ -62,6 +62,17 @@ def halved(folder: Path) -> int:
     return int(_read(folder).get("halved", 0))
 
 
+def iterations_of(folder: Path) -> int | None:
+    """How long a training was decided to be; None: it was not yet."""
+    found = _read(folder).get("iters")
+    return found if isinstance(found, int) else None
+
+
+def note_iterations(folder: Path, iters: int) -> None:
+    """Write down how long a training is, so that one that goes on is as long."""
+    write_ledger(folder / STEP, {**_read(folder), "iters": iters})
+
+
 def begin_slower(folder: Path) -> int:
     """Begin a training anew with half its learning rate; returns how often that was done."""
     values = dict(_read(folder)) | {"halved": halved(folder) + 1}

@@ -139,7 +139,7 @@ def _cost(results: Mapping[str, Values], planned: Sequence[Planned], seed: int) 
         names = ("loss", "loss with an empty memory", "loss with another's")
         losses = [found["result"].get(name) for name in names]
         shown = " / ".join(f"{loss:.3f}" for loss in losses if loss is not None)
-        iters = str(step.iters or "")
+        iters = str(found["result"].get("iterations", step.iters or ""))
         yield f"| {step.name} | {step.does} | {iters} | {_duration(found['seconds'])} | {shown} |"
 
 

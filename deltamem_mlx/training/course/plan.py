@@ -12,6 +12,7 @@ from .stock import Wanted
 WRITING, STARTING, CHOOSING, TRAINING, MEASURING = 0.08, 0.08, 0.05, 0.65, 0.14
 CHOICES = 36  # readings of what is held out, in all
 VALIDATING = 1.15  # of a training's time: validations, checkpoints
+LEAST = 8  # iterations of a training
 QUESTION, ORDINARY = 12, 25_000  # tokens of an answer; of ordinary text that is recorded
 
 
@@ -55,7 +56,7 @@ def plan_for(
     iters = []
     for stage, own in zip(stages, sizes, strict=True):
         each = stage.batch_size * own * VALIDATING / pace.trained
-        iters.append(_within(TRAINING * stage.share * seconds / each, 8, stage.most))
+        iters.append(_within(TRAINING * stage.share * seconds / each, LEAST, stage.most))
     answers = len(CELLS) * len(CONDITIONS) * QUESTION / pace.spoken
     reading = MEASURING * seconds * pace.judged
     return CoursePlan(
@@ -71,6 +72,11 @@ def plan_for(
             chat_tokens=2000,
         ),
     )
+
+
+def training_seconds(hours: float, stages: Sequence[Stage]) -> Mapping[str, float]:
+    """How long each training of a course of so many hours may take, by name."""
+    return {stage.name: TRAINING * stage.share * 3600 * hours for stage in stages}
 
 
 def seconds_of(

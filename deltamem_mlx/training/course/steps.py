@@ -24,8 +24,10 @@ from ..trainer import Trainer
 from .choosing import HeldOut, least_loss
 from .language import messages_of
 from .layers import able_layers, attentions
-from .ledger import begin_slower, halved
+from .ledger import begin_slower, halved, iterations_of, note_iterations
 from .measures import Measuring
+from .pace import seconds_an_iteration
+from .plan import LEAST, VALIDATING
 from .quieting import closed, quieted
 from .recording import record, script
 from .stages import Stage
@@ -38,6 +40,7 @@ Result = Mapping[str, Any]
 
 FACTS = 3  # told in a recorded conversation
 ROWS = 8000  # of a stage, at most: further ones are repeated
+SOME = 16  # batches, of which a training's pace is taken from some
 CLOSINGS = (0.0, 0.25, 0.5, 1.0)
 QUIETED = (0.0, 0.5, 0.75, 1.0)  # how much of the correction that keeps a memory quiet is made
 LEFT_QUIET, LEFT_CLOSED = 0.6, 0.9  # of what is remembered, at least; training brings some back
@@ -142,15 +145,38 @@ def train(work: Work, folder: Path, stage: Stage) -> Result:
         Stopped: If it was stopped.
         Diverged: If the loss exploded again and again.
     """
-    rows = min(ROWS, work.settings(stage).iters * stage.batch_size)
+    iters = _iterations(work, folder, stage)
+    rows = min(ROWS, iters * stage.batch_size)
     parts = work.episodes(stage, rows), work.episodes(stage, work.plan.judged, held_out=True)
     while True:
-        settings = work.settings(stage, halved(folder))
+        settings = work.settings(stage, halved(folder), iters)
         try:
             return _trained(work, folder, settings, *parts)
         except Diverged:
             if begin_slower(folder) > HALVED:
                 raise
+
+
+def _iterations(work: Work, folder: Path, stage: Stage) -> int:
+    """As many as fit the time that a training may take, by how long some of its own take.
+
+    Before the model has written anything it is not known how long its conversations are, and how
+    much of them is to be learned.
+    """
+    planned = work.settings(stage).iters
+    if stage.name not in work.seconds:
+        return planned
+    found = iterations_of(folder)
+    if found is None:
+        assert work.before is not None
+        some = work.episodes(stage, SOME * stage.batch_size)
+        with work.adapted(work.before) as model:
+            each = VALIDATING * seconds_an_iteration(model, some, work.settings(stage))
+        found = max(LEAST, min(stage.most, int(work.seconds[stage.name] / each)))
+        note_iterations(folder, found)
+        if found < planned:
+            work.viewer.note(f"{stage.name}: {found} iterations fit in its time, not {planned}.")
+    return found
 
 
 def _trained(

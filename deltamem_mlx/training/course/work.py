@@ -1,8 +1,8 @@
 """What the steps of a course share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -42,6 +42,8 @@ class Work:
         grad_checkpoint (bool): Take less memory and more time.
         stock (Stock): What the conversations are made of, once it is written.
         before (Path): The folder of the adapter that the next step goes on from.
+        seconds (Mapping[str, float]): How long the trainings may take, by name, which decides their
+            iterations; empty: as many as are planned.
     """
 
     model: nn.Module
@@ -56,6 +58,7 @@ class Work:
     grad_checkpoint: bool = False
     stock: Stock | None = None
     before: Path | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     def seed_of(self, part: int) -> int:
         """The seed of a part of the course."""
@@ -78,11 +81,16 @@ class Work:
             rows, self.chat.tokenizer, stage.episodes, template_kwargs=self.chat.template_kwargs
         )
 
-    def settings(self, stage: Stage, halved: int = 0) -> TrainSettings:
-        """How a stage is trained, its learning rate halved so many times."""
+    def settings(self, stage: Stage, halved: int = 0, iters: int | None = None) -> TrainSettings:
+        """How a stage is trained, its learning rate halved so many times.
+
+        ``iters`` are its iterations; None: those of the plan.
+        """
         place = self.plan.stages.index(stage)
         settings = stage.settings(
-            self.plan.iters[place], self.seed_of(place), grad_checkpoint=self.grad_checkpoint
+            self.plan.iters[place] if iters is None else iters,
+            self.seed_of(place),
+            grad_checkpoint=self.grad_checkpoint,
         )
         return replace(settings, learning_rate=settings.learning_rate / 2**halved)
 
