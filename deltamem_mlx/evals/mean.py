@@ -1,6 +1,6 @@
 """The mean of many memories: what they have in common, whatever was told."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -11,7 +11,7 @@ Totals = dict[int, np.ndarray]  # layer index -> float64 [1, H, r, r]: a sum of 
 
 
 def totals(states: Iterable[State]) -> Totals:
-    """The sum of memories; in float64, so that one can be taken out of it again."""
+    """The sum of memories; in float64, so that some can be taken out of it again."""
     found: Totals = {}
     for state in states:
         for layer, memory in state.items():
@@ -20,15 +20,17 @@ def totals(states: Iterable[State]) -> Totals:
     return found
 
 
-def mean_without(of: Totals, own: State, others: int) -> State:
-    """The mean of the memories in a sum but one.
+def mean_without(of: Totals, left_out: Sequence[State], others: int) -> State:
+    """The mean of the memories in a sum but some.
 
     Args:
         of (Totals): The sum.
-        own (State): The memory that is taken out.
+        left_out (Sequence[State]): The memories that are taken out.
         others (int): How many are left, at least one.
     """
-    return {
-        layer: mx.array((total - np.array(own[layer], np.float64)) / others, mx.float32)
-        for layer, total in of.items()
-    }
+    means: dict[int, mx.array] = {}
+    for layer, total in of.items():
+        for state in left_out:
+            total = total - np.array(state[layer], np.float64)
+        means[layer] = mx.array(total / others, mx.float32)
+    return means

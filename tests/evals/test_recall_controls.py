@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,7 +11,14 @@ import pytest
 from tiny import strong_pair
 
 from deltamem_mlx.evals.recall.controls import CellMemories, retrieved_turns
-from deltamem_mlx.evals.recall.episodes import Cell, RecallEpisode, in_cells
+from deltamem_mlx.evals.recall.episodes import (
+    Cell,
+    RecallEpisode,
+    digest,
+    in_cells,
+    read_episodes,
+    write_episodes,
+)
 from deltamem_mlx.evals.recall.facts import UNKNOWN, fact_episodes
 from deltamem_mlx.evals.recall.holdout import OwnFact, own_episodes, read_own_facts
 from deltamem_mlx.evals.recall.recall import recall
@@ -64,6 +72,7 @@ def test_memories_do_not_depend_on_which_is_asked_for_first(runner: Runner) -> N
 def test_nothing_is_foreign_to_a_conversation_that_is_alone(runner: Runner) -> None:
     assert CellMemories(runner, [told("Al."), told("Al.")]).alone
     assert not CellMemories(runner, [told("Al."), told("Bo.")]).alone
+    assert not CellMemories(runner, [told("Al."), told("Al."), told("Bo.")]).alone
     rows = recall(runner, in_cells([told("Al.")] * 2), conditions=["foreign", "mean", "none"])
     assert [list(row["said"]) for row in rows] == [["none"]] * 2
 
@@ -211,6 +220,57 @@ def test_sizes_beyond_the_facts_are_left_out_and_twins_are_not_untold() -> None:
     twins = [OWN[0], OWN[0]._replace(tell="Al moved to Bern.", value="Bern")]
     assert {(e.kind, e.facts) for e in own_episodes(twins)} == {("told", 1), ("told", 2)}
     assert [e.facts for e in own_episodes(OWN[:1], sizes=(1, 1, 3))] == [1]
+
+
+def test_others_of_an_own_fact_were_not_told_it(runner: Runner) -> None:
+    names = ("Al", "Bo", "Cy", "Di", "Ed", "Flo", "Gus", "Hal", "Ida")
+    facts = [OwnFact(f"{who} is in {who}ville.", f"Where is {who}?", who) for who in names]
+    wrapping = list(own_episodes(facts, sizes=[2]))[: len(facts)]  # the last is told with the first
+    assert facts[0].tell in [m["content"] for m in wrapping[-1].tell]
+    memories = CellMemories(runner, wrapping)
+    own = [memories.own(i) for i in range(len(wrapping))]
+    assert not memories.alone
+    for index, next_one, others in (
+        (0, 2, (2, 4, 6)),  # not 8, which has its fact
+        (1, 2, (2, 4, 6, 8)),
+        (6, 8, (0, 2, 4, 8)),
+        (8, 0, (0, 2, 4, 6)),
+    ):
+        foreign = memories.foreign(index)
+        for layer, mean in memories.mean(index).items():
+            assert mx.array_equal(foreign[layer], own[next_one][layer])
+            expected = np.mean([np.array(own[i][layer], np.float64) for i in others], axis=0)
+            np.testing.assert_allclose(np.array(mean), expected, atol=1e-7)
+    last = CellMemories(runner, wrapping[::-1])
+    assert all(mx.allclose(last.foreign(8)[i], own[6][i], atol=1e-5) for i in own[6])
+
+
+def test_a_cell_whose_others_all_have_a_fact_is_left_without_them(runner: Runner) -> None:
+    cells = in_cells(list(own_episodes(OWN[:3], sizes=[1, 2])))
+    alone = {
+        (cell.kind, cell.facts): CellMemories(runner, own).alone for cell, own in cells.items()
+    }
+    assert alone == {
+        ("told", 1): False,
+        ("told", 2): True,  # 0 and 1, and 2 with 0
+        ("never", 1): False,
+        ("never", 2): True,  # what others are told has it
+    }
+    rows = recall(runner, cells, conditions=["none", "foreign", "mean"])
+    for row in rows:
+        expected = ["none"] if row["facts"] == 2 else ["none", "foreign", "mean"]
+        assert list(row["said"]) == expected
+
+
+def test_facts_asked_for_are_in_digests_and_in_no_file(tmp_path: Path) -> None:
+    episode = told("Al is in Rome.")
+    own = replace(episode, fact="Al is in Rome.")
+    assert digest([episode]) != digest([own])
+    path = tmp_path / "own.jsonl"
+    write_episodes(path, [episode])
+    assert 'fact"' not in path.read_text()
+    write_episodes(path, [own])
+    assert read_episodes(path) == [episode]
 
 
 @pytest.mark.parametrize(

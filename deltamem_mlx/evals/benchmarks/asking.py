@@ -167,7 +167,7 @@ class Examination:
         everything = {m.name: m for m in (*self.materials, *self.strangers.values())}
         if self._totals is None:
             self._totals = totals(self._state(m) for m in everything.values())
-        return mean_without(self._totals, self._state(material), len(everything) - 1)
+        return mean_without(self._totals, [self._state(material)], len(everything) - 1)
 
     def _written(self, material: Material) -> list:
         """A prompt cache that read and wrote the material; its memory is kept."""

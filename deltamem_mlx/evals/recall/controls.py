@@ -18,6 +18,9 @@ from .episodes import RecallEpisode
 class CellMemories:
     """The memories that the conversations of a cell leave, each written once, when it is needed.
 
+    Others of a conversation are those in which something else was told, without the fact that is
+    asked for.
+
     They are written in the same batches whichever is asked for first, so that a run that is resumed
     has the same memories to the bit.
 
@@ -32,10 +35,11 @@ class CellMemories:
         self._told = [json.dumps(episode.tell) for episode in episodes]
         self._first = {told: i for i, told in reversed(list(enumerate(self._told)))}
 
-    @property
+    @cached_property
     def alone(self) -> bool:
-        """Whether there is no conversation in which something else was told."""
-        return len(self._first) < 2
+        """Whether one of the conversations has no other."""
+        places = range(len(self._told))
+        return not all(any(self._is_other(i, index) for i in places) for index in places)
 
     def own(self, index: int) -> State:
         """The memory of one conversation."""
@@ -47,15 +51,21 @@ class CellMemories:
         return self._batches[number][index % size]
 
     def foreign(self, index: int) -> State:
-        """The memory of the next conversation in which something else was told."""
+        """The memory of the next of its others."""
         count = len(self._told)
-        others = ((index + i) % count for i in range(1, count))
-        return self.own(next(i for i in others if self._told[i] != self._told[index]))
+        later = ((index + i) % count for i in range(1, count))
+        return self.own(next(i for i in later if self._is_other(i, index)))
 
     def mean(self, index: int) -> State:
-        """The mean of the memories of all conversations in which something else was told."""
-        own = self.own(self._first[self._told[index]])
-        return mean_without(self._totals, own, len(self._first) - 1)
+        """The mean of the memories of all of its others; equal ones count once."""
+        left_out = [self.own(i) for i in self._first.values() if not self._is_other(i, index)]
+        return mean_without(self._totals, left_out, len(self._first) - len(left_out))
+
+    def _is_other(self, place: int, index: int) -> bool:
+        fact = self._episodes[index].fact
+        if self._told[place] == self._told[index]:
+            return False
+        return fact is None or all(m.get("content") != fact for m in self._episodes[place].tell)
 
     @cached_property
     def _totals(self) -> Totals:

@@ -49,6 +49,8 @@ class RecallEpisode:
           ``heldout_word``, ``heldout_wording``: training showed no such words, or wordings.
         distractors (int): Turns that tell nothing.
         old (str): The value before the fact was changed.
+        fact (str): The message that tells what is asked for, where it is known: conversations with
+          it are not others. No part of files that are read.
     """
 
     tell: tuple[Message, ...]
@@ -58,6 +60,7 @@ class RecallEpisode:
     kind: str = "told"
     distractors: int = 0
     old: str | None = None
+    fact: str | None = None
 
     @property
     def cell(self) -> Cell:
@@ -121,7 +124,9 @@ def _parsed(row: object) -> tuple[dict[str, Any], list[str]]:
     if not isinstance(row, Mapping):
         return {}, [f"{kind_of(row)} (expected an object)"]
     values: dict[str, Any] = {"kind": "told", "distractors": 0, "old": None} | {
-        name: row[name] for name in RecallEpisode.__dataclass_fields__ if name in row
+        name: row[name]
+        for name in RecallEpisode.__dataclass_fields__
+        if name in row and name != "fact"
     }
     problems = list(_problems(values))
     return values | {"tell": () if problems else tuple(values["tell"])}, problems

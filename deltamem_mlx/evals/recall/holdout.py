@@ -72,14 +72,14 @@ def own_episodes(
             start = i - i % size
             told = [facts[j % len(facts)] for j in range(start, start + size)]
             tell = _told(told, f"{seed} {size} {start}")
-            yield RecallEpisode(tell, fact.ask, fact.value, size)
+            yield RecallEpisode(tell, fact.ask, fact.value, size, fact=fact.tell)
     for size in dict.fromkeys(sizes):
         for i, fact in enumerate(facts):
             later = [facts[(i + j) % len(facts)] for j in range(1, len(facts))]
             others = [other for other in later if other.ask != fact.ask][:size]
             if len(others) == size:
                 tell = _told(others, f"{seed} never {size} {i}")
-                yield RecallEpisode(tell, fact.ask, UNKNOWN, size, "never")
+                yield RecallEpisode(tell, fact.ask, UNKNOWN, size, "never", fact=fact.tell)
 
 
 def _told(facts: Sequence[OwnFact], seed: str) -> tuple[Message, ...]:

@@ -63,7 +63,7 @@ def recall(
         runner (Runner): Model and adapter.
         cells (Mapping[Cell, Sequence[RecallEpisode]]): The episodes, as ``in_cells`` gives them.
         conditions (Sequence[str]): Names in ``CONDITIONS``. ``foreign`` and ``mean`` are left out
-          of a cell without another conversation.
+          of a cell in which a question has no other conversation, or only those with its fact.
         retrieved_tokens (int): Of the turns that are retrieved, at most; one in any case.
         journal (Journal): Where answers are kept. Default: nowhere.
         on_answers (Callable[[int], None]): Told how many more answers there are; in all, a question
