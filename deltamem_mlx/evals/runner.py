@@ -33,7 +33,8 @@ class Runner:
         max_tokens (int): Length of an answer at most.
         write_questions (bool): Write questions and answers into the memory while answering, as
           chatting does. Default: they only read, as in training.
-        template_kwargs (Mapping): For the chat template.
+        template_kwargs (Mapping): For the chat template. A model that can think answers at once,
+          unless ``enable_thinking`` is among them.
 
     Raises:
         ValueError: If the model has no adapter.
@@ -50,6 +51,8 @@ class Runner:
         self._granularity = config_of(self.model).memory_write_granularity
         if not isinstance(self.tokenizer, TokenizerWrapper):
             self.tokenizer = TokenizerWrapper(self.tokenizer)
+        if self.tokenizer.has_thinking:  # mlx-lm's default is to think, for more than an answer has
+            self.template_kwargs = {"enable_thinking": False} | dict(self.template_kwargs)
         pack(self.model)
 
     def remember(self, conversations: Sequence[Sequence[Message]]) -> list[State]:

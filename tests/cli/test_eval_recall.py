@@ -7,6 +7,8 @@ from pathlib import Path
 
 import mlx_lm
 import pytest
+from benchmarks import LOCOMO, written
+from byte_model import byte_pair
 from conftest import RunCli
 from typer.testing import CliRunner, Result
 
@@ -43,10 +45,14 @@ def call(*args: str | Path) -> Result:
     return done
 
 
-def measured(*args: str | Path) -> dict:
-    done = call("recall", "--json", *args)
+def result_of(*args: str | Path) -> dict:
+    done = call(*args, "--json")
     assert done.exit_code == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def measured(*args: str | Path) -> dict:
+    return result_of("recall", *args)
 
 
 def test_group_lists_its_tasks() -> None:
@@ -63,6 +69,7 @@ def test_made_up_facts_are_the_default_of_a_model(pair: tuple[str, ...]) -> None
         ("never", 1, 2),
     ]
     assert (found["task"], found["data"], found["questions"]) == ("recall", "facts", 6)
+    assert "chat_template_config" not in found, "folders of before go on"
     for cell in found["cells"]:
         assert list(cell["conditions"]) == found["conditions"] == list(CONDITIONS)
         assert cell["conditions"]["reloaded"] == cell["conditions"]["memory"]
@@ -120,6 +127,34 @@ def test_facts_of_ones_own(pair: tuple[str, ...], tmp_path: Path) -> None:
     path.write_text('[{"tell": "a", "ask": "b"}]')
     done = call("recall", *pair, "--holdout", path)
     assert done.exit_code == 1 and "fact 0: value: missing (expected text)" in done.stderr
+
+
+def test_a_model_that_can_think_is_asked_without_and_that_is_kept(tmp_path: Path) -> None:
+    model, _ = byte_pair(tmp_path / "base", thinks=True)
+    dm.save_adapter(model, tmp_path / "adapter")
+    pair = ("--model", tmp_path / "base", "--adapter", tmp_path / "adapter", "--limit", "1")
+    asked = tmp_path / "asked.txt"
+    asked.write_text("Why?")
+    talks = written(tmp_path / "locomo.json", LOCOMO)
+    thinking = ("--chat-template-config", '{"enable_thinking": true}')
+    for number, args in enumerate(
+        (
+            ("recall", "--facts", "1", "--kind", "told", "--condition", "none", "-m", "2"),
+            ("silence", "--data", asked, "--histories", "1", "--chat-tokens", "9"),
+            ("locomo", talks, "--no-context", "--condition", "none"),
+        )
+    ):
+        out = tmp_path / str(number)
+        found = result_of(*args, *pair, "--out", out)
+        assert found["chat_template_config"] == {"enable_thinking": False}
+        assert result_of(*args, *pair, "--out", out) == found
+        other = call(*args, *pair, "--out", out, *thinking)
+        assert other.exit_code == 1 and "chat_template_config" in other.stderr
+        run = json.loads((out / "run.json").read_text()) | {"chat_template_config": {}}
+        (out / "run.json").write_text(json.dumps(run))
+        assert call(*args, *pair, "--out", out).exit_code == 1, "as it was asked before"
+        found = result_of(*args, *pair, *thinking)
+        assert found["chat_template_config"] == {"enable_thinking": True}
 
 
 def test_without_a_retriever_its_column_is_left_out(

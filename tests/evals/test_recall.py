@@ -9,10 +9,12 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
+from byte_model import byte_pair
 from tiny import strong_pair
 
 import deltamem_mlx as dm
 from deltamem_mlx.evals.aggregate import group_scores
+from deltamem_mlx.evals.benchmarks.reader import Reader
 from deltamem_mlx.evals.intervals import paired_bootstrap, wilson
 from deltamem_mlx.evals.journal import QUESTIONS, RESULT, Journal
 from deltamem_mlx.evals.recall import demo
@@ -60,6 +62,25 @@ QUESTIONS_ASKED = ["Who?", "What is my cat called?", "D?", "Where do I live? Say
 @pytest.fixture(scope="module")
 def runner(qwen3_tiny: Path) -> Runner:
     return Runner(*strong_pair(qwen3_tiny), batch_size=3, max_tokens=8)
+
+
+def test_a_model_that_can_think_answers_at_once_unless_told_to(tmp_path: Path) -> None:
+    model, tokenizer = byte_pair(tmp_path, thinks=True)
+    assert tokenizer.has_thinking
+
+    def prompt(**given: bool) -> str:
+        assert Runner(model, tokenizer, template_kwargs=given).template_kwargs == (
+            {"enable_thinking": False} | given
+        )
+        reader = Reader(model, tokenizer, template_kwargs=given)
+        return tokenizer.decode(reader.prompt([user("Hi.")]).token_ids)
+
+    assert prompt().rstrip().endswith("assistant")
+    assert prompt(enable_thinking=True).endswith("<think>")
+
+
+def test_other_models_are_told_nothing_of_thinking(runner: Runner) -> None:
+    assert runner.template_kwargs == {}
 
 
 # --- episodes

@@ -1,7 +1,7 @@
 """`deltamem-mlx eval recall`: what a memory holds when the context is gone."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.errors import UsageError
 from deltamem_mlx.cli.frame.parse import chosen_of
 from deltamem_mlx.cli.frame.progress import answering
+from deltamem_mlx.cli.frame.session import ChatTemplateConfig, template_kwargs
 from deltamem_mlx.cli.options import shared as o
 from deltamem_mlx.cli.options.eval import AlsoModel, Out
 
@@ -111,6 +112,7 @@ def recall(
     batch_size: BatchSize = 32,
     seed: Seed = 0,
     out: Out = None,
+    chat_template_config: ChatTemplateConfig = None,
     pipeline: o.Pipeline = False,
     trust_remote_code: o.TrustRemoteCode = False,
     json: o.Json = False,
@@ -145,6 +147,7 @@ def recall(
         max_tokens=max_tokens,
         batch_size=batch_size,
         seed=seed,
+        template_kwargs=template_kwargs(chat_template_config),
         pipeline=pipeline,
         trust_remote_code=trust_remote_code,
     )
@@ -170,6 +173,7 @@ class _RecallChoices:
     max_tokens: int
     batch_size: int
     seed: int
+    template_kwargs: Mapping[str, Any]
     pipeline: bool
     trust_remote_code: bool
 
@@ -201,6 +205,15 @@ def _measure(place: Place, choices: _RecallChoices) -> Result:
     builtin = base_model_of(loaded)["name"] == patch.BUILTIN
     data = str(choices.holdout or choices.data or (BUILTIN if builtin else FACTS))
     cells = in_cells(_episodes(data, choices), choices.limit)
+    runner = Runner(
+        loaded,
+        tokenizer,
+        batch_size=choices.batch_size,
+        max_tokens=choices.max_tokens,
+        write_questions=choices.write_questions,
+        template_kwargs=choices.template_kwargs,
+    )
+    template = {"chat_template_config": runner.template_kwargs} if runner.template_kwargs else {}
     settings = {
         "task": "recall",
         **place.names,
@@ -213,15 +226,9 @@ def _measure(place: Place, choices: _RecallChoices) -> Result:
         "max_tokens": choices.max_tokens,
         "batch_size": choices.batch_size,
         "seed": choices.seed,
+        **template,
     }
     journal = Journal(place.out, settings)
-    runner = Runner(
-        loaded,
-        tokenizer,
-        batch_size=choices.batch_size,
-        max_tokens=choices.max_tokens,
-        write_questions=choices.write_questions,
-    )
     total = len(choices.conditions) * sum(map(len, cells.values()))
     with answering(total) as tell:
         rows = answer_all(

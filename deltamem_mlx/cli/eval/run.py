@@ -141,6 +141,7 @@ def _measure(
     model, tokenizer = place.load(
         trust_remote_code=choices.trust_remote_code, pipeline=choices.pipeline
     )
+    reader = Reader(model, tokenizer, batch_size=choices.batch_size, template_kwargs=kwargs)
     window = None if choices.no_context else _window(model, choices.max_context)
     settings = {
         "task": task.name,
@@ -155,10 +156,9 @@ def _measure(
         "limit": choices.limit,
         "batch_size": choices.batch_size,
         "seed": choices.seed,
-        "chat_template_config": kwargs,
+        "chat_template_config": reader.template_kwargs,
     }
     journal = Journal(place.out, settings)
-    reader = Reader(model, tokenizer, batch_size=choices.batch_size, template_kwargs=kwargs)
     examination = Examination(
         reader,
         task,
