@@ -104,7 +104,15 @@ class MemoryLM(MLXLM):
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         # Continuations of one context are scored on one prefilled cache.
         runs = [list(own) for _, own in groupby(requests, key=lambda request: request.args[0])]
-        return [tuple(found) for found in self._kept(runs, super().loglikelihood)]
+        return [tuple(found) for found in self._kept(runs, self._likelihoods)]
+
+    def _likelihoods(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        # mlx-lm cuts contexts to the length that answers may have, and here is none to be made.
+        longest, self._max_tokens = self._max_tokens, None
+        try:
+            return super().loglikelihood(requests)
+        finally:
+            self._max_tokens = longest
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         # One at a time: a memory to begin with is that of one conversation.

@@ -167,6 +167,22 @@ def test_plain_scores_are_those_of_mlx_lm(
             assert said[sample["doc_id"], str(i)] == pytest.approx(likelihood, abs=1e-3)
 
 
+def test_length_of_answers_cuts_nothing_that_is_scored(
+    pair: tuple[str, ...], tasks: Path, tmp_path: Path
+) -> None:
+    args = ("--tasks", "own_choice,own_text", "--include-path", tasks, "--condition", "none", *pair)
+    scored, written = [], []
+    for number, more in enumerate(((), ("--max-tokens", "1"))):
+        out = tmp_path / str(number)
+        done = call(*args, *more, "--out", out)
+        assert done.exit_code == 0, done.stderr
+        rows = [json.loads(line) for line in (out / "questions.jsonl").read_text().splitlines()]
+        scored.append([row for row in rows if row["task"] == "own_choice"])
+        written.append([row["said"] for row in rows if row["task"] == "own_text"])
+    assert len(scored[0]) == 6 and scored[0] == scored[1]
+    assert all(len(short) <= 1 for short in written[1]) and written[0] != written[1]
+
+
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
