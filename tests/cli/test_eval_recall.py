@@ -226,6 +226,19 @@ def test_built_in_pair_is_the_default(
     assert done.stderr.startswith(f"Error: {EPISODES} of the built-in demo pair is not in this")
 
 
+def test_the_model_that_the_adapter_names_is_recorded(
+    qwen3_tiny: Path, adapter: Path, tmp_path: Path
+) -> None:
+    model, _ = dm.load(str(qwen3_tiny), adapter)
+    dm.save_adapter(model, tmp_path / "named")
+    short = ("--adapter", tmp_path / "named", *SHORT, "--kind", "told", "--condition", "none")
+    found = measured(*short)
+    assert (found["model"], found["adapter"]) == (str(qwen3_tiny), str(tmp_path / "named"))
+    done = call("recall", *short, "--also-model", tmp_path / "other")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "--also-model: give the first model by --model, too." in done.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

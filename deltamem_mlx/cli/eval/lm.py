@@ -138,7 +138,7 @@ def _measure(
     shown = values | {"include_path": settings.include_path and str(settings.include_path)}
     run = {
         "task": "lm",
-        **place.names,
+        **place.names(model),
         "fingerprint": fingerprint(model),
         "lm_eval": version("lm_eval"),
         "conditions": conditions,

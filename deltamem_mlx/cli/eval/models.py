@@ -27,7 +27,8 @@ class Place:
     """One model of an evaluation.
 
     Args:
-        model, adapter (str): As given; None: the built-in one.
+        model, adapter (str): As given. None: the model that the adapter names; without either,
+          the built-in pair.
         out (Path): Where its answers are kept.
     """
 
@@ -35,10 +36,12 @@ class Place:
     adapter: str | None
     out: Path | None
 
-    @property
-    def names(self) -> dict[str, str]:
-        """What the settings of a run say of it."""
-        return {"model": self.model or BUILTIN, "adapter": self.adapter or BUILTIN}
+    def names(self, loaded: "nn.Module") -> dict[str, str]:
+        """What the settings of a run say of it, once it is loaded."""
+        from deltamem_mlx.adapters.loading import base_model_of
+
+        model = self.model or str(base_model_of(loaded)["name"])
+        return {"model": model, "adapter": self.adapter or BUILTIN}
 
     def load(
         self, *, trust_remote_code: bool, pipeline: bool = False
@@ -59,7 +62,7 @@ def places(
     """The models to measure, each with a folder of its own below ``out`` if there are several.
 
     Raises:
-        UsageError: If there is no adapter, or a model is given twice.
+        UsageError: If there is no adapter, a model is given twice, or the first of several is not.
     """
     if not has_memory(model, adapter):
         refuse_without_memory({"--model": model})
@@ -69,7 +72,9 @@ def places(
         from deltamem_mlx import builtin
 
         model, adapter = str(builtin.base_folder()), str(builtin.adapter_folder())
-    models = [str(model), *also]
+    if model is None:
+        raise UsageError("--also-model: give the first model by --model, too.")
+    models = [model, *also]
     twice = {name for name in models if models.count(name) > 1}
     if twice:
         raise UsageError(f"--also-model: {', '.join(map(str, sorted(twice)))} is given twice.")
@@ -144,7 +149,7 @@ def _check_place(chosen: Sequence[Place], out: Path | None) -> None:
         if isinstance(there, list)
         else None
     )
-    if names != [place.names["model"] for place in chosen]:
+    if names != [place.model for place in chosen]:
         raise ValueError(
             f"{out / RESULT} is of {shortened(names) if names else 'something else'}, not of these "
             "models. Give another folder."

@@ -127,7 +127,7 @@ def _measure(
     )
     settings = {
         "task": "perplexity",
-        **place.names,
+        **place.names(model),
         "fingerprint": fingerprint(model),
         "data": options.data,
         "passages_digest": digest(found),

@@ -216,7 +216,7 @@ def _measure(place: Place, choices: _RecallChoices) -> Result:
     template = {"chat_template_config": runner.template_kwargs} if runner.template_kwargs else {}
     settings = {
         "task": "recall",
-        **place.names,
+        **place.names(loaded),
         "fingerprint": fingerprint(loaded),
         "data": data,
         "episodes": digest(episode for cell in cells.values() for episode in cell),

@@ -145,7 +145,7 @@ def _measure(
     window = None if choices.no_context else _window(model, choices.max_context)
     settings = {
         "task": task.name,
-        **place.names,
+        **place.names(model),
         "fingerprint": fingerprint(model),
         "data": data.name,
         "questions_digest": digest(data.materials),

@@ -115,7 +115,7 @@ def _measure(
     questions, told = _asked(reader, own, options)
     settings = {
         "task": "silence",
-        **place.names,
+        **place.names(reader.model),
         "fingerprint": fingerprint(reader.model),
         "data": None if options.data is None else str(options.data),
         "asked": {kind: list(texts) for kind, texts in questions.items()},
