@@ -108,7 +108,7 @@ def load(
           this group, as mlx-lm's ``sharded_load`` does: a part of each layer, or some of the layers
           in each. All of them call it. Default: it lies in this process.
         **mlx_lm_load_kwargs: Passed to ``mlx_lm.load``. A LoRA given as ``adapter_path`` lies below
-          the memory.
+          the memory. A ``revision`` is the same as one in the name, which goes before.
 
     Returns:
         tuple[nn.Module, TokenizerWrapper]: The model and its tokenizer; with ``return_config`` its
@@ -127,13 +127,21 @@ def load(
     if group is not None:
         loaded = load_spread(str(model), tensor_group, pipeline_group, **mlx_lm_load_kwargs)
     else:
-        folder = refuse_adapter(resolve(model, allow_patterns=MODEL_FILES))
+        name = _at(model, mlx_lm_load_kwargs.pop("revision", None))
+        folder = refuse_adapter(resolve(name, allow_patterns=MODEL_FILES))
         # One call gives two or three values, by a flag: its stub says either.
         loaded = cast(Loaded, mlx_lm_load(str(folder), return_config=True, **mlx_lm_load_kwargs))
     plain, tokenizer, config = loaded
     if files is not None:
         attach_adapter(plain, files, base_model=str(model))
     return (plain, tokenizer, config) if return_config else (plain, tokenizer)
+
+
+def _at(model: str | Path, revision: str | None) -> str | Path:
+    """A repository's name with the revision, unless it has one; a folder is as it is."""
+    if not revision or not isinstance(model, str) or "@" in model or expanded(model).is_dir():
+        return model
+    return f"{model}@{revision}"
 
 
 def _read_or_given(adapter: str | Path | AdapterFiles | None, ranks: Ranks) -> AdapterFiles | None:

@@ -18,7 +18,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from tiny import tiny_model
 
 import deltamem_mlx as dm
-from deltamem_mlx.adapters.loading import fingerprint
+from deltamem_mlx.adapters import loading
+from deltamem_mlx.adapters.drafts import load_draft
+from deltamem_mlx.adapters.loading import base_model_of, fingerprint
 from deltamem_mlx.memory.file import read_memory
 
 LONG = GOLDEN / "tsw_qo_long" / "adapter"
@@ -46,6 +48,24 @@ def tensors(folder: Path) -> dict[str, np.ndarray]:
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(a[k].tobytes() == b[k].tobytes() for k in a)
+
+
+def test_revision_of_a_model_is_the_one_that_is_loaded(
+    qwen3_tiny: Path, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, files = [], loading.read(published)
+    monkeypatch.setattr(loading, "resolve", lambda name, **_: asked.append(name) or qwen3_tiny)
+    model, tokenizer = dm.load("user/repo", files, revision="v1")
+    assert base_model_of(model)["name"] == "user/repo"
+    dm.load("user/repo@v2", revision="v1")
+    dm.load("user/repo", revision=None)
+    dm.load(str(qwen3_tiny), revision="v1")
+    dm.load(qwen3_tiny, revision="v1")
+    load_draft("user/draft", model, tokenizer, revision="v1")
+    assert asked == [
+        *("user/repo@v1", "user/repo@v2", "user/repo", str(qwen3_tiny), qwen3_tiny),
+        "user/draft@v1",
+    ]
 
 
 def test_names_of_a_saved_adapter(published: Path, tmp_path: Path) -> None:
