@@ -282,6 +282,15 @@ def test_strangers(talks: list[Material]) -> None:
     assert strangers_of([first], talks) == {"talk-1": second}
     assert strangers_of([second], talks) == {"talk-2": first}
     assert strangers_of([first], [first]) == {}
+    twin = replace(first, name="twin", questions=())
+    everything = [first, twin, second]
+    assert strangers_of(everything, everything) == {
+        "talk-1": second,
+        "twin": second,
+        "talk-2": first,
+    }
+    assert strangers_of([first], everything) == {"talk-1": second}
+    assert strangers_of([first, twin], everything) == strangers_of([first], [first, twin]) == {}
     assert digest(talks) != digest(short(talks, 4))
 
 

@@ -1,5 +1,6 @@
 """Benchmarks: the mean of others' memories, and text that a retriever finds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,18 @@ def test_mean_memory_is_that_of_all_other_materials(reader: Reader, tmp_path: Pa
     for layer, found in mean.items():
         expected = np.mean([np.array(state[layer]) for state in others], axis=0)
         np.testing.assert_allclose(np.array(found), expected, atol=1e-6)
+
+
+def test_the_same_text_is_no_other_in_a_mean(reader: Reader, tmp_path: Path) -> None:
+    talks = load_locomo(str(written(tmp_path / "l.json", LOCOMO)))
+    talks.append(replace(talks[1], name="twin", questions=()))
+    strangers = strangers_of(talks, talks)
+    mean = Examination(reader, LoCoMo(), talks, strangers=strangers, window=None)._mean_of_others(
+        talks[1]
+    )
+    other = reader.tell(LoCoMo().tellings(talks[0], reader.count))
+    for layer, found in mean.items():
+        np.testing.assert_allclose(np.array(found), np.array(other[layer]), atol=1e-6)
 
 
 def test_found_text_has_as_many_tokens_as_the_newest(reader: Reader, diary: Material) -> None:

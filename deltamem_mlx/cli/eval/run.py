@@ -122,7 +122,9 @@ def _possible(conditions: list[str], data: Data) -> list[str]:
     if conditions == of_others:
         listed = " and ".join(map(repr, of_others))
         needs = "needs" if len(of_others) == 1 else "need"
-        raise UsageError(f"--condition: {listed} {needs} data with two materials or more.")
+        raise UsageError(
+            f"--condition: {listed} {needs} data with two different materials or more."
+        )
     listed = " or ".join(of_others)
     output.warn(f"No {listed} memory: the data has nothing else to remember.")
     return [name for name in conditions if name not in of_others]

@@ -167,7 +167,9 @@ class Examination:
         everything = {m.name: m for m in (*self.materials, *self.strangers.values())}
         if self._totals is None:
             self._totals = totals(self._state(m) for m in everything.values())
-        return mean_without(self._totals, [self._state(material)], len(everything) - 1)
+        # Of those with the same text, too: they remember what is asked about.
+        left_out = [self._state(m) for m in everything.values() if m.units == material.units]
+        return mean_without(self._totals, left_out, len(everything) - len(left_out))
 
     def _written(self, material: Material) -> list:
         """A prompt cache that read and wrote the material; its memory is kept."""
@@ -234,15 +236,21 @@ def _row_id(question: Question, condition: str) -> str:
 def strangers_of(
     materials: Sequence[Material], everything: Sequence[Material]
 ) -> dict[str, Material]:
-    """For each material the next one, of all there are if only one is asked about.
+    """For each material the next one with another text, of all if only one is asked about.
 
-    Empty if there is no other.
+    Empty if there is none for one of them.
     """
     pool = list(materials if len(materials) > 1 else everything)
     names = [material.name for material in pool]
-    if len(pool) < 2:
-        return {}
-    return {m.name: pool[(names.index(m.name) + 1) % len(pool)] for m in materials}
+    found = {}
+    for material in materials:
+        place = names.index(material.name) + 1
+        later = (m for m in (*pool[place:], *pool[:place]) if m.units != material.units)
+        stranger = next(later, None)
+        if stranger is None:
+            return {}
+        found[material.name] = stranger
+    return found
 
 
 def digest(materials: Sequence[Material]) -> str:
