@@ -19,6 +19,7 @@ MODEL_FILES = (
     "*.txt",
     "*.py",
     "*.tiktoken",
+    "tiktoken.model",
     "tokenizer.model",
     "model*.safetensors",
 )

@@ -10,14 +10,20 @@ import mlx_lm.server
 from mlx_lm.models import cache as mlx_cache
 from mlx_lm.models.cache import KVCache, load_prompt_cache, make_prompt_cache, save_prompt_cache
 from mlx_lm.tuner import utils as tuner_utils
+from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
 import deltamem_mlx as dm
 from deltamem_mlx import compat
+from deltamem_mlx.hub import MODEL_FILES
 
 
 def test_all_caches_have_the_private_base() -> None:
     assert issubclass(KVCache, compat.BaseCache), "mlx-lm's caches have another base class"
     assert hasattr(compat.BaseCache, "from_state"), "mlx-lm makes saved caches in another way"
+
+
+def test_models_are_fetched_with_all_files_that_mlx_lm_fetches() -> None:
+    assert set(DEFAULT_ALLOW_PATTERNS) <= set(MODEL_FILES)
 
 
 def test_saved_caches_are_found_by_name_in_its_module(tmp_path: object) -> None:
