@@ -276,6 +276,12 @@ def test_a_kept_memory_that_is_damaged_is_made_again(
     assert len(states) == 2 and all(states)
 
 
+def test_prompts_of_earlier_batches_are_dropped(reader: Reader, talks: list[Material]) -> None:
+    asked = examination(reader, short(talks, 2), WINDOW)
+    asked.ask(["shuffled", "none"], Journal(None, {}), nothing)
+    assert list(asked._prompts) == ["talk-2"]
+
+
 def test_strangers(talks: list[Material]) -> None:
     first, second = talks
     assert strangers_of(talks, talks) == {"talk-1": second, "talk-2": first}

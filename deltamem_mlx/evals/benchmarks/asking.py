@@ -90,6 +90,7 @@ class Examination:
                     names = {material.name for material, _ in batch}
                     # Only what this batch needs stays: a long context takes gigabytes.
                     caches = {name: c for name, c in caches.items() if name in names}
+                    self._prompts = {n: p for n, p in self._prompts.items() if n in names}
                     journal.add(self._answered(batch, condition, caches))
                 tell(len(batch))
                 ids += own
