@@ -25,6 +25,7 @@ import deltamem_mlx as dm
 from deltamem_mlx.files import FolderInUse
 from deltamem_mlx.memory.file import read_memory, write_memory
 from deltamem_mlx.serve.errors import ApiError
+from deltamem_mlx.serve.memories.folder import MemoryFolder
 from deltamem_mlx.serve.memories.memory import HeldMemory
 from deltamem_mlx.serve.memories.outcome import TurnOutcome
 from deltamem_mlx.serve.server import Server
@@ -152,6 +153,38 @@ def test_what_another_program_wrote_is_gone_on_from(
     assert "doctor" in reply.text
     assert reply.memory["total_tokens_written"] == written + reply.memory["tokens_written"]
     assert ANSWER in kept.chat(QUESTION, "shared", memory={"context": "drop"}).text
+
+
+def test_a_reset_that_fails_leaves_what_another_program_wrote(
+    kept: Client, pair: Pair, tmp_path: Path
+) -> None:
+    kept.chat(FACT, "shared")
+    file = file_of(tmp_path, "shared")
+    told(file, pair, "ben is a doctor .")
+    theirs, (written,) = file.read_bytes(), read_memory(file).tokens_written
+    failed = kept.chat([user("hi"), assistant("ok")], "shared", memory={"reset": True})
+    assert failed.code == "nothing_new" and file.read_bytes() == theirs
+    assert kept.memory("GET", "shared").json["tokens_written"] == written
+    reply = kept.chat("what is the job of ben ?", "shared", memory={"context": "drop"})
+    assert reply.memory["total_tokens_written"] == written + reply.memory["tokens_written"]
+    assert "doctor" in reply.text
+
+
+def test_a_file_that_cannot_be_put_leaves_what_another_program_wrote(
+    kept: Client, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.chat(FACT, "shared")
+    exported, file = kept.memory("GET", "shared", "/export").body, file_of(tmp_path, "shared")
+    told(file, pair, "ben is a doctor .")
+    (written,) = read_memory(file).tokens_written
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFolder, "write", full)
+        assert kept.memory("PUT", "shared", body=exported).code == "not_saved"
+    assert kept.memory("GET", "shared").json["tokens_written"] == written
+
+
+def full(*_: object) -> None:
+    raise ApiError(500, "no room", code="not_saved")
 
 
 def test_what_was_fed_is_known_after_another_program_has_gone_on(

@@ -58,7 +58,11 @@ def test_a_slip_in_a_name_is_told_what_it_is_near(pair: Pair, saved: Path) -> No
             assert other["new"] is True and "did_you_mean" not in other
         anew = client.chat(QUESTION, "garden", memory={"reset": True}).memory
         assert anew["new"] is True
-        # It was there: its name is no slip.
+        # They were there: their names are no slips.
+        (folder / "wrko.safetensors").write_bytes(saved.read_bytes())
+        anew = client.chat(QUESTION, "wrko", memory={"reset": True}).memory
+        assert anew["new"] is True and "did_you_mean" not in anew
+        client.memory("DELETE", "wrko")
         anew = client.chat(QUESTION, "wrok", memory={"reset": True}).memory
         assert anew["new"] is True and "did_you_mean" not in anew
         listed = client.request("GET", "/v1/memories").json["data"]

@@ -158,7 +158,7 @@ class MemoryGenerator(ResponseGenerator):
         memory, options = job.request.memory, job.request.options
         if outcome is None or memory is None or options is None or not job.request.store:
             return
-        first, key = memory.contents.saved is None, memory.contents.key
+        first, key = memory.contents.saved is None and not options.reset, memory.contents.key
         # One that reads only what is not there begins no memory.
         if memory.contents.saved is not None or not options.read_only:
             self.memories.commit(memory, outcome)

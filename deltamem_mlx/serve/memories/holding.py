@@ -71,6 +71,8 @@ class MemoriesInHand:
     ) -> Iterator[Memory]:
         with self._held(id, key) as memory:
             if not load:
+                if self.folder.changed(memory.id):
+                    memory.take(None)  # older than the file, which stays unless it is replaced
                 self.folder.see(memory.id)
             elif not memory.contents.is_known or self.folder.changed(memory.id):
                 before = memory.contents
