@@ -30,7 +30,7 @@ from .drafted import DraftedSequences
 from .ending import Ending
 from .lockstep import Lockstep
 from .pace import Pace
-from .reply import visible
+from .reply import checked_calls, visible
 from .samplers import SaidAgain, Samplers
 from .saying import Saying
 
@@ -195,7 +195,7 @@ class RunningBatch:
         job.ctx = GenerationContext(
             has_tool_calling=tokenizer.has_tool_calling,
             has_thinking=tokenizer.has_thinking,
-            tool_parser=tokenizer.tool_parser,
+            tool_parser=tokenizer.tool_parser and checked_calls(tokenizer.tool_parser),
             text_sm=text_sm,
             initial_state=step.initial_state,
             prompt=[*step.before, *step.tokens],

@@ -1,10 +1,14 @@
 """A reply as the client sees it: without control sequences, tool calls apart."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from mlx_lm.server import GenerationContext, TextStateMachine, ToolCallFormatter
 
 from ...text.messages import Message
+
+ToolParser = Callable[[str, list | None], Any]  # mlx-lm's: of the text of a call
 
 
 def visible(
@@ -35,3 +39,32 @@ def visible(
     if calls:
         message["tool_calls"] = ToolCallFormatter(ctx.tool_parser, tools)(calls)
     return message
+
+
+def checked_calls(parse: ToolParser) -> ToolParser:
+    """The same, with calls that a client can make and send back; for all else a ValueError.
+
+    That is what mlx-lm leaves out, with a line in the log, which is not to hold the text either.
+    """
+
+    def checked(text: str, tools: list | None) -> list[dict[str, object]]:
+        try:
+            found = parse(text, tools)
+            return [_checked(call) for call in (found if isinstance(found, list) else [found])]
+        except Exception as error:  # whatever a model may say
+            raise ValueError(type(error).__name__) from None
+
+    return checked
+
+
+def _checked(call: object) -> dict[str, object]:
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        raise ValueError("no call of a function")
+    arguments = call.get("arguments")
+    if isinstance(arguments, str) and arguments:
+        arguments = json.loads(arguments)  # some models write them as JSON text
+    arguments = {} if arguments is None or arguments == "" else arguments
+    if not isinstance(arguments, dict):
+        raise ValueError("arguments that are no object")
+    own = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+    return {"name": call["name"], "arguments": arguments, **own}
