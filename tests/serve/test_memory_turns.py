@@ -1,5 +1,7 @@
 """What a request adds to a memory: which of its messages are new, and which are none of it."""
 
+from dataclasses import replace
+
 import pytest
 from serving import ANSWER, FACT, QUESTION, Client, assistant, builtin_pair, states_in, user
 
@@ -88,6 +90,13 @@ def test_what_a_person_says_is_no_task(said: str) -> None:
     assert not is_task([user(said)], NO_TASK)
     assert not is_task([{"role": "assistant", "content": TITLE}], NO_TASK)
     assert not is_task([user(TITLE), user(said)], NO_TASK)
+
+
+@pytest.mark.parametrize("says", [{"goes_on": True}, {"takes_back": False}], ids=str)
+def test_where_a_client_says_what_is_new_a_text_makes_no_task(says: dict) -> None:
+    assert is_task([user(TITLE)], NO_TASK)
+    assert not is_task([user(TITLE)], replace(NO_TASK, **says))
+    assert is_task([user("hi")], replace(NO_TASK, task=True, **says))
 
 
 def test_a_clock_in_the_system_prompt_is_seen_and_not_written_again(client: Client) -> None:

@@ -58,6 +58,14 @@ class Places:
         if kept is not None and kept.point is not None and kept.key is not None:
             return self._back_at(kept.key, kept.point)
         found = self._look(previous)
+        if found is None and kept is not None:
+            raise ApiError(
+                409,
+                "Nothing is kept of this response (a task, read_only, or it has left RAM): go on "
+                "from the one before it.",
+                code="not_kept",
+                param="previous_response_id",
+            )
         if found is None or not previous.startswith("resp_"):
             no_response()
         return found

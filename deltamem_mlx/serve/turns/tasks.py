@@ -39,12 +39,16 @@ _FORM = re.compile(r"\b(punctuation|quotation|title case|words?|characters|only)
 def is_task(new: Sequence[Message], options: MemoryOptions) -> bool:
     """Whether a client's last message is a task, and nothing that was said; or it says so itself.
 
+    Where it says what is new (it names a conversation or a response, or the memory is a response's
+    own), nothing else comes under the same id: a text that only looks like a task is what was said.
+
     Args:
         new (Sequence[Message]): What it sends.
         options (MemoryOptions): What it asks of the memory.
     """
     said = new[-1].get("content") if new else None
-    if options.task or not isinstance(said, str) or new[-1]["role"] != "user":
+    says_what_is_new = options.goes_on or not options.takes_back
+    if options.task or says_what_is_new or not isinstance(said, str) or new[-1]["role"] != "user":
         return options.task
     return bool(_MARKED.match(said) or (_TITLE.match(said) and _FORM.search(said)))
 

@@ -97,3 +97,28 @@ def test_a_response_that_fails_leaves_no_memory(tmp_path: Path) -> None:
         assert len(memory_files(tmp_path)) == 1
         assert len(client.request("GET", "/v1/memories").json["data"]) == 1
         assert ANSWER in said(ask(client, QUESTION, previous_response_id=told["id"]))
+
+
+def test_what_only_looks_like_a_task_is_gone_on_from() -> None:
+    text = f"# Task\nFix the failing test in foo.py\n{FACT}"
+    with Server(*builtin_pair(), "builtin", ServeSettings(port=0)) as server:
+        client = Client(server.url)
+        told = ask(client, text)
+        assert told["usage"]["memory"]["turns"] == 1
+        asked = ask(client, QUESTION, previous_response_id=told["id"])
+        assert ANSWER in said(asked) and asked["usage"]["memory"]["turns"] == 2
+        again = ask(client, text, previous_response_id=asked["id"])
+        assert again["usage"]["memory"]["turns"] == 3
+        assert ask(client, text, conversation="any")["usage"]["memory"]["turns"] == 1
+
+
+@pytest.mark.parametrize("memory", [{"task": True}, {"read_only": True}], ids=str)
+def test_nothing_goes_on_from_a_response_of_which_nothing_is_kept(memory: dict) -> None:
+    with Server(*builtin_pair(), "builtin", ServeSettings(port=0)) as server:
+        client = Client(server.url)
+        given = ask(client, FACT, memory=memory)
+        assert client.request("GET", f"/v1/responses/{given['id']}").status == 200
+        body = {"input": QUESTION, "previous_response_id": given["id"]}
+        refused = client.request("POST", "/v1/responses", body)
+        assert refused.status == 409 and refused.code == "not_kept"
+        assert refused.json["error"]["param"] == "previous_response_id"
