@@ -290,6 +290,11 @@ def test_a_memory_that_counts_too_far_is_refused(kept: Client, tmp_path: Path, c
     write_memory(forged, replace(saved, tokens_written=[count]))
     reply = kept.memory("PUT", "forged", body=forged.read_bytes())
     assert reply.status == 400 and reply.code == "bad_memory_file"
+    (turn,) = saved.history
+    far = replace(saved, history=(replace(turn, tokens_written=(count,)),))
+    write_memory(forged, far)
+    reply = kept.memory("PUT", "forged", body=forged.read_bytes())
+    assert reply.status == 400 and reply.code == "bad_memory_file"
     write_memory(file_of(tmp_path, "counted"), replace(saved, tokens_written=[count]))
     assert kept.chat(QUESTION, "counted").code == "memory_unusable"
     assert kept.chat(QUESTION, "another").status == 200

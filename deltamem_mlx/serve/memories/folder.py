@@ -219,11 +219,11 @@ class MemoryFolder:
         shapes = {i: tuple(state.shape) for i, state in saved.states.items()}
         if shapes != self._pair.shapes or len(saved.tokens_written) != 1:
             raise ValueError("The memory is not one conversation's of this model.")
-        if not 0 <= saved.tokens_written[0] <= _MOST_TOKENS:
-            raise ValueError(
-                f"The memory counts {saved.tokens_written[0]} tokens written; expected 0 to "
-                f"{_MOST_TOKENS}."
-            )
+        for (count,) in (saved.tokens_written, *(turn.tokens_written for turn in saved.history)):
+            if not 0 <= count <= _MOST_TOKENS:
+                raise ValueError(
+                    f"The memory counts {count} tokens written; expected 0 to {_MOST_TOKENS}."
+                )
         return replace(saved, base_model=self._pair.described)
 
 
