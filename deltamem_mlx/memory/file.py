@@ -95,7 +95,8 @@ def read_memory(path: str | Path) -> MemoryFile:
             f"{path} is no memory file, or is cut off: it does not begin as one. Give a file that "
             "deltamem-mlx has saved."
         ) from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        # An AttributeError is for a type that NumPy has no name for, such as those of 8 bits.
         raise ValueError(f"{path} is no memory file, or truncated: {error}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is a safetensors file, but not a memory saved by this package.")

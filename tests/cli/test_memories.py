@@ -86,11 +86,15 @@ def test_list_shows_the_last_used_first_and_what_cannot_be_read(
 ) -> None:
     shelf.copy("anna", "ben")
     (shelf.folder / "bad.safetensors").write_bytes(b"no memory")
-    for age, name in enumerate(("ben", "bad", "anna")):
+    narrow = json.dumps({"state.0": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}})
+    (shelf.folder / "eight-bits.safetensors").write_bytes(
+        len(narrow).to_bytes(8, "little") + narrow.encode() + bytes(2)
+    )
+    for age, name in enumerate(("ben", "bad", "eight-bits", "anna")):
         os.utime(shelf.folder / f"{name}.safetensors", (2e9 - age, 2e9 - age))
     _, *lines = call("list").stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["ben", "bad", "anna"]
-    assert "is no memory file" in lines[1]
+    assert [line.split()[0] for line in lines] == ["ben", "bad", "eight-bits", "anna"]
+    assert all("is no memory file" in line for line in lines[1:3])
     found = {memory["name"]: memory for memory in json.loads(call("list", "--json").stdout)}
     assert found["anna"]["tokens_written"][0] > 0
     assert "problem" in found["bad"]

@@ -96,6 +96,19 @@ def with_header(values: dict, body: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + body
 
 
+@pytest.mark.parametrize(
+    ("kind", "size"), [("F8_E4M3", 2), ("F8_E5M2", 2), ("F8_E8M0", 2), ("F4", 1)]
+)
+def test_tensors_that_numpy_has_no_type_for_are_refused(
+    tmp_path: Path, kind: str, size: int
+) -> None:
+    path = tmp_path / "narrow.safetensors"
+    tensor = {"dtype": kind, "shape": [2], "data_offsets": [0, size]}
+    path.write_bytes(with_header({"state.0": tensor}, bytes(size)))
+    with pytest.raises(ValueError, match="is no memory file"):
+        read_memory(path)
+
+
 @pytest.mark.parametrize("key", ["version", "memory", "checksum"])
 def test_changed_metadata_is_refused(saved: tuple[Path, list], key: str) -> None:
     path, _ = saved

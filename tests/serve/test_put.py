@@ -131,6 +131,11 @@ def test_states_that_are_not_this_models_are_refused(
     assert_refused(client, forged(values | {"tokens_written": [0, 0]}, metadata, changed))
 
 
+def test_a_tensor_of_eight_bits_is_refused(client: Client) -> None:
+    said = json.dumps({"state.0": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}})
+    assert_refused(client, len(said).to_bytes(8, "little") + said.encode() + bytes(2))
+
+
 def test_every_field_of_a_history_that_is_sent_is_checked(
     client: Client, parts: tuple[dict, dict[str, str], Tensors]
 ) -> None:
