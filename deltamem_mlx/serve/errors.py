@@ -58,9 +58,9 @@ def refuse(param: str, expected: str) -> NoReturn:
     raise ApiError(400, f"{param}: expected {expected}.", param=param, code="invalid_value")
 
 
-def refused(status: int, cause: BaseException | None) -> ApiError:
+def refused(status: int, cause: BaseException | None) -> ApiError | ClientGone:
     """mlx-lm's own refusal, with its status, as one of ours."""
-    if isinstance(cause, ApiError):
+    if isinstance(cause, ApiError | ClientGone):
         return cause
     if isinstance(cause, ValueError | TypeError | AssertionError | KeyError) or cause is None:
         said = " ".join(str(cause or "").split())[:_MOST]

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 import pytest
 from serving import (
     ANSWER,
+    CHAT,
     FACT,
+    HELLO,
     QUESTION,
     UNKNOWN,
     Client,
@@ -20,6 +22,7 @@ from serving import (
 )
 
 import deltamem_mlx as dm
+from deltamem_mlx.serve.http.wire import Wire
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 from deltamem_mlx.serve.turns.job import Feed, Job
@@ -111,6 +114,21 @@ def test_a_client_that_goes_away_leaves_no_half_turn(serving: Server, client: Cl
     after = client.memory("GET", "leaver").json
     assert after == before
     assert ANSWER in client.chat(QUESTION, "leaver", memory={"context": "drop"}).text
+
+
+@pytest.mark.parametrize("route", [CHAT, "/v1/responses", "/v1/messages"])
+def test_who_goes_away_before_the_answer_begins_is_counted_as_gone(
+    client: Client, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    body = {"input": QUESTION} if route == "/v1/responses" else HELLO
+    with monkeypatch.context() as patch:
+        patch.setattr(Wire, "alive", lambda _: False)
+        with pytest.raises(ConnectionError):
+            client.request("POST", route, body)
+    lines = client.request("GET", "/metrics").body.decode().splitlines()
+    counted = [line for line in lines if "requests_total{" in line and f'"{route}"' in line]
+    assert any('"499"' in line for line in counted)
+    assert not any('"500"' in line for line in counted)
 
 
 def test_a_half_turn_is_kept_if_it_was_asked_for(serving: Server, client: Client) -> None:
