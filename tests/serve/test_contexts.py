@@ -235,6 +235,30 @@ def test_nothing_is_left_of_a_memory_that_is_deleted_or_begun_anew(
     assert [b"oslo" in file.read_bytes() for file in files(settings)] == [False]
 
 
+def test_nothing_is_left_of_a_memory_whose_file_was_removed(
+    pair: Pair, settings: ServeSettings
+) -> None:
+    small = replace(settings, memory_bytes=1)  # whatever nobody holds leaves RAM
+    with served(pair, settings) as client:
+        client.chat(FACT, "me")
+        until(lambda: files(settings))
+        memory_files(settings.memory_dir)[0].unlink()
+        assert client.memory("GET", "me").status == 404 and not files(settings)
+        client.chat(FACT, "me")
+    assert files(settings)
+    memory_files(settings.memory_dir)[0].unlink()
+    with served(pair, small) as client:
+        assert not files(settings)
+        client.chat(FACT, "me")
+        until(lambda: files(settings))
+        (mine,) = memory_files(settings.memory_dir)
+        client.chat(FACT, "other")
+        until(lambda: len(files(settings)) == 2)
+        mine.unlink()
+        client.request("DELETE", "/v1/memories")
+        assert not files(settings)
+
+
 def test_beyond_the_budget_the_least_recently_used_goes(
     pair: Pair, settings: ServeSettings
 ) -> None:

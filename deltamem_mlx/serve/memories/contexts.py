@@ -80,6 +80,7 @@ class ContextFolder:
         self._disk = threading.RLock()  # held while a file is written, read or removed
         self._news = threading.Condition()
         self._waiting: dict[str, _Waiting] = {}
+        self._writing = ""  # the id of the last of them
         self._asked: deque[_Asked] = deque()
         self._ending = False
         self.restored = 0
@@ -101,6 +102,11 @@ class ContextFolder:
             sizes = list(self._sizes.values())
         return {"files": len(sizes), "bytes": sum(sizes), "restored": self.restored}
 
+    def ids(self) -> set[str]:
+        """Of all memories whose contexts are in files, or are to be."""
+        with self._disk, self._news:
+            return {*self._sizes, *self._waiting}
+
     def keep(self, id: str, saved: MemoryFile, talk: Conversation) -> None:
         """Write a context as soon as its memory is quiet."""
         with self._news:
@@ -111,6 +117,8 @@ class ContextFolder:
         """Remove the context of a memory: its file is gone when this returns."""
         with self._news:
             self._waiting.pop(id, None)
+            if id not in self._sizes and id != self._writing:
+                return  # who begins a memory does not wait until another's context is written
         with self._disk:
             self._remove(id)
 
@@ -135,7 +143,7 @@ class ContextFolder:
                     task.found.set_result(self._read(task.id, task.saved))
                 else:
                     with self._news:
-                        waiting = self._waiting.pop(task, None)
+                        waiting, self._writing = self._waiting.pop(task, None), task
                     if waiting is not None:  # not forgotten meanwhile
                         self._write(task, waiting.saved, waiting.talk)
         mx.clear_streams()

@@ -43,6 +43,9 @@ class MemoriesInHand:
         self._all: dict[str, Memory] = {}  # by id, the least recently used first
         self._mutex = threading.Lock()
         self.evicted = {"context": 0, "memory": 0}
+        if contexts is not None:
+            for id in contexts.ids() - set(folder.ids()):  # of memories that were removed
+                contexts.forget(id)
 
     def close(self) -> None:
         """Let other servers have the folders."""
@@ -80,6 +83,8 @@ class MemoriesInHand:
                 saved = self.folder.read(memory.id)
                 memory.take(saved, undone=saved and self.folder.undone(memory.id, saved))
                 memory.recall(before)
+                if saved is None:
+                    self._without_context(memory.id)
             if load and context:
                 self._see_again(memory)
             yield memory

@@ -91,7 +91,11 @@ class Memories(MemoriesInHand):
         """
         with self._mutex:
             ids = [id for id, memory in self._all.items() if memory.contents.is_known]
-        return sum(self._delete(id, None) for id in dict.fromkeys([*ids, *self.folder.ids()]))
+        ids = list(dict.fromkeys([*ids, *self.folder.ids()]))
+        count = sum(self._delete(id, None) for id in ids)
+        for id in self._contexts.ids() if self._contexts is not None else ():
+            self._without_context(id)  # of memories whose files were removed
+        return count
 
     def _delete(self, id: str, key: str | None) -> bool:
         with self._held(id, key) as memory:
