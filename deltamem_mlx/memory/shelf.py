@@ -110,7 +110,7 @@ class MemoryShelf:
             FileNotFoundError: If there is none; what is close is named.
         """
         path = self.path(name)
-        keyed = path.stem == _hash(name)  # a server's, called as its users call it
+        keyed = path.stem == id_of(name)  # a server's, called as its users call it
         return _look(path.stem if path.parent == self.folder and not keyed else name, path)
 
     def path(self, name: str) -> Path:
@@ -120,7 +120,7 @@ class MemoryShelf:
             FileNotFoundError: If there is none; what is close is named.
         """
         elsewhere = expanded(name)
-        if elsewhere.suffix.lower() == MEMORY_SUFFIX and _hash(name) not in self.names():
+        if elsewhere.suffix.lower() == MEMORY_SUFFIX and id_of(name) not in self.names():
             if not elsewhere.is_file():
                 raise FileNotFoundError(f"No memory file {str(elsewhere)!r}.")
             return elsewhere
@@ -207,7 +207,7 @@ class MemoryShelf:
 
     def _free(self, name: str) -> Path:
         if self.goes_by_keys:
-            path = self._file(_hash(name))
+            path = self._file(id_of(name))
         elif is_name(name):
             path = self._file(name)
         else:
@@ -229,7 +229,7 @@ class MemoryShelf:
         """
         names = self.names()
         begun = [n for n in names if _HASH.fullmatch(n) and len(name) > 5 and n.startswith(name)]
-        found = next((n for n in (name, _hash(name)) if n in names), None)
+        found = next((n for n in (name, id_of(name)) if n in names), None)
         if found is None and len(begun) == 1:
             found = begun[0]
         if found is not None:
@@ -272,5 +272,6 @@ def _look(name: str, path: Path) -> ShelvedMemory:
     return ShelvedMemory(name, path, size, used, file, problem)
 
 
-def _hash(key: str) -> str:
+def id_of(key: str) -> str:
+    """The id of a server's memory of this key: SHA-256, in hex."""
     return hashlib.sha256(key.encode()).hexdigest()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from serving import ANSWER, CHAT, FACT, QUESTION, Client, builtin_pair, states_in, user
 
+from deltamem_mlx.memory.shelf import id_of
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings, SettingsError
 
@@ -162,3 +163,29 @@ def test_a_memory_deleted_by_its_id_takes_its_responses_with_it() -> None:
         assert client.memory("DELETE", id).status == 200
         assert client.request("GET", f"/v1/responses/{response}").status == 404
         assert client.request("GET", "/v1/conversations/you/items").status == 404
+
+
+@pytest.mark.parametrize("how", ["delete", "rename"])
+def test_what_belongs_to_a_memory_that_left_ram_is_found_by_its_id(
+    tmp_path: Path, how: str
+) -> None:
+    settings = ServeSettings(port=0, memory_dir=tmp_path, memory_bytes=1)
+    with Server(*builtin_pair(), "builtin", settings) as server:
+        client = Client(server.url)
+        said = {"input": FACT, "conversation": "me", "max_output_tokens": 8}
+        response = client.request("POST", "/v1/responses", said).json["id"]
+        others = said | {"conversation": "other"}  # after which the first is in its file only
+        other = client.request("POST", "/v1/responses", others).json["id"]
+        id = id_of("me")
+        if how == "delete":
+            assert client.memory("DELETE", id).status == 200
+            assert client.request("GET", f"/v1/responses/{response}").status == 404
+            assert client.request("GET", "/v1/conversations/me/items").status == 404
+        else:
+            assert client.memory("POST", id, "/rename", {"to": "you"}).status == 200
+            items = client.request("GET", "/v1/conversations/you/items").json["data"]
+            assert len(items) == 2
+            assert client.memory("DELETE", "you").status == 200
+            assert client.request("GET", f"/v1/responses/{response}").status == 404
+        assert client.request("GET", f"/v1/responses/{other}").status == 200
+        assert len(client.request("GET", "/v1/conversations/other/items").json["data"]) == 2

@@ -8,8 +8,8 @@ import pytest
 from serving import ANSWER, FACT, QUESTION, Client, Pair, memory_files
 
 from deltamem_mlx.memory.file import undone_file
+from deltamem_mlx.memory.shelf import id_of
 from deltamem_mlx.memory.undo import redo_memory_file, undo_memory_file
-from deltamem_mlx.serve.memories.folder import id_of
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 

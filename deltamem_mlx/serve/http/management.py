@@ -81,9 +81,9 @@ class Management(Wire):
         self.send_bytes(self.serving.memories.export(key), "application/octet-stream")
 
     def _delete(self, key: str) -> None:
-        known = self.serving.memories.delete(key)
-        self.serving.responses.forget(known)
-        self.serving.conversations.forget(known)
+        id = self.serving.memories.delete(key)
+        self.serving.responses.forget(id)
+        self.serving.conversations.forget(id)
         self.send_json({"object": "memory.deleted", "session": key, "deleted": True})
 
     def _delete_all(self) -> None:

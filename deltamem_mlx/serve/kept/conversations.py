@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from ...memory.shelf import id_of
 from ..errors import ApiError
 from .items import Item
 
@@ -112,18 +113,22 @@ class KeptConversations:
                 self._size -= self._kept.popitem(last=False)[1][1]
             return changed
 
-    def forget(self, id: str) -> None:
-        """Let go of one."""
+    def forget(self, memory: str) -> None:
+        """Let go of that of the memory of this id."""
         with self._mutex:
-            self._size -= self._kept.pop(id, (None, 0))[1]
+            self._size -= self._kept.pop(self._key_of(memory), (None, 0))[1]
 
-    def rename(self, id: str, to: str) -> None:
-        """The memory of this id has another now."""
+    def rename(self, memory: str, to: str) -> None:
+        """The memory of this id has the key ``to`` now."""
         with self._mutex:
-            found, size = self._kept.pop(id, (None, 0))
+            found, size = self._kept.pop(self._key_of(memory), (None, 0))
             if found is not None:
                 self._size -= self._kept.pop(to, (None, 0))[1]
                 self._kept[to] = (replace(found, id=to), size)
+
+    def _key_of(self, memory: str) -> str:
+        """Of the conversation of the memory of this id; empty: none is kept."""
+        return next((key for key in self._kept if id_of(key) == memory), "")
 
     def clear(self) -> None:
         """Let go of all."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from ...memory.contents import MemoryFile
+from ...memory.shelf import id_of
 from ..errors import ApiError
 from .items import Item
 
@@ -29,6 +30,10 @@ class KeptResponse:
     items: list[Item]
     key: str | None
     point: MemoryFile | None = None
+
+    def is_of(self, memory: str) -> bool:
+        """Whether it was said to the memory of this id."""
+        return self.key is not None and id_of(self.key) == memory
 
     @property
     def nbytes(self) -> int:
@@ -78,15 +83,15 @@ class KeptResponses:
         """Let go of one; returns whether it was there."""
         return self._drop(lambda name, _: name == id) > 0
 
-    def forget(self, key: str) -> None:
-        """Let go of what was said to the memory of this key."""
-        self._drop(lambda _, kept: kept.key == key)
+    def forget(self, memory: str) -> None:
+        """Let go of what was said to the memory of this id."""
+        self._drop(lambda _, kept: kept.is_of(memory))
 
-    def rename(self, key: str, to: str) -> None:
-        """The memory of this key has another now."""
+    def rename(self, memory: str, to: str) -> None:
+        """The memory of this id has the key ``to`` now."""
         with self._mutex:
             for id, (kept, size) in self._kept.items():
-                if kept.key == key:
+                if kept.is_of(memory):
                     self._kept[id] = (replace(kept, key=to), size)
 
     def clear(self) -> None:

@@ -1,6 +1,5 @@
 """Memory files in one folder, by the hashes of keys or by names; or none, and nothing is kept."""
 
-import hashlib
 import re
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from ...memory.file import (
     undone_file,
     write_memory,
 )
-from ...memory.shelf import nearly_named
+from ...memory.shelf import id_of, nearly_named
 from ...memory.undo import taken_back
 from ...problems import shortened
 from ..errors import ApiError
@@ -30,11 +29,6 @@ _OURS = re.compile(rf"([0-9a-f]{{64}}){re.escape(SUFFIX)}")
 _LEFTOVER = re.compile(rf"\.([0-9a-f]{{64}})-\d+-[0-9a-f]{{8}}{re.escape(SUFFIX)}")
 # MLX counts in int32, and one that runs over ends the whole batch: far from that, but no less.
 _MOST_TOKENS = 1 << 30
-
-
-def id_of(key: str) -> str:
-    """The id of the memory of a key: SHA-256, in hex."""
-    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def is_id(text: str) -> bool:

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 import numpy as np
 
 from ...memory.contents import MemoryFile
+from ...memory.shelf import id_of
 from ...session.conversation import Conversation
 from ..errors import ApiError
 from .contexts import ContextFolder
-from .folder import MemoryFolder, id_of
+from .folder import MemoryFolder
 from .memory import HeldMemory, Memory
 from .outcome import TurnOutcome
 

@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 from ...memory.contents import MemoryFile
+from ...memory.shelf import id_of
 from ..errors import ApiError
-from .folder import id_of, is_id
+from .folder import is_id
 from .holding import MemoriesInHand
 from .memory import HeldMemory
 
@@ -70,18 +71,15 @@ class Memories(MemoriesInHand):
         return list(found.values())
 
     def delete(self, name: str) -> str:
-        """Forget one, its files too; it may be named by its id. Returns its key, if that is known.
+        """Forget one, its files too; it may be named by its id, which is returned.
 
         Raises:
             ApiError: If there is none, or it is in use for too long.
         """
         id, key = self._named(name)
-        with self._mutex:
-            memory = self._all.get(id)
-        known = key if memory is None else memory.contents.key
         if not self._delete(id, key):
             raise _not_found()
-        return known or name
+        return id
 
     def delete_all(self) -> int:
         """Forget all; returns how many there were.
@@ -107,7 +105,7 @@ class Memories(MemoriesInHand):
             return on_disk or removed
 
     def rename(self, name: str, to: str) -> tuple[HeldMemory, str]:
-        """Give a memory another key; it may be named by its id. Returns it, and its key before.
+        """Give a memory another key; it may be named by its id. Returns it, and its id before.
 
         Raises:
             ApiError: If there is none, something has the new key, or it cannot be saved.
@@ -125,7 +123,7 @@ class Memories(MemoriesInHand):
             self.folder.delete(id)  # last: a memory is rather there twice than not at all
             self._without_context(id)
             memory.take(None)
-            return kept, held.key or name
+            return kept, id
 
     def fork(self, key: str, to: str) -> HeldMemory:
         """Copy a memory to a key that has none; its context stays behind.

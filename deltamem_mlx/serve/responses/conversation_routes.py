@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
+from ...memory.shelf import id_of
 from ..errors import ApiError, refuse
 from ..http.management import Actions
 from ..http.wire import Wire
@@ -97,8 +98,8 @@ class ConversationRoutes(Wire):
         except ApiError as error:
             if error.code != "memory_not_found":
                 raise
-        self.serving.responses.forget(id)
-        self.serving.conversations.forget(id)
+        self.serving.responses.forget(id_of(id))
+        self.serving.conversations.forget(id_of(id))
         self.send_json({"id": id, "object": "conversation.deleted", "deleted": True})
 
     def _items(self, id: str) -> None:

@@ -7,6 +7,7 @@ import openai
 import pytest
 from serving import ANSWER, FACT, QUESTION, UNKNOWN, Client, builtin_pair
 
+from deltamem_mlx.memory.shelf import id_of
 from deltamem_mlx.serve.kept.conversations import KeptConversations
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
@@ -146,7 +147,7 @@ def test_beyond_its_bytes_the_conversations_used_last_are_kept() -> None:
     for id in ("a", "b", "a", "c"):
         kept.change(id, lambda one: one.with_items([item]) if not one.items else one)
     assert kept.find("a") and kept.find("c") and kept.find("b") is None
-    kept.forget("a")
-    kept.forget("a")
+    kept.forget(id_of("a"))
+    kept.forget(id_of("a"))
     kept.change("d", lambda one: one.with_items([item]))
     assert kept.find("c") and kept.find("d")
