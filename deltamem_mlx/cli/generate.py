@@ -197,18 +197,23 @@ def _notes(paths: list[Path]) -> list["Source"]:
 
 
 def _remember(session: "MemorySession", notes: list["Source"], options: GenerateOptions) -> int:
-    """Write the notes into the memory. What was written before Ctrl-C is saved with it."""
+    """Write the notes into the memory. Each is saved before it is called remembered: what follows,
+    the answer above all, may be stopped or killed."""
     from deltamem_mlx.cli.frame.telling import tell, undo_line
     from deltamem_mlx.files.places import shown_memory
     from deltamem_mlx.memory.history import HISTORY_TURNS
 
+    kept = None if options.read_only else options.memory
+
     def remembered(source: "Source", tokens: int) -> None:
-        output.note(f"Remembered {source.name}: {tokens} tokens.")
         if not options.keep_context:
             session.forget_context()
+        if kept is not None:
+            session.save(kept, history=HISTORY_TURNS)
+        output.note(f"Remembered {source.name}: {tokens} tokens.")
 
     undo = None
-    if (memory := options.memory) is not None and not options.read_only:
+    if (memory := kept) is not None:
 
         def undo(turns: int) -> str:  # the answer, which is still to come, is one as well
             return undo_line(memory, turns + 1)
@@ -222,9 +227,9 @@ def _remember(session: "MemorySession", notes: list["Source"], options: Generate
     )
     if told.stopped_in is not None:
         saved = ""
-        if options.memory is not None and not options.read_only and told.tokens:
-            session.save(options.memory, history=HISTORY_TURNS)
-            saved = f" and saved to {shown_memory(options.memory)}"
+        if kept is not None and told.tokens:
+            session.save(kept, history=HISTORY_TURNS)
+            saved = f" and saved to {shown_memory(kept)}"
         output.note(told.stopped(saved))
         raise KeyboardInterrupt
     return told.tokens

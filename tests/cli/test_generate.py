@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 import deltamem_mlx as dm
 from deltamem_mlx import builtin
 from deltamem_mlx.cli.main import app
+from deltamem_mlx.memory.file import read_memory
 
 Damage = Callable[[Path], None]
 
@@ -177,6 +178,38 @@ def test_read_only_leaves_the_memory_file_as_it_is(
     absent = tmp_path / "absent.safetensors"
     line = ["generate", *map(str, args[:-1]), str(absent), "--prompt", "Who?", "--read-only"]
     assert CliRunner().invoke(app, line).exit_code == 2 and not absent.exists()
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, ValueError])
+def test_what_is_called_remembered_is_kept_if_no_answer_follows(
+    end: type[BaseException],
+    qwen3_tiny: Path,
+    adapter: Path,
+    notes: Path,
+    session: dm.MemorySession,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory, more = notes.with_name("me.safetensors"), notes.with_name("more.txt")
+    more.write_text("My dog is Rex.\n")
+    found: list[int] = []
+
+    def ended(*_: object, **__: object) -> None:
+        found.append(len(read_memory(memory).history))  # as a kill would leave it
+        raise end
+
+    monkeypatch.setattr(dm.MemorySession, "stream", ended)
+    args = ("--model", qwen3_tiny, "--adapter", adapter, "--memory", memory, "--prompt", "Who?")
+    done = call(*args, "--remember", notes, "--remember", more)
+    assert done.exit_code != 0 and done.stderr.count("Remembered ") == 2
+    assert found == [2]
+    for text in ("My cat is Miso.", "My dog is Rex."):
+        session.remember(text)
+        session.forget_context()
+    for layer, state in dm.memory_state(session.cache).items():
+        assert np.array_equal(np.array(state), read_memory(memory).states[layer])
+    before = memory.read_bytes()
+    call(*args, "--remember", notes, "--read-only")
+    assert memory.read_bytes() == before
 
 
 def test_compare_shows_what_the_model_says_alone(
