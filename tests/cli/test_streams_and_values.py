@@ -175,6 +175,11 @@ def test_a_turn_is_kept_though_nobody_reads_the_answer(tmp_path: Path, end: str)
     assert session.ask(ASKED) == "anna lives in oslo."
 
 
+def test_a_closed_standard_input_is_an_empty_one(tmp_path: Path) -> None:
+    done = shell("D generate - <&-", tmp_path)
+    assert done.stderr.startswith("Error: The prompt from standard input is empty.\n")
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 @pytest.mark.parametrize(
     "line",

@@ -31,7 +31,9 @@ settings = Settings()
 def reset() -> None:
     """Back to the defaults; a test runs several commands in one process."""
     settings.quiet, settings.debug, settings.bar = False, False, None
-    # Closed before the command began (`>&-`): what is said goes nowhere, what is kept is kept.
+    # Closed before the command began (`<&-`, `>&-`): nothing is read, what is said goes nowhere,
+    # what is kept is kept.
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
