@@ -479,3 +479,61 @@ def test_ctrl_c_stops_the_answer_only(session: dm.MemorySession) -> None:
     whole.ask("Who?", max_tokens=3)
     assert session.messages == whole.messages
     assert "q leaves" in ui.said
+
+
+# --- errors after a turn
+
+
+class _Pipe(_ScriptedUI):
+    """Not a terminal; what it is told of problems is kept."""
+
+    interactive = False
+
+    def __init__(self, *lines: str, breaks: bool = False):
+        super().__init__(*lines)
+        self.problems: list[str] = []
+        self.breaks = breaks
+
+    def answer_piece(self, text: str) -> None:
+        if self.breaks:
+            raise BrokenPipeError
+
+    def done(self, what: str, more: str = "") -> None: ...
+
+    def problem(self, text: str) -> None:
+        self.problems.append(text)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_an_answer_that_nobody_reads_is_kept(
+    session: dm.MemorySession, tmp_path: Path, read_only: bool
+) -> None:
+    path, ui = tmp_path / "me.safetensors", _Pipe("I am Al.", "q", breaks=True)
+    Chat(session, ui, {}, {"max_tokens": 6}, path, read_only).run()
+    assert len(ui.problems) == 1
+    if read_only:
+        assert not path.exists()
+    else:
+        assert sum(read_memory(path).tokens_written) == session.stats()["tokens_written"] > 0
+
+
+def test_the_first_of_two_files_is_kept_if_the_second_fails(
+    session: dm.MemorySession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, files = tmp_path / "me.safetensors", [tmp_path / f"{name}.txt" for name in "ab"]
+    for file in files:
+        file.write_text("My cat is Miso.")
+    remembering, left = dm.MemorySession.remembering, [1]
+
+    def failing(session: dm.MemorySession, *args: object, **more: object) -> object:
+        if not left:
+            raise ValueError("No more files.")
+        left.pop()
+        return remembering(session, *args, **more)
+
+    monkeypatch.setattr(dm.MemorySession, "remembering", failing)
+    ui = _Pipe(f"/remember {files[0]} {files[1]}", f"/remember {files[1]}", "q")
+    generation = {"max_tokens": 6, "prefill_step_size": 256}
+    Chat(session, ui, {}, generation, path).run()
+    assert ui.problems == ["No more files."] * 2
+    assert sum(read_memory(path).tokens_written) == session.stats()["tokens_written"] > 0

@@ -1,7 +1,7 @@
 """A question to an answer on the screen: asked, watched, stopped, kept."""
 
-from collections.abc import Generator
-from contextlib import closing, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,8 @@ class Answering:
         with self.session.read_only() if self.read_only else nullcontext():
             with watched(self.session) as watch:
                 generation = self.watched_prompt()
-                said = self.show(self.session.stream(new, **generation))
+                with self.kept_on_error():
+                    said = self.show(self.session.stream(new, **generation))
             self.keep()
         if isinstance(new, str) and (unknown := unknown_words_text(self.session.tokenizer, new)):
             self.ui.say(unknown, "muted")
@@ -80,6 +81,18 @@ class Answering:
                 self.ui.answer_piece(" ...")
         self.ui.end_answer(last)
         return said
+
+    @contextmanager
+    def kept_on_error(self) -> Iterator[None]:
+        """What was written before an error within this is kept, as it stays in the session: the
+        answer that nobody reads, the first of two files."""
+        written = self.session.stats()["tokens_written"]
+        try:
+            yield
+        except BaseException:
+            if self.session.stats()["tokens_written"] != written:
+                self.keep()
+            raise
 
     def keep(self) -> None:
         """A turn is over."""

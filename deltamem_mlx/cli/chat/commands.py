@@ -63,7 +63,8 @@ class Commands(TakingBack):
         paths = [Path(word).expanduser() for word in words]
         sources = launched.first(lambda: sources_of(paths, "/remember"))
         step_size = self.generation["prefill_step_size"]
-        told = tell(self.session, sources, step_size=step_size)
+        with self.kept_on_error():
+            told = tell(self.session, sources, step_size=step_size)
         if told.tokens:
             self.keep()
         if told.stopped_in is not None:
