@@ -37,10 +37,21 @@ _NAMES = {*_SCHEMA, "told", "history"}
 _STATE, _PAST = "state.", "history."  # begin the names of tensors
 
 
-def write_memory(path: str | Path, memory: MemoryFile, witness: Witness | None = None) -> None:
+def write_memory(
+    path: str | Path,
+    memory: MemoryFile,
+    witness: Witness | None = None,
+    *,
+    keep_undone: bool = False,
+) -> None:
     """Write a memory file atomically, readable by its owner only.
 
-    What was taken back from the file that was there is let go of.
+    Args:
+        path (Path): The file.
+        memory (MemoryFile): What it is to hold.
+        witness (Witness): Whose newer file must not be replaced; default: any may.
+        keep_undone (bool): Keep the file beside it of what was taken back: it leads to this memory.
+          Default: let go of it.
 
     Raises:
         ValueError: If the memory holds NaN.
@@ -55,7 +66,8 @@ def write_memory(path: str | Path, memory: MemoryFile, witness: Witness | None =
     tensors |= {f"{_PAST}{n}": turn for n, turn in enumerate(packed)}
     data = _in_order(save(tensors, metadata))
     write_atomically(path, lambda p: p.write_bytes(data), 0o600, witness)
-    remove_undone(path)
+    if not keep_undone:
+        remove_undone(path)
 
 
 def undone_file(path: str | Path) -> Path:

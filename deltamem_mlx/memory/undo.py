@@ -11,7 +11,9 @@ from .contents import MemoryFile
 from .file import read_memory, undone_file, write_memory
 
 
-def undo_memory_file(path: str | Path, turns: int = 1, *, redo: bool = False) -> MemoryFile:
+def undo_memory_file(
+    path: str | Path, turns: int = 1, *, redo: bool = False, witness: Witness | None = None
+) -> MemoryFile:
     """Take back the last turns of a memory file, as if they had never been.
 
     The file holds the memory from before them then, bit for bit, and the turns before those. What
@@ -23,6 +25,8 @@ def undo_memory_file(path: str | Path, turns: int = 1, *, redo: bool = False) ->
         turns (int): How many turns: an answer, or a text that was remembered.
         redo (bool): Keep what is taken back in a hidden file beside it, for ``redo_memory_file``,
           until the memory is written again.
+        witness (Witness): Noted the file before its turns were looked at: what another program has
+          told it since then is not taken back. Default: it is looked at here.
 
     Returns:
         MemoryFile: What the file holds now. ``history`` are the turns that can still be taken
@@ -34,10 +38,12 @@ def undo_memory_file(path: str | Path, turns: int = 1, *, redo: bool = False) ->
         OSError: If it cannot be written, or another program has changed it meanwhile; what was
           there is unchanged then.
     """
-    path, witness = expanded(path), Witness()
+    path = expanded(path)
     if turns < 1:
         raise ValueError(f"turns is {turns}; expected 1 or more.")
-    witness.note(path)
+    if witness is None:
+        witness = Witness()
+        witness.note(path)
     memory = read_memory(path)
     if turns > len(memory.history):
         raise ValueError(f"{path}: {memory.cannot_go_back(turns)}")
@@ -47,12 +53,13 @@ def undo_memory_file(path: str | Path, turns: int = 1, *, redo: bool = False) ->
         raise ValueError(f"{path} is damaged: {error}.") from error
     if not before.created:  # there was no file then
         before = replace(before, created=datetime.now(UTC).isoformat(timespec="seconds"))
-    former = b""
-    if redo:  # what was taken back before that is put back with it
-        former = (undone_file(path) if taken_back(path, memory) else path).read_bytes()
-    write_memory(path, before, witness)
-    if redo:
+    # Written first: a kill between the two loses nothing, as what does not lead to the memory that
+    # is there is never put back. What was taken back before is kept already, with these turns.
+    if redo and taken_back(path, memory) is None:
+        former = path.read_bytes()
+        witness.check(path)
         write_atomically(undone_file(path), lambda part: part.write_bytes(former), 0o600)
+    write_memory(path, before, witness, keep_undone=redo)
     return before
 
 
@@ -91,9 +98,7 @@ def redo_memory_file(path: str | Path, turns: int | None = None) -> MemoryFile:
             f"{'was' if there == 1 else 'were'} taken back."
         )
     found = former if turns in (None, there) else former.before(there - turns)
-    write_memory(path, found, witness)
-    if found is not former:
-        write_memory(undone_file(path), former)
+    write_memory(path, found, witness, keep_undone=found is not former)
     return found
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from conftest import ROOT, RunCli
 from forked import Nursery
 from terminal import Terminal
 from typer.testing import CliRunner, Result
 
 import deltamem_mlx as dm
+from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.main import app
 from deltamem_mlx.cli.memories.ask import _report
 from deltamem_mlx.files.places import memories_folder, memory_path
@@ -449,6 +451,21 @@ def test_in_a_terminal_undo_shows_the_turns_and_asks(told: Path, nursery: Nurser
         assert terminal.end() == code
         terminal.close()
     assert told.read_bytes() != whole
+
+
+def test_a_turn_told_while_undo_asks_is_not_taken_back(
+    told: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def confirmed(*_: object, **__: object) -> bool:
+        session = dm.MemorySession.restore(told, *dm.load())
+        session.remember("mia likes tea .")
+        session.save(told)
+        return True
+
+    monkeypatch.setattr(output, "can_ask", lambda: True)
+    monkeypatch.setattr(typer, "confirm", confirmed)
+    assert "has been saved by another program" in call("undo", told, code=1).stderr
+    assert len(read_memory(told).history) == 3
 
 
 def test_what_cannot_be_taken_back_or_put_back_is_said_by_the_name(shelf: MemoryShelf) -> None:

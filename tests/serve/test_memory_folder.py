@@ -103,7 +103,7 @@ def test_a_memory_that_cannot_be_saved_is_not_kept(
 ) -> None:
     from deltamem_mlx.serve.memories import folder
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     settings = ServeSettings(port=0, memory_dir=tmp_path)

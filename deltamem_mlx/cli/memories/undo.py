@@ -44,18 +44,20 @@ def undo(
 
     `memories redo` puts them back, until the memory is written again.
     """
+    from deltamem_mlx.files import Witness
     from deltamem_mlx.memory.file import read_memory
     from deltamem_mlx.memory.shelf import MemoryShelf
     from deltamem_mlx.memory.undo import undo_memory_file
 
     name = m.or_default(name, folder)
-    path = MemoryShelf(folder).path(name)
+    path, witness = MemoryShelf(folder).path(name), Witness()
+    witness.note(path)  # a turn that is told while the question waits has not been shown
     memory = read_memory(path)
     before = sum(memory.tokens_written)
     if not json and turns <= len(memory.history):
         _show_and_ask(memory, turns, yes)
     with _called(name, path):
-        memory = undo_memory_file(path, turns, redo=not for_good)
+        memory = undo_memory_file(path, turns, redo=not for_good, witness=witness)
     left, written = len(memory.history), sum(memory.tokens_written)
     if json:
         _as_json(path, turns, memory)

@@ -146,11 +146,14 @@ class MemoryFolder:
         """
         if self._folder is None:
             return
+        path, kept = self._path(self._folder, id), False
         try:
-            write_memory(self._path(self._folder, id), saved, self._witness)
-            if undone is not None:
+            if undone is not None:  # first: a kill between the two loses neither
+                self._witness.check(path)
                 with suppress(OSError):  # it is in RAM as well
-                    write_memory(undone_file(self._path(self._folder, id)), undone)
+                    write_memory(undone_file(path), undone)
+                    kept = True
+            write_memory(path, saved, self._witness, keep_undone=kept)
         except FileChanged:
             raise ApiError(
                 409,
