@@ -61,8 +61,11 @@ class Before(NamedTuple):
 
     @property
     def is_filed(self) -> bool:
-        """Whether it is known from a memory file only, which has no text."""
-        return not self.new and self.said.filed is not None and not self.said.messages
+        """Whether it is known from a memory file only, which has no text.
+
+        What else was given nothing, a reset or a rewrite, wrote nothing either.
+        """
+        return self.write and not self.new and self.said.filed is not None
 
     @property
     def coming(self) -> list[Message]:

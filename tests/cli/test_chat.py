@@ -380,6 +380,35 @@ def test_turns_of_an_earlier_chat_are_taken_back_when_that_is_meant(
     assert len(read_memory(path).history) == 3
 
 
+def test_a_turn_of_an_earlier_chat_is_known_for_one_below_a_system_prompt(
+    flags: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "me.safetensors"
+    chat = [*flags, "--memory", str(path), "--system-prompt", "Be terse."]
+    talk(chat, "I am Al.", "I am Bo.")
+    told = path.read_bytes()
+    done = talk(chat, "/undo")
+    assert "That is a turn of an earlier chat (" in done.stderr and "undone" not in done.stderr
+    assert path.read_bytes() == told
+    assert "undone 1 turn (of an earlier chat)" in talk(chat, "/undo", "/undo").stderr
+    assert len(read_memory(path).history) == 1
+
+
+@pytest.mark.parametrize("prompt", [[], ["--system-prompt", "Be terse."]])
+def test_a_reset_of_this_chat_is_undone_unasked(
+    flags: list[str], tmp_path: Path, prompt: list[str]
+) -> None:
+    path = tmp_path / "me.safetensors"
+    chat = [*flags, "--memory", str(path), *prompt]
+    talk(chat, "I am Al.")
+    told = states(path)
+    done = talk(chat, "/reset", "/reset", "/undo")
+    assert "This empties the memory" in done.stderr
+    assert "undone 1 turn, " in done.stderr and "earlier chat" not in done.stderr
+    assert all(np.array_equal(told[i], state) for i, state in states(path).items())
+    assert len(read_memory(path).history) == 1
+
+
 def test_fork_and_back(flags: list[str], session: dm.MemorySession, tmp_path: Path) -> None:
     path = tmp_path / "me.safetensors"
     done = talk(
