@@ -39,6 +39,10 @@ class Witness:
         new._began, new._seen = self._began, dict(self._seen)
         return new
 
+    def learn(self, other: "Witness") -> None:
+        """Know files as another one does that was a copy of this, and has read or written since."""
+        self._seen |= other._seen
+
     def check(self, path: str | Path, target: Path | None = None) -> None:
         """Raise FileChanged if another program has changed, made or removed the file."""
         now, key = _look(path if target is None else target), os.path.realpath(path)

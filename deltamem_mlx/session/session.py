@@ -93,6 +93,14 @@ class MemorySession(GoingBack):
             new._conversation = self._conversation.fork()
             return new
 
+    def know_files_of(self, fork: "MemorySession") -> None:
+        """Know the files that a fork of this session has read or saved since, as if it had itself.
+
+        What the fork has saved to a file is no other program's then: ``save`` may replace it.
+        """
+        with self._lock:
+            self._witness.learn(fork._witness)
+
     def stats(self) -> Stats:
         """Numbers about the conversation and its memory.
 

@@ -424,6 +424,28 @@ def test_fork_and_back(flags: list[str], session: dm.MemorySession, tmp_path: Pa
         assert np.array_equal(np.array(state), np.array(dm.memory_state(kept.cache)[layer]))
 
 
+def test_a_branch_replaces_the_memory_of_its_chat_only_when_told_to(
+    flags: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "me.safetensors"
+    chat = [*flags, "--memory", str(path)]
+    talk(chat, "I am Al.")
+    before = path.read_bytes()
+    refused = talk(chat, "/fork", "I am Bo.", f"/save {path}")
+    assert f"{path} is there already, and was left as it is" in refused.stderr
+    assert path.read_bytes() == before
+    branch = ("/fork", "I am Bo.", "I am Cy.", f"/save {path} --overwrite")
+    saved = talk(chat, *branch)
+    assert f"to {path}" in saved.stderr and len(read_memory(path).history) == 3
+    path.write_bytes(before)
+    back = talk(chat, *branch, "/back", "Who?")
+    assert "another program" not in back.stderr
+    assert len(read_memory(path).history) == 2
+    deep = talk(chat, "/fork", *branch, "/back", "/back", "Who?", f"/save {path}")
+    assert "another program" not in deep.stderr and "is there already" not in deep.stderr
+    assert len(read_memory(path).history) == 3
+
+
 def test_probe_asks_the_memory_and_changes_nothing(
     flags: list[str], session: dm.MemorySession
 ) -> None:

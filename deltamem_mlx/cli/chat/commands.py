@@ -86,8 +86,9 @@ class Commands(TakingBack):
     def back(self, _: str) -> None:
         if not self.branches:
             raise ValueError("There is no branch to leave; /fork begins one.")
-        said = self.session.stats()["turns"]
+        branch, said = self.session, self.session.stats()["turns"]
         self.session = self.branches.pop()
+        self.session.know_files_of(branch)  # its /save is no other program's
         said = max(0, said - self.session.stats()["turns"])
         gone = f"what was said in it is gone ({said} answer{'s' * (said != 1)})"
         self.ui.done("back", f"to where branch {len(self.branches) + 1} began; {gone}")

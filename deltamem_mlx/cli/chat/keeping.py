@@ -90,7 +90,9 @@ class Keeping(Answering):
         given = word(shlex.join(words), "/save NAME|PATH [--with-transcript] [--overwrite]")
         named = is_name(given)
         path = memory_path(given) if named else Path(given).expanduser()
-        if launched.first(lambda: _is_taken(path)) and path not in self.own and not overwrite:
+        # The chat goes on in its own memory after a branch, which that is not to replace unasked.
+        own = self.own - {self.memory} if self.branches else self.own
+        if launched.first(lambda: _is_taken(path)) and path not in own and not overwrite:
             raise ValueError(
                 f"{shown_memory(path)} is there already, and was left as it is. To replace it: "
                 f"/save {shlex.quote(given)} --overwrite"
