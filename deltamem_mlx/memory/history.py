@@ -165,8 +165,9 @@ def history_problems(turns: object, packed: Sequence[np.ndarray], rows: int) -> 
 
 
 def bounded(history: Sequence[PastTurn], turns: int, most_bytes: int) -> tuple[PastTurn, ...]:
-    """The newest of these, at most ``turns`` that take ``most_bytes`` together."""
-    kept, size = 0, 0
+    """The newest of these, at most ``turns`` that take ``most_bytes`` together, and no more than a
+    file may have."""
+    kept, size, turns = 0, 0, min(turns, MOST_TURNS)
     for turn in reversed(history):
         size += turn.nbytes
         if kept == turns or size > most_bytes:

@@ -127,13 +127,13 @@ class MemorySession(GoingBack):
             note (str): Free text to keep with it. Default: that of the memory file that the
               session was restored from.
             history (int): How many of the last turns can be taken back from a memory file, by a
-              session restored from it or by ``dm.undo_memory_file``; they take up to 2 MB.
+              session restored from it or by ``dm.undo_memory_file``: at most 1,024, in up to 2 MB.
               Default: as many as the file that the session was restored from can keep, and none
               where that keeps none, or there is none. A folder keeps all that the session does.
 
         Raises:
-            ValueError: If the state is not finite, the folder holds other things, or ``history``
-              is less than 0.
+            ValueError: If the state is not finite, the folder holds other things, what was said is
+              too long to be read again, or ``history`` is less than 0.
             OSError: If it cannot be written, or another program has changed it.
         """
         if history is not None and history < 0:

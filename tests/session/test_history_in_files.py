@@ -18,7 +18,7 @@ from serving import ANSWER, FACT, QUESTION, Client, Pair, assistant, builtin_pai
 import deltamem_mlx as dm
 from deltamem_mlx.files import FileChanged
 from deltamem_mlx.memory.file import MemoryFile, read_memory, write_memory
-from deltamem_mlx.memory.history import HISTORY_BYTES, HISTORY_TURNS
+from deltamem_mlx.memory.history import HISTORY_BYTES, HISTORY_TURNS, MOST_TURNS
 from deltamem_mlx.memory.told import Fingerprints
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
@@ -328,6 +328,14 @@ def test_a_history_is_bounded_in_bytes() -> None:
         memory = made(1, {i: (4, 64) for i in range(4)}, seed).keeping(memory)
     assert 1 < len(memory.history) < 29
     assert sum(turn.nbytes for turn in memory.history) <= HISTORY_BYTES
+
+
+def test_no_file_keeps_more_turns_than_are_read_again(tmp_path: Path) -> None:
+    memory = made(1, {0: (1, 2)}, 0)
+    for seed in range(1, MOST_TURNS + 5):
+        memory = made(1, {0: (1, 2)}, seed).keeping(memory, turns=2 * MOST_TURNS)
+    write_memory(tmp_path / "me.safetensors", memory)
+    assert len(read_memory(tmp_path / "me.safetensors").history) == MOST_TURNS
 
 
 def test_sixty_four_turns_of_a_qwen3_4b_are_small() -> None:
