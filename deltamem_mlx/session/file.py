@@ -21,6 +21,8 @@ from mlx_lm.models import cache as mlx_cache
 from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
 from ..files import Witness, checked_file, read_json, write_atomically, write_text
+from ..files.reading import MOST_JSON_BYTES
+from ..files.writing import remove_leftovers
 from ..memory.actions import PromptCache, memories
 from ..problems import (
     MAPPING,
@@ -43,6 +45,7 @@ VERSION = 1
 SESSION = "session.json"
 SUFFIX = ".safetensors"
 _OURS = re.compile(r"(context|past)-[0-9a-f]{16}\.safetensors")
+_LEFTOVER = re.compile(r"\.((?:context|past)-[0-9a-f]{16})-\d+-[0-9a-f]{8}\.safetensors")
 _LISTS = ("opening", "messages", "visible", "pending")
 _MESSAGES = Field(lambda v: isinstance(v, list), "a list of messages")
 _FILE = Field(
@@ -111,6 +114,8 @@ def save_folder(folder: Path, saved: SavedSession, witness: Witness, note: str =
     _check_savable(folder, saved, text)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     witness.check(folder / SESSION)
+    for stem in {found[1] for p in folder.iterdir() if (found := _LEFTOVER.fullmatch(p.name))}:
+        remove_leftovers(folder / f"{stem}{SUFFIX}")  # no other write has its name again
     stamp = os.urandom(8).hex()
     context, past = (folder / f"{kind}-{stamp}{SUFFIX}" for kind in ("context", "past"))
     files = [context]
@@ -135,13 +140,25 @@ def save_folder(folder: Path, saved: SavedSession, witness: Witness, note: str =
             values["past"] = {"file": past.name, "sha256": _sha256(past), "turns": turns}
             values["past"] |= {"dropped": dropped} if dropped else {}
         values["checksum"] = _checksum(values)
-        write_text(folder / SESSION, json.dumps(values, ensure_ascii=False), 0o600, witness)
+        write_text(folder / SESSION, _as_json(folder, values), 0o600, witness)
     except BaseException:
         for file in files:
             file.unlink(missing_ok=True)
         raise
     for name in old - {file.name for file in files}:
         (folder / name).unlink(missing_ok=True)
+
+
+def _as_json(folder: Path, values: Mapping[str, object]) -> str:
+    """The text of ``session.json``; raises ValueError if that could not be read again."""
+    said = json.dumps(values, ensure_ascii=False)
+    if (size := len(said.encode(errors="surrogatepass"))) > MOST_JSON_BYTES:
+        raise ValueError(
+            f"{folder}: what was said would take {size:,} bytes in {SESSION}, and at most "
+            f"{MOST_JSON_BYTES:,} can be read again: nothing was written. Give a file name ending "
+            f"in {SUFFIX}, for the memory alone."
+        )
+    return said
 
 
 def _own_folder(folder: Path) -> set[str]:

@@ -194,6 +194,34 @@ def test_an_interrupted_save_leaves_the_old(
         assert_same(restored, told)
 
 
+def test_what_could_not_be_read_again_is_not_written(
+    told: dm.MemorySession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, folder = told.fork(), tmp_path / "all"
+    session.save(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(file, "MOST_JSON_BYTES", len(before["session.json"]) + 9)
+    session.remember("More than nine bytes of text.")
+    with pytest.raises(ValueError, match=r"session\.json, and at most .* can be read again"):
+        session.save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_killed_processes_left_in_a_folder_is_removed(
+    told: dm.MemorySession, tmp_path: Path
+) -> None:
+    session, folder = told.fork(), tmp_path / "all"
+    session.save(folder)
+    stamp, dead = "0123456789abcdef", 2**22 + 1
+    left = [folder / f".{kind}-{stamp}-{dead}-89abcdef.safetensors" for kind in ("context", "past")]
+    running = folder / f".context-{stamp}-{os.getpid()}-89abcdef.safetensors"
+    others = folder / f".other-{stamp}-{dead}-89abcdef.safetensors"
+    for path in (*left, running, others):
+        path.write_bytes(b"cut off")
+    session.save(folder)
+    assert not any(path.exists() for path in left) and running.exists() and others.exists()
+
+
 def test_files_are_private(saved: Path) -> None:
     paths = [saved / "memory.safetensors", *(saved / "session").iterdir()]
     assert {path.stat().st_mode & 0o077 for path in paths} == {0}
