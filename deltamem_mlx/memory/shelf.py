@@ -232,10 +232,21 @@ class MemoryShelf:
         found = next((n for n in (name, id_of(name)) if n in names), None)
         if found is None and len(begun) == 1:
             found = begun[0]
+        found = found or self._opened_by(name, names)
         if found is not None:
             return found
         there = self.like(name) or "There is none yet."
         raise FileNotFoundError(f"No memory {shortened(name)} in {self.folder}. {there}")
+
+    def _opened_by(self, name: str, names: Sequence[str]) -> str | None:
+        """The one of these whose file a name opens on a disk to which Anna and anna are one."""
+        path = self._file(name)
+        if is_name(name) and path.is_file():
+            for other in names:
+                with suppress(OSError):  # a link that points nowhere
+                    if path.samefile(self._file(other)):
+                        return other
+        return None
 
     def like(self, name: str) -> str:
         """Which memories there are that may have been meant, in a sentence; empty: there is none.
@@ -253,6 +264,8 @@ def nearly_named(name: str, names: Sequence[str]) -> str:
     """The one of these that was probably meant by a name that is none of them; empty: none is so
     close. Who numbers memories has no slip in mind: work2 beside work.
     """
+    if same := [other for other in names if other.casefold() == name.casefold()]:
+        return same[0]  # where the disk takes them for two
     close = get_close_matches(name, names, 1, _CLOSE)
     return close[0] if close and _letters(close[0]) != _letters(name) else ""
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 import deltamem_mlx as dm
 from deltamem_mlx.cli.main import app
-from deltamem_mlx.memory.shelf import MemoryShelf
+from deltamem_mlx.memory.shelf import MemoryShelf, nearly_named
 
 
 def call(*args: str | Path, code: int = 2) -> Result:
@@ -37,6 +37,22 @@ def test_a_slip_in_a_memorys_name_begins_no_other(command: tuple[str, ...], work
     said = call(*command, "--memory", "wrok", "-q").stderr
     assert "No memory wrok. Did you mean work? To begin a new one: --new-memory" in said
     assert [path.stem for path in work.parent.iterdir()] == ["work"]
+
+
+def test_a_name_in_other_letters_begins_no_other_and_is_the_same_where_the_disk_says_so(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert nearly_named("WORK", ["word", "work"]) == "work"
+    assert nearly_named("WORK2", ["work", "work2"]) == "work2"
+    assert nearly_named("Work2", ["work"]) == ""
+    if not (other := work.with_stem("Work")).exists():
+        said = call("generate", "hi", "--memory", "Work", "-q").stderr
+        assert "No memory Work. Did you mean work? To begin a new one: --new-memory" in said
+        os.link(work, other)  # now it opens what a disk that takes them for one opens
+    monkeypatch.setattr(MemoryShelf, "names", lambda _: ["gone", "work"])
+    work.with_stem("gone").symlink_to("nowhere")
+    found = MemoryShelf().get("Work")
+    assert (found.name, found.path) == ("work", work)
 
 
 def test_read_only_wants_a_memory_that_is_there(work: Path, tmp_path: Path) -> None:
