@@ -125,14 +125,28 @@ def _groups(dataset: Sequence[Episode], batch_size: int, seed: int, window: int)
     steps = range(window * size, (window + 1) * size)
     indices = [i for step in steps for i in batch_indices(len(dataset), batch_size, seed, step)]
 
-    def length(index: int) -> tuple[int, int]:
-        view = dataset[index].both
-        return len(view.write.tokens) // 8, len(view.read.tokens)
-
     if size > 1:
-        indices.sort(key=length)
+        # Of conversations that end in questions or in texts, histories are of like length, say, and
+        # what is read is not: so by what of both leaves less padding.
+        lengths = {i: _lengths(dataset[i]) for i in indices}
+        sorted_by = [
+            sorted(indices, key=lambda i: (lengths[i][first] // 8, lengths[i][1 - first]))
+            for first in (0, 1)
+        ]
+        indices = min(sorted_by, key=lambda order: _padded([lengths[i] for i in order], batch_size))
     order = np.random.default_rng([_GROUPS, seed, window]).permutation(size)
     return [indices[i * batch_size : (i + 1) * batch_size] for i in order]
+
+
+def _lengths(episode: Episode) -> tuple[int, int]:
+    """Tokens written and read."""
+    return len(episode.both.write.tokens), len(episode.both.read.tokens)
+
+
+def _padded(lengths: Sequence[tuple[int, int]], batch_size: int) -> int:
+    """How many tokens a row of each batch has, padding included, over batches in this order."""
+    batches_of = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
+    return sum(max(column) for batch in batches_of for column in zip(*batch, strict=True))
 
 
 def window_size(count: int, batch_size: int) -> int:

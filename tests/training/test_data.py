@@ -32,8 +32,8 @@ from deltamem_mlx.training.batching import (
 )
 from deltamem_mlx.training.dataset import EpisodeDataset, ForeignMemories
 from deltamem_mlx.training.episode_settings import EpisodeSettings
-from deltamem_mlx.training.episodes import build_episodes
-from deltamem_mlx.training.read_parts import labelled_sequence, supervised_turns
+from deltamem_mlx.training.episodes import Episode, View, WritePart, build_episodes
+from deltamem_mlx.training.read_parts import ReadPart, labelled_sequence, supervised_turns
 
 REFERENCE = {
     name: case
@@ -356,6 +356,26 @@ def test_a_small_dataset_is_not_grouped(char96: TokenizerWrapper) -> None:
     dataset = dataset_of(char96, [1, 2, 3, 4], episode_recent_messages=1)
     for batch in islice(batches(dataset, 4), 5):
         assert len(set(batch.write_lengths.tolist())) == 4, "each once"
+
+
+def test_batches_are_put_together_by_what_leaves_less_padding() -> None:
+    """Histories of like length behind which some read a question, others a long text."""
+    rng = np.random.default_rng(0)
+    none = np.zeros(0, np.int32)
+
+    def episode(written: int, read: int) -> Episode:
+        tokens = np.zeros(read, np.int32)
+        view = View(WritePart(np.zeros(written, np.int32), none, none), ReadPart(tokens, tokens))
+        return Episode(view, view, 1, 1, 1)
+
+    for written, read in (
+        (rng.integers(40, 80, 256), rng.choice([64, 320], 256)),
+        (rng.choice([64, 320], 256), rng.integers(40, 80, 256)),
+    ):
+        episodes = [episode(int(w), int(r)) for w, r in zip(written, read, strict=True)]
+        row = islice(batches(episodes, 8, seed=1), 32)
+        computed = sum(batch.write_tokens.size + batch.read_tokens.size for batch in row)
+        assert computed < 1.35 * (written.sum() + read.sum())
 
 
 def test_processes_share_every_batch(char96: TokenizerWrapper) -> None:
