@@ -102,6 +102,11 @@ class TrainSettings:
             wrong.append(f"lr_schedule is {self.lr_schedule!r}; expected {' or '.join(SCHEDULES)}")
         if self.val_batches < 1 and self.val_batches != -1:
             wrong.append(f"val_batches is {self.val_batches}; expected at least 1, or -1 for all")
+        if self.margin > 0 and self.batch_size == 1:
+            wrong.append(
+                f"margin is {self.margin} and batch_size 1: a conversation needs another beside "
+                "it, so take 2 or more"
+            )
         if self.iters < self.grad_accumulation_steps:
             wrong.append(
                 f"iters is {self.iters}, less than the {self.grad_accumulation_steps} of one "

@@ -93,7 +93,7 @@ class Updater:
         if settings.margin and settings.batch_size // self.part[1] < 2:
             raise ValueError(
                 f"margin is {settings.margin}, with a batch of {settings.batch_size} on "
-                f"{self.part[1]} process(es): a conversation needs another one beside it. Take "
+                f"{self.part[1]} processes: a conversation needs another one beside it. Take "
                 "a batch of at least two a process, or no margin."
             )
         self.sparsity = Sparsity(settings.write_sparsity, settings.write_target)

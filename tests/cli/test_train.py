@@ -317,6 +317,7 @@ def test_wrong_flags(base: list[str], tmp_path: Path) -> None:
         ("--distill", "-1"): "distill is -1.0; expected 0 or more",
         ("--no-harm", "nan"): "no_harm is nan; expected 0 or more",
         ("--margin", "-1"): "margin is -1.0; expected 0 or more",
+        ("--margin", "1", "--batch-size", "1"): "margin is 1.0 and batch_size 1",
         ("--hours", "1"): "leave --data out, or give --course",
     }
     for flags, said in cases.items():

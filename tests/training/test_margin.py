@@ -153,6 +153,17 @@ def test_a_run_with_it_goes_on_to_the_bit_and_one_without_it_is_as_before(tmp_pa
 
 
 def test_a_batch_in_which_nobody_has_a_neighbour_is_refused() -> None:
-    settings = TrainSettings(margin=0.5, batch_size=1)
-    with pytest.raises(ValueError, match="with a batch of 1 on 1 process"):
-        Updater(Objective(model()), settings, mx.distributed.init())
+    with pytest.raises(ValueError, match="and batch_size 1: a conversation needs another"):
+        TrainSettings(margin=0.5, batch_size=1)
+    updater = Updater(Objective(model()), TrainSettings(margin=0.5), mx.distributed.init())
+    assert updater.part == (0, 1)
+
+    class Four:  # processes, each with one of a batch of four
+        def rank(self) -> int:
+            return 0
+
+        def size(self) -> int:
+            return 4
+
+    with pytest.raises(ValueError, match="with a batch of 4 on 4 processes"):
+        Updater(Objective(model()), TrainSettings(margin=0.5, batch_size=4), Four())
