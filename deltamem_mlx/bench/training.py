@@ -16,10 +16,9 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from ..model.parameters import scalar
 from ..training.batching import EpisodeBatch, pad_batch
 from ..training.episodes import View, WritePart
-from ..training.objective import Objective
 from ..training.read_parts import UNSUPERVISED, ReadPart
 from ..training.settings import TrainSettings
-from ..training.update import Updater
+from ..training.update import updater_of
 from .generation import vocabulary, with_peak
 from .models import Pair, twin
 from .timing import Effort, Samples, alternate
@@ -112,7 +111,7 @@ def memory_update(
 ) -> Callable[[], object]:
     """An update of `train`, to be called again and again."""
     settings = replace(TrainSettings(), grad_checkpoint=checkpoints)
-    updater = Updater(Objective(patched), settings, mx.distributed.init())
+    updater = updater_of(patched, settings)
     return lambda: updater.update([batch], 0)
 
 

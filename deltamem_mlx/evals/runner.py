@@ -15,6 +15,7 @@ from ..memory.actions import memory_state, read_only, set_memory_state, write_sp
 from ..model.patch import config_of, pack
 from ..text.messages import Message
 from ..text.spans import Spans, message_spans
+from ..text.thinking import at_once
 
 State = Mapping[int, mx.array]  # layer index -> float32 [1, H, r, r]: one conversation's memory
 
@@ -51,8 +52,7 @@ class Runner:
         self._granularity = config_of(self.model).memory_write_granularity
         if not isinstance(self.tokenizer, TokenizerWrapper):
             self.tokenizer = TokenizerWrapper(self.tokenizer)
-        if self.tokenizer.has_thinking:  # mlx-lm's default is to think, for more than an answer has
-            self.template_kwargs = {"enable_thinking": False} | dict(self.template_kwargs)
+        self.template_kwargs = at_once(self.tokenizer, self.template_kwargs)
         pack(self.model)
 
     def remember(self, conversations: Sequence[Sequence[Message]]) -> list[State]:

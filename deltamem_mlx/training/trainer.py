@@ -22,11 +22,10 @@ from .dataset import ForeignMemories
 from .episodes import Episode
 from .folder import begin_run, clear_leftovers, has_checkpoint, one_run, refuse_to_replace
 from .guard import Diverged, check_loss, interruptible
-from .objective import Objective
 from .report import Info, Listener, Metrics, draw_curve, kl_info, train_info
 from .resume import begin
 from .settings import TrainSettings
-from .update import Figures, Updater
+from .update import Figures, updater_of
 from .validation import evaluate
 
 
@@ -102,8 +101,7 @@ class Trainer:
         self._witness = Witness()
         self._witness.note(self.folder / STATE_FILE)
         self._earlier: list[Path] = []  # copies of a run in whose place this one begins
-        objective = Objective(model, settings.write_visible, settings.count_alike)
-        self.updater = Updater(objective, settings, self.group)
+        self.updater = updater_of(model, settings)
         self.identity = identity_of(model, settings, train, self.updater.part[1])
         self.progress, self.resumed = begin(self.updater, self.folder, self.identity, resume)
         self._stream = self._batches()

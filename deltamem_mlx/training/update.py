@@ -55,6 +55,12 @@ class Figures(NamedTuple):
     learning_rate: float = 0.0
 
 
+def updater_of(model: nn.Module, settings: TrainSettings) -> "Updater":
+    """What updates a model's adapter as its training does, and evaluates it."""
+    objective = Objective(model, settings.write_visible, settings.count_alike)
+    return Updater(objective, settings, mx.distributed.init())
+
+
 class Updater:
     """Updates the adapter of a model.
 

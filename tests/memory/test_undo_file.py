@@ -100,13 +100,18 @@ def test_what_is_taken_back_for_good_is_not_kept(tmp_path: Path) -> None:
     assert not undone_file(path).exists()
 
 
-def test_what_another_program_has_told_or_taken_back_is_left(tmp_path: Path) -> None:
-    path, witness = tmp_path / "me.safetensors", Witness()
+def used_meanwhile(path: Path, look: Callable[[], None]) -> tuple[bytes, bytes]:
+    """A memory and what was taken back from it, by another program since it was looked at."""
     write_memory(path, chain(1, 2, 3))
-    witness.note(path)
+    look()
     write_memory(path, chain(1, 2, 3, 4))
     dm.undo_memory_file(path, redo=True)
-    before = path.read_bytes(), undone_file(path).read_bytes()
+    return path.read_bytes(), undone_file(path).read_bytes()
+
+
+def test_what_another_program_has_told_or_taken_back_is_left(tmp_path: Path) -> None:
+    path, witness = tmp_path / "me.safetensors", Witness()
+    before = used_meanwhile(path, lambda: witness.note(path))
     with pytest.raises(FileChanged):
         dm.undo_memory_file(path, redo=True, witness=witness)
     assert (path.read_bytes(), undone_file(path).read_bytes()) == before
@@ -114,11 +119,7 @@ def test_what_another_program_has_told_or_taken_back_is_left(tmp_path: Path) -> 
 
 def test_a_server_leaves_what_another_program_has_taken_back(tmp_path: Path) -> None:
     path, folder = tmp_path / f"{KEY}.safetensors", MemoryFolder(tmp_path, None)
-    write_memory(path, chain(1, 2, 3))
-    folder.see(KEY)
-    write_memory(path, chain(1, 2, 3, 4))
-    dm.undo_memory_file(path, redo=True)
-    before = path.read_bytes(), undone_file(path).read_bytes()
+    before = used_meanwhile(path, lambda: folder.see(KEY))
     with pytest.raises(ApiError):
         folder.write(KEY, chain(1, 2), chain(1, 2, 3))
     assert (path.read_bytes(), undone_file(path).read_bytes()) == before

@@ -23,6 +23,7 @@ import deltamem_mlx as dm
 from deltamem_mlx.adapters.loading import adapter_of
 from deltamem_mlx.text.rows import ConversationRow
 from deltamem_mlx.training import trainer as trainer_module
+from deltamem_mlx.training import update as update_module
 from deltamem_mlx.training.checkpoint import STATE_FILE
 from deltamem_mlx.training.dataset import EpisodeDataset
 from deltamem_mlx.training.episode_settings import EpisodeSettings
@@ -386,13 +387,13 @@ def test_two_processes_train_and_resume(two_processes: Path, tmp_path: Path) -> 
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, at: int, **figures: float) -> None:
-    real = trainer_module.Updater.update
+    real = update_module.Updater.update
 
     def update(self: object, batches: list, number: int) -> object:
         result = real(self, batches, number)
         return result._replace(**figures) if number >= at else result
 
-    monkeypatch.setattr(trainer_module.Updater, "update", update)
+    monkeypatch.setattr(update_module.Updater, "update", update)
 
 
 @pytest.mark.parametrize(

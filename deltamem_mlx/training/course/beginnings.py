@@ -52,7 +52,9 @@ def cut_text(beginning: str, rest: str, rng: random.Random) -> Turn | None:
     if not blanks:
         return None
     cut = rng.choice(blanks)
-    reply = text[cut + 1 :]
-    if len(reply) > LONGEST:
-        reply = reply[:LONGEST].rpartition(" ")[0] or reply[:LONGEST]
-    return text[:cut], reply
+    return text[:cut], begun(text[cut + 1 :], LONGEST)
+
+
+def begun(text: str, most: int) -> str:
+    """A text, or what of it is before the last blank in so many characters."""
+    return text if len(text) <= most else text[:most].rpartition(" ")[0] or text[:most]

@@ -3,14 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-import mlx.core as mx
 import mlx.nn as nn
 
 from ..dataset import ForeignMemories
 from ..episodes import Episode
-from ..objective import Objective
 from ..settings import TrainSettings
-from ..update import Updater
+from ..update import updater_of
 from ..validation import evaluate
 
 Name = TypeVar("Name")
@@ -49,7 +47,7 @@ class Judge:
 
     def __call__(self, model: nn.Module) -> HeldOut:
         """Of the adapter that the model has."""
-        updater = self._updater(model)
+        updater = updater_of(model, self.settings)
         figures = evaluate(updater, self.episodes)
         foreign = evaluate(updater, ForeignMemories(self.episodes)).ce
         return HeldOut(figures.loss, figures.ce, foreign)
@@ -57,12 +55,9 @@ class Judge:
     def plain(self, model: nn.Module) -> float:
         """What the text of the replies loses without a memory, whatever the adapter."""
         if self._plain is None:
-            self._plain = evaluate(self._updater(model), self.episodes, mode="no_memory").ce
+            updater = updater_of(model, self.settings)
+            self._plain = evaluate(updater, self.episodes, mode="no_memory").ce
         return self._plain
-
-    def _updater(self, model: nn.Module) -> Updater:
-        objective = Objective(model, self.settings.write_visible, self.settings.count_alike)
-        return Updater(objective, self.settings, mx.distributed.init())
 
 
 def least_loss(found: Mapping[Name, HeldOut], given: HeldOut, share: float) -> Name | None:

@@ -16,6 +16,7 @@ from ...adapters.files import read_adapter, refuse_to_replace, write_adapter
 from ...files import expanded, locked_folder, write_text
 from ...model.patch import BUILTIN, base_model_name
 from ...text.rows import ConversationRow
+from ...text.thinking import at_once
 from ..folder import refuse_to_replace as refuse_run
 from . import steps
 from .in_english import English
@@ -105,7 +106,8 @@ class Course:
         plan: CoursePlan | None = None,
         viewer: Viewer | None = None,
     ):
-        self.model, self.chat = model, ChatForm(tokenizer, _template(tokenizer, template_kwargs))
+        self.model = model
+        self.chat = ChatForm(tokenizer, at_once(tokenizer, dict(template_kwargs or {})))
         self.folder, self.name, self.hours, self.seed = expanded(folder), name, hours, seed
         self.own, self.given, self.viewer = list(own), plan, viewer or Viewer()
         self.overwrite, self.grad_checkpoint = overwrite, grad_checkpoint
@@ -248,12 +250,6 @@ class Course:
         write_adapter(replace(adapter, tensors=rounded), self.folder)
         write_text(self.folder / CARD, card(adapter, self.folder, page))
         return Finished(self.folder, page, results)
-
-
-def _template(tokenizer: TokenizerWrapper, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Arguments of the chat template: a model that can think answers at once, unless told to."""
-    thinks = {"enable_thinking": False} if tokenizer.has_thinking else {}
-    return thinks | dict(given or {})
 
 
 def _language(builtin: bool) -> Language:

@@ -9,6 +9,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from .beginnings import begun
 from .language import Turn
 
 PROMPT, REPLY = 160, 240  # characters of a passage's two parts, at most
@@ -72,7 +73,4 @@ def _parsed(file: Path) -> tuple[str, ast.AST]:
 def passage(text: str, rng: random.Random) -> Turn:
     """The beginning of a text as what is said, and what follows as the reply."""
     cut = text.rindex(" ", 0, rng.randint(60, min(PROMPT, len(text) - 40)))
-    rest = text[cut + 1 :]
-    if len(rest) > REPLY:
-        rest = rest[: rest.rindex(" ", 0, REPLY)]
-    return rng.choice(ASKED).format(text[:cut]), rest
+    return rng.choice(ASKED).format(text[:cut]), begun(text[cut + 1 :], REPLY)

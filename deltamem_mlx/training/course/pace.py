@@ -14,7 +14,7 @@ from ..batching import EpisodeBatch, batches
 from ..episodes import Episode
 from ..objective import Objective
 from ..settings import TrainSettings
-from ..update import Updater
+from ..update import updater_of
 from .layers import config_for, upper
 from .rendering import ChatForm
 
@@ -60,12 +60,11 @@ def measured_pace(
     )
     attach(model, config_for(upper(model, 0.5)), seed=0)
     try:
-        objective = Objective(model, settings.write_visible, settings.count_alike)
-        updater = Updater(objective, settings, mx.distributed.init())
+        updater = updater_of(model, settings)
         stream = batches(episodes, settings.batch_size, seed=settings.seed)
         numbers = iter(range(100))
         trained = _rate(lambda: updater.update([next(stream)], next(numbers)).tokens)
-        judged = _rate(lambda: _judged(objective, next(stream)))
+        judged = _rate(lambda: _judged(updater.objective, next(stream)))
     finally:
         detach(model)
     mx.clear_cache()
@@ -82,8 +81,7 @@ def seconds_an_iteration(
         episodes (Sequence[Episode]): Some of the training's.
         settings (TrainSettings): Of the training.
     """
-    objective = Objective(model, settings.write_visible, settings.count_alike)
-    updater = Updater(objective, settings, mx.distributed.init())
+    updater = updater_of(model, settings)
     stream = batches(episodes, settings.batch_size, seed=settings.seed)
     updater.update([next(stream)], 0)
     began = time.perf_counter()

@@ -53,10 +53,10 @@ def plan_for(
     whole = Wanted(talk=300, texts=256, asked=300)
     share = min(1.0, WRITING * seconds / (writing_tokens(whole) / pace.spoken))
     wanted = Wanted(*(max(24, round(share * count)) for count in whole))
-    iters = []
+    iters, allowed = [], training_seconds(hours, stages)
     for stage, own in zip(stages, sizes, strict=True):
         each = stage.batch_size * own * VALIDATING / pace.trained
-        iters.append(_within(TRAINING * stage.share * seconds / each, LEAST, stage.most))
+        iters.append(iterations_in(allowed[stage.name], each, stage))
     answers = len(CELLS) * len(CONDITIONS) * QUESTION / pace.spoken
     reading = MEASURING * seconds * pace.judged
     return CoursePlan(
@@ -77,6 +77,11 @@ def plan_for(
 def training_seconds(hours: float, stages: Sequence[Stage]) -> Mapping[str, float]:
     """How long each training of a course of so many hours may take, by name."""
     return {stage.name: TRAINING * stage.share * 3600 * hours for stage in stages}
+
+
+def iterations_in(seconds: float, each: float, stage: Stage) -> int:
+    """How many iterations of a stage, each of so many seconds, fit in a time."""
+    return _within(seconds / each, LEAST, stage.most)
 
 
 def seconds_of(

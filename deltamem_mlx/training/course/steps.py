@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_map
 
 from ...adapters.files import write_adapter
 from ...adapters.loading import adapter_of, save_adapter
@@ -21,13 +22,14 @@ from ..dataset import EpisodeDataset
 from ..guard import Diverged
 from ..settings import TrainSettings
 from ..trainer import Trainer
+from ..update import Params, adapter_params, set_adapter_params
 from .choosing import HeldOut, least_loss
 from .language import messages_of
 from .layers import able_layers, attentions
 from .ledger import begin_slower, halved, iterations_of, note_iterations
 from .measures import Measuring
 from .pace import seconds_an_iteration
-from .plan import LEAST, VALIDATING
+from .plan import VALIDATING, iterations_in
 from .quieting import closed, quieted
 from .recording import record, script
 from .stages import Stage
@@ -74,9 +76,8 @@ def start(work: Work, folder: Path) -> Result:
     said = script(work.chat, teller, work.plan.recorded, FACTS, opening)
     with work.viewer.counting("fitting", len(able_layers(model))) as tell:
         weights, directions, size = fitted(model, said, spoken, tell)
-    held_out = work.episodes(first, work.plan.judged, held_out=True)
     with work.plain_afterwards():
-        tried = best_start(model, weights, directions, size, work.judge(first, held_out))
+        tried = best_start(model, weights, directions, size, work.judge(first))
         set_base_model(model, work.name)
         save_adapter(model, folder)
     return {"tried": [one._asdict() for one in tried], "layers": tried[0].layers}
@@ -92,18 +93,18 @@ def quiet(work: Work, folder: Path, stage: Stage) -> Result:
     ordinary = said._replace(parts=[work.chat.tokens(messages_of([turn])) for turn in turns])
     with work.adapted(work.before) as model:
         layers = list(memory_layers(model))
-        old = {layer: _weights(model, layer) for layer in layers}
+        old = adapter_params(model)
     sites = attentions(work.model)
     several = together(work.model, [*said.parts, *ordinary.parts])
-    new: dict[int, dict[str, mx.array]] = {}
+    new: Params = {}
     for first in range(0, len(layers), several):
         here = {layer: sites[layer] for layer in layers[first : first + several]}
         keep, calm = (record(work.model, part, here).inputs for part in (said, ordinary))
         with work.adapted(work.before) as model:
             for layer in here:
                 quieted(model, layer, *(x[layer].astype(np.float32) for x in (keep, calm)))
-                new[layer] = _weights(model, layer)
-    judge = work.judge(stage, work.episodes(stage, work.plan.judged, held_out=True))
+                new[f"layer_{layer}"] = adapter_params(model)[f"layer_{layer}"]
+    judge = work.judge(stage)
     found = {}
     for share in QUIETED:
         with work.adapted(work.before) as model:
@@ -116,21 +117,9 @@ def quiet(work: Work, folder: Path, stage: Stage) -> Result:
     return {"share": best, "tried": _told(found)}
 
 
-def _weights(model: nn.Module, layer: int) -> dict[str, mx.array]:
-    attention = memory_layers(model)[layer]
-    return {name: attention[name] for name in attention.adapter_keys()}
-
-
-def _put_between(
-    model: nn.Module,
-    old: Mapping[int, Mapping[str, mx.array]],
-    new: Mapping[int, Mapping[str, mx.array]],
-    share: float,
-) -> None:
+def _put_between(model: nn.Module, old: Params, new: Params, share: float) -> None:
     """Weights that are a share of the way from old ones to new ones."""
-    for layer, attention in memory_layers(model).items():
-        for name, value in new[layer].items():
-            attention[name] = old[layer][name] + share * (value - old[layer][name])
+    set_adapter_params(model, tree_map(lambda a, b: a + share * (b - a), old, new))
 
 
 def _told(found: Mapping[float, HeldOut]) -> dict[str, dict[str, float]]:
@@ -147,7 +136,7 @@ def train(work: Work, folder: Path, stage: Stage) -> Result:
     """
     iters = _iterations(work, folder, stage)
     rows = min(ROWS, iters * stage.batch_size)
-    parts = work.episodes(stage, rows), work.episodes(stage, work.plan.judged, held_out=True)
+    parts = work.episodes(stage, rows), work.held_out(stage)
     while True:
         settings = work.settings(stage, halved(folder), iters)
         try:
@@ -172,7 +161,7 @@ def _iterations(work: Work, folder: Path, stage: Stage) -> int:
         some = work.episodes(stage, SOME * stage.batch_size)
         with work.adapted(work.before) as model:
             each = VALIDATING * seconds_an_iteration(model, some, work.settings(stage))
-        found = max(LEAST, min(stage.most, int(work.seconds[stage.name] / each)))
+        found = iterations_in(work.seconds[stage.name], each, stage)
         note_iterations(folder, found)
         if found < planned:
             work.viewer.note(f"{stage.name}: {found} iterations fit in its time, not {planned}.")
@@ -210,7 +199,7 @@ def close(work: Work, folder: Path) -> Result:
     """Close the write gates by what loses least, and round the weights to float16."""
     assert work.before is not None
     stage = work.plan.stages[-1]
-    judge = work.judge(stage, work.episodes(stage, work.plan.judged, held_out=True))
+    judge = work.judge(stage)
     found = {}
     for by in CLOSINGS:
         with work.adapted(work.before) as model:

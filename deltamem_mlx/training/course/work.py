@@ -94,9 +94,13 @@ class Work:
         )
         return replace(settings, learning_rate=settings.learning_rate / 2**halved)
 
-    def judge(self, stage: Stage, held_out: EpisodeDataset) -> Judge:
-        """Tells adapters apart on held-out conversations of a stage."""
-        return Judge(held_out, self.settings(stage))
+    def held_out(self, stage: Stage) -> EpisodeDataset:
+        """Conversations of a stage that are not trained on."""
+        return self.episodes(stage, self.plan.judged, held_out=True)
+
+    def judge(self, stage: Stage) -> Judge:
+        """Tells adapters apart on those."""
+        return Judge(self.held_out(stage), self.settings(stage))
 
     @contextmanager
     def adapted(self, folder: Path) -> Iterator[nn.Module]:
