@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -213,13 +214,16 @@ def test_a_text_completion_takes_no_parameters_of_a_chat(client: Client) -> None
         assert reply.status == 400 and reply.code == "unknown_parameter"
 
 
+# Drawing subnormal numbers fails where a library has made the processor flush them to zero; the
+# edges have one.
+floats = partial(st.floats, allow_subnormal=False)
 # The whole range of every parameter that mlx-lm knows, and all that JSON can say beside.
 edges = st.sampled_from(
-    [0, -0.0, 1, -1, 2, 0.5, 0.1, 0.51, 1e-300, 1e-40, 1e300, -1e300, 2**31 - 1, 2**31, -(2**31),
-     2**32, 2**63 - 1, 2**63, -(2**63), 2**64, 10**400, VOCABULARY - 1, VOCABULARY, 10**6]
+    [0, -0.0, 1, -1, 2, 0.5, 0.1, 0.51, 5e-324, 1e-300, 1e-40, 1e300, -1e300, 2**31 - 1, 2**31,
+     -(2**31), 2**32, 2**63 - 1, 2**63, -(2**63), 2**64, 10**400, VOCABULARY - 1, VOCABULARY, 10**6]
 )  # fmt: skip
-numbers = edges | st.integers(-5, 400) | st.integers() | st.floats(0, 1)
-numbers |= st.floats(allow_nan=False, allow_infinity=False)
+numbers = edges | st.integers(-5, 400) | st.integers() | floats(0, 1)
+numbers |= floats(allow_nan=False, allow_infinity=False)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 anything = st.recursive(
     st.none() | st.booleans() | numbers | texts,
@@ -227,17 +231,17 @@ anything = st.recursive(
     max_leaves=6,
 )
 biases = st.dictionaries(st.integers(-2, 400).map(str) | texts, numbers, max_size=4)
-share, size = st.floats(0, 1), st.integers(0, 2**31 - 1) | st.integers(0, 30)
-penalty = st.floats(-1e308, 1e308) | st.floats(-2, 2)
+share, size = floats(0, 1), st.integers(0, 2**31 - 1) | st.integers(0, 30)
+penalty = floats(-1e308, 1e308) | floats(-2, 2)
 NUMBERS = {
-    "temperature": st.floats(0, 1e308) | st.floats(0, 2),
+    "temperature": floats(0, 1e308) | floats(0, 2),
     "top_p": share,
     "top_k": st.integers(0, VOCABULARY + 2),
     "min_p": share,
     "xtc_probability": share,
-    "xtc_threshold": st.floats(0, 0.55),
+    "xtc_threshold": floats(0, 0.55),
     "seed": st.integers(-1, 2**63 - 1),
-    "repetition_penalty": st.floats(0, 1e308) | st.floats(0, 2),
+    "repetition_penalty": floats(0, 1e308) | floats(0, 2),
     "presence_penalty": penalty,
     "frequency_penalty": penalty,
     "repetition_context_size": size,
