@@ -84,7 +84,7 @@ def identity_of(
 ) -> Identity:
     """All that the weights at the end of a run follow from, as JSON values."""
     decisive = {name: value for name, value in asdict(settings).items() if name not in FREE}
-    for name in ("count_alike", "distill", "no_harm", "margin"):
+    for name in ("count_alike", "distill", "no_harm", "margin", "max_step"):
         if decisive[name] == getattr(TrainSettings, name):
             del decisive[name]  # runs that were started before there was a choice go on
     return {

@@ -18,6 +18,9 @@ class TrainSettings:
         warmup (float): Share of the run in which the learning rate rises to its peak.
         grad_accumulation_steps (int): Batches an update of the weights.
         max_grad_norm (float): Gradients of a larger norm are scaled down to it; 0: none are.
+        max_step (float): The entries of an array of weights move by at most this share of their
+          root mean square an update, as in Adafactor; 0: by what AdamW says. How large weights are
+          that were fitted to a model follows from how large its hidden states are.
         seed (int): Order of the data and context dropout follow from it.
         state_only_prob, no_memory_prob (float): Context dropout: how often only the last message
           is visible, and how often nothing was written.
@@ -51,6 +54,7 @@ class TrainSettings:
     warmup: float = 0.1
     grad_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
+    max_step: float = 0.0
     seed: int = 0
     state_only_prob: float = 0.2
     no_memory_prob: float = 0.0
@@ -83,7 +87,7 @@ class TrainSettings:
             if getattr(self, name) < 1
         ]
         not_negative = ["max_grad_norm", "seed", "write_sparsity", "clear_cache_threshold"]
-        not_negative += ["distill", "no_harm", "margin"]
+        not_negative += ["max_step", "distill", "no_harm", "margin"]
         wrong += [
             f"{name} is {getattr(self, name)}; expected 0 or more"
             for name in not_negative

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -19,6 +20,8 @@ from .settings import TrainSettings
 
 Params = dict[str, dict[str, mx.array]]
 
+SMALLEST = 1e-3  # size of weights that a step is taken to be a share of: some begin as zeros
+
 
 def adapter_params(model: nn.Module) -> Params:
     """The parameters that training changes: ``layer_<i>`` → name → array."""
@@ -33,6 +36,12 @@ def set_adapter_params(model: nn.Module, params: Params) -> None:
     for layer, attention in memory_layers(model).items():
         for key, value in params[f"layer_{layer}"].items():
             attention[key] = value
+
+
+def _bounded(most: float, old: mx.array, new: mx.array) -> mx.array:
+    """Part of the way from old weights to new ones: no more than ``most`` times their size."""
+    size = mx.maximum(mx.sqrt(mx.square(old).mean()), SMALLEST)
+    return old + mx.minimum(1.0, most * size) * (new - old)
 
 
 class Figures(NamedTuple):
@@ -122,6 +131,9 @@ class Updater:
         rate = self.settings.learning_rate_at(number)
         self.optimizer.learning_rate = rate
         params = self.optimizer.apply_gradients(gradients, self.params)
+        if self.settings.max_step:
+            most = self.settings.max_step / rate if rate else 0.0
+            params = tree_map(partial(_bounded, most), self.params, params)
         mx.eval(params, self.optimizer.state, norm)
         self.params = params
         set_adapter_params(self.model, params)

@@ -345,6 +345,37 @@ def test_update_is_clipped_adamw(episodes: EpisodeDataset, tmp_path: Path) -> No
         assert np.abs(after - expected).max() < 2e-5
 
 
+def test_a_step_is_bounded_by_the_size_of_what_it_changes(
+    episodes: EpisodeDataset, tmp_path: Path
+) -> None:
+    """Of each array by its own size, and in AdamW's direction; large ones are not bounded."""
+    settings = replace(RUN, lr_schedule="constant", warmup=0.0)
+    moved = {}
+    for bound in (0.0, 0.02, 1e3):
+        folder = tmp_path / str(bound)
+        trainer = Trainer(fresh(), episodes, [], replace(settings, max_step=bound), folder)
+        before = dict(tree_flatten(trainer.updater.params))
+        trainer.updater.update([next(trainer._stream)], 0)
+        after = dict(tree_flatten(trainer.updater.params))
+        moved[bound] = {name: np.array(after[name] - before[name]) for name in before}
+    bounded = 0
+    for name, free in moved[0.0].items():
+        size = max(np.sqrt(np.square(np.array(before[name])).mean()), 1e-3)
+        share = min(1.0, 0.02 * size / settings.learning_rate)
+        np.testing.assert_allclose(moved[0.02][name], share * free, rtol=1e-3, atol=1e-7)
+        np.testing.assert_allclose(moved[1e3][name], free, rtol=1e-3, atol=1e-7)
+        bounded += share < 1
+    assert 0 < bounded < len(moved[0.0]), "the test tells arrays apart"
+
+
+def test_a_bounded_run_goes_on_to_the_bit(episodes: EpisodeDataset, tmp_path: Path) -> None:
+    settings = replace(RUN, max_step=0.01)
+    trained(episodes, tmp_path / "whole", settings)
+    trained(episodes, tmp_path / "part", settings, listeners=[Stop(3)])
+    trained(episodes, tmp_path / "part", settings, model=fresh(seed=9), resume=True)
+    assert_same_weights(tmp_path / "whole", tmp_path / "part")
+
+
 def test_learning_rate_rises_then_falls() -> None:
     rates = [TrainSettings(iters=100, learning_rate=1.0).learning_rate_at(i) for i in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])

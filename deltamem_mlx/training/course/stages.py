@@ -6,6 +6,8 @@ from ..episode_settings import EpisodeSettings
 from ..settings import TrainSettings
 from .language import TalkShape
 
+MAX_STEP = 0.015  # of the weights' size, an update
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -19,6 +21,7 @@ class Stage:
         most (int): Iterations at most, however much time there is.
         batch_size (int): Conversations an iteration.
         learning_rate (float): Its peak.
+        max_step (float): As in `TrainSettings`: models differ in how large their hidden states are.
         talk (float): Share of conversations that end with ordinary talk or text, not questions.
         unrelated (float): Share of conversations that are to be answered as without a memory.
         beside (float): Share of those in which only half of the answers are, and facts are asked
@@ -37,6 +40,7 @@ class Stage:
     most: int
     batch_size: int = 8
     learning_rate: float = 1e-3
+    max_step: float = MAX_STEP
     talk: float = 0.0
     unrelated: float = 0.0
     beside: float = 0.0
@@ -61,6 +65,7 @@ class Stage:
             iters=iters,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
+            max_step=self.max_step,
             warmup=0.05,
             seed=seed,
             state_only_prob=0.0,
@@ -119,6 +124,7 @@ LITTLE = (
         most=600,
         batch_size=16,
         learning_rate=3e-3,
+        max_step=0.0,
         live=False,
     ),
     Stage(
@@ -129,6 +135,7 @@ LITTLE = (
         most=800,
         batch_size=16,
         learning_rate=2e-3,
+        max_step=0.0,
         talk=0.2,
     ),
     Stage(
@@ -139,6 +146,7 @@ LITTLE = (
         most=300,
         batch_size=8,
         learning_rate=1e-3,
+        max_step=0.0,
         unrelated=0.3,
         joined=2,
         no_harm=1.5,
