@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import pytest
 from forked import COMMAND, Nursery
 from hub_server import HubServer
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 if TYPE_CHECKING:
     from serving import Client, Pair
@@ -52,9 +53,21 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-# How long an example takes says nothing: machines are slow or busy.
-settings.register_profile("any machine", deadline=None)
-settings.load_profile("any machine")
+def pytest_configure(config: pytest.Config) -> None:
+    """What property tests draw: the same each time, but for `make test-slow`, which looks further.
+
+    A rare draw is for whoever looks for one; it is not to stop a release by chance.
+    """
+    # How long it takes to draw and to try says nothing: machines are slow or busy.
+    slow = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+    settings.register_profile("anew", derandomize=False, **slow)
+    settings.register_profile("the same", derandomize=True, database=None, **slow)
+    anew = config.option.markexpr == "slow"
+    settings.load_profile("anew" if anew else "the same")
+    if not anew:
+        # Else it would hang on what a process has imported: Hypothesis draws constants of modules.
+        providers._get_local_constants = lambda: providers._local_constants
+
 
 RunCli = Callable[..., subprocess.CompletedProcess[str]]
 

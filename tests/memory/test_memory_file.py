@@ -129,7 +129,9 @@ def intact(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 MUTATED = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

@@ -290,7 +290,9 @@ def made(rows: int, layers: dict[int, tuple[int, int]], seed: int) -> MemoryFile
 
 
 @settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     rows=st.integers(1, 3),

@@ -360,7 +360,7 @@ MUTATED = settings(
     max_examples=150,
     deadline=None,
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 SAVED = pytest.mark.parametrize("name", ["memory.safetensors", "session.json", "context"])
 
