@@ -83,7 +83,7 @@ def test_a_chat_answers_what_one_process_answers(pair: list[str], tmp_path: Path
         text=True,
         timeout=120,
     )
-    with started("-m", "deltamem_mlx", *words, "--pipeline") as program:
+    with started("-m", "deltamem_mlx", *words, "--pipeline", fused=True) as program:
         assert program.stdin is not None
         program.stdin.write("\n".join(lines) + "\n")
         program.stdin.flush()

@@ -47,11 +47,16 @@ def apart(nursery: Nursery, *words: str | Path, size: int = 2) -> Iterator[list[
 
 
 @contextmanager
-def started(*words: str | Path, size: int = 2) -> Iterator[subprocess.Popen[str]]:
-    """The same by mlx.launch, and without waiting; gives the launcher, which is ended at last."""
+def started(
+    *words: str | Path, size: int = 2, fused: bool = False
+) -> Iterator[subprocess.Popen[str]]:
+    """The same by mlx.launch, and without waiting; gives the launcher, which is ended at last.
+
+    Only if ``fused``, with the kernels that mx.compile makes: they may have to be built first.
+    """
     with subprocess.Popen(
         _command(words, size),
-        env=_environment(),
+        env=_environment() | ({} if fused else {"MLX_DISABLE_COMPILE": "1"}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -54,7 +54,7 @@ def loaded(args: argparse.Namespace, pair: tuple[str, str], kept: Path) -> tuple
     words = ["serve", "--model", pair[0], "--adapter", pair[1], "--port", str(port)]
     words += ["--memory-dir", str(kept), "--wait", "300", "--quiet"]
     words += ["--pipeline"] if args.pipeline else []
-    with started("-m", "deltamem_mlx", *words, size=args.ranks) as server:
+    with started("-m", "deltamem_mlx", *words, size=args.ranks, fused=True) as server:
         client = Client(f"http://127.0.0.1:{port}")
         wait_for(client, server)
         sessions = [Session(i, in_order=False) for i in range(args.sessions)]

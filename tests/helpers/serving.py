@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -90,7 +90,7 @@ class Client:
         path: str,
         body: object = None,
         headers: dict[str, str] | None = None,
-        timeout: float = 60,
+        timeout: float = 300,
     ) -> Reply:
         """Send ``body`` as it is if it is bytes, else as JSON."""
         raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
@@ -114,6 +114,14 @@ class Client:
     def memory(self, method: str, key: str, rest: str = "", body: object = None) -> Reply:
         """A request to ``/v1/memories/{key}``."""
         return self.request(method, f"/v1/memories/{quote(key, safe='')}{rest}", body)
+
+
+def until(found: Callable[[], object]) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + 120
+    while not found():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def states_in(file: bytes) -> dict[int, np.ndarray]:

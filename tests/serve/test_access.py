@@ -20,7 +20,7 @@ def server(pair: Pair) -> Iterator[Server]:
 
 def said_to(server: Server, raw: bytes) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of the answer to these bytes."""
-    with socket.create_connection(server.http.server_address[:2], timeout=10) as connection:
+    with socket.create_connection(server.http.server_address[:2], timeout=120) as connection:
         connection.sendall(raw)
         head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
     line, *headers = head.decode("latin-1").split("\r\n")

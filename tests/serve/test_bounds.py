@@ -4,11 +4,12 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from mlx_lm.generate import BatchGenerator
-from serving import CHAT, ENDLESS, HELLO, Client, Pair, memory_files, stream
+from serving import CHAT, ENDLESS, HELLO, Client, Pair, memory_files, stream, until
 
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings, check_exposure
@@ -22,12 +23,17 @@ def serving(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         max_body_bytes=100_000,
         max_tokens_limit=3000,
         max_prompt_tokens=2000,
-        request_timeout=1.0,
-        wait=0.2,
     )
     with Server(*pair, "builtin", settings) as serving:
         yield serving
         assert Client(serving.url).chat("hi", max_tokens=1).status == 200  # after all of it
+
+
+@pytest.fixture(scope="module")
+def impatient(pair: Pair) -> Iterator[Server]:
+    """A server that waits for no client's request longer than a second."""
+    with Server(*pair, "builtin", ServeSettings(port=0, request_timeout=1.0)) as serving:
+        yield serving
 
 
 @pytest.fixture
@@ -82,7 +88,7 @@ def test_a_huge_body_is_refused_before_it_is_read(client: Client) -> None:
          "many headers", "long address"],
 )  # fmt: skip
 def test_malformed_requests(serving: Server, client: Client, head: str, status: int) -> None:
-    with socket.create_connection(serving.http.server_address[:2], timeout=10) as connection:
+    with socket.create_connection(serving.http.server_address[:2], timeout=120) as connection:
         connection.sendall(head.encode() + b"\r\n\r\n")
         said = connection.makefile("rb").read()
     assert said.split()[1] == str(status).encode()
@@ -90,35 +96,33 @@ def test_malformed_requests(serving: Server, client: Client, head: str, status: 
 
 
 @pytest.mark.parametrize("sent", [b"POST /v1/chat", b"POST /v1/chat/completions HTTP/1.1\r\nA:"])
-def test_a_client_that_never_ends_its_request_is_let_go(
-    serving: Server, client: Client, sent: bytes
-) -> None:
-    with socket.create_connection(serving.http.server_address[:2], timeout=10) as connection:
+def test_a_client_that_never_ends_its_request_is_let_go(impatient: Server, sent: bytes) -> None:
+    with socket.create_connection(impatient.http.server_address[:2], timeout=120) as connection:
         connection.sendall(sent)
         began = time.monotonic()
         connection.makefile("rb").read()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 25  # usual are 30 seconds
 
 
-def test_a_body_byte_by_byte_is_not_waited_for(serving: Server, client: Client) -> None:
+def test_a_body_byte_by_byte_is_not_waited_for(impatient: Server) -> None:
     """A byte now and then never runs into a socket's timeout."""
     began = time.monotonic()
-    with socket.create_connection(serving.http.server_address[:2], timeout=10) as connection:
+    with socket.create_connection(impatient.http.server_address[:2], timeout=120) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 1000\r\n\r\n")
         connection.settimeout(0.2)
         said = b""
-        while not said and time.monotonic() - began < 8:
-            connection.sendall(b" ")
-            try:
+        while not said and time.monotonic() - began < 25:  # usual are 30 seconds
+            with suppress(ConnectionError):  # it may have been let go by now
+                connection.sendall(b" ")
+            with suppress(TimeoutError):
                 said = connection.recv(4096)
-            except TimeoutError:
-                continue
     assert said.split()[1] == b"408"
-    assert time.monotonic() - began < 6
 
 
-def test_a_memory_in_use_is_409_in_time(serving: Server, client: Client) -> None:
-    with serving.memories.hold("taken"):
+def test_a_memory_in_use_is_409_in_time(pair: Pair) -> None:
+    settings = ServeSettings(port=0, wait=0.2)
+    with Server(*pair, "builtin", settings) as serving, serving.memories.hold("taken"):
+        client = Client(serving.url)
         reply = client.chat("hi", "taken")
         assert reply.status == 409 and reply.code == "memory_busy"
         assert reply.headers["retry-after"]
@@ -178,7 +182,7 @@ def test_too_many_connections_are_closed(pair: Pair) -> None:
         address = serving.http.server_address[:2]
         first = stream(serving, ENDLESS)
         next(first)
-        with socket.create_connection(address, timeout=10) as second:
+        with socket.create_connection(address, timeout=120) as second:
             assert second.makefile("rb").read().split()[1] == b"503"
         first.close()
 
@@ -216,13 +220,14 @@ def test_metrics_and_logs_count_and_say_nothing(
     caplog.set_level("DEBUG")
     client.chat("ben is a doctor .", "private-key")
     client.request("POST", CHAT, b'{"messages": "ben is a doctor"')
+    # A request is counted and logged when its client has been answered.
+    until(lambda: any("written" in str(vars(record)) for record in caplog.records))
     metrics = client.request("GET", "/metrics").body.decode()
     assert 'deltamem_requests_total{method="POST",route="/v1/chat/completions"' in metrics
     assert 'deltamem_turns_total{outcome="kept"}' in metrics
     for line in metrics.splitlines():
         assert line.startswith("# ") or float(line.rsplit(" ", 1)[1]) >= 0
     fields = [str(vars(record)) for record in caplog.records if "deltamem" in record.name]
-    assert any("written" in field for field in fields)
     assert not any("ben" in text or "private-key" in text for text in [metrics, *fields])
 
 

@@ -43,16 +43,23 @@ def four_at_once(client: Client, key: str, begun: threading.Barrier) -> list[str
         return list(pool.map(lambda kind: ask(*kind), kinds))
 
 
-def failing(step: Callable, at: int) -> tuple[Callable, list[int]]:
-    """A batch's step that fails once, the ``at``-th time that all four are decoded.
+def let_fail(monkeypatch: pytest.MonkeyPatch, at: int) -> list[int]:
+    """A batch's step fails once, the ``at``-th time that all four are decoded; gives those times.
 
-    Until they are, steps are slow: none shall have ended before the last has come.
+    Before the last has come there are no steps: none shall have ended by then.
     """
+    insert, step = BatchGenerator.insert_segments, BatchGenerator.next
+    come: list[int] = []
     seen: list[int] = []
 
+    def insert_one(self: BatchGenerator, *args: object, **named: object) -> list[int]:
+        come.append(1)
+        return insert(self, *args, **named)
+
     def next_step(self: BatchGenerator) -> tuple:
-        if not seen:
-            time.sleep(0.2)
+        if len(come) < 4:
+            time.sleep(0.01)
+            return [], []
         prompts, tokens = step(self)
         if len(tokens) == 4:
             seen.append(1)
@@ -60,7 +67,9 @@ def failing(step: Callable, at: int) -> tuple[Callable, list[int]]:
                 raise RuntimeError("[malloc] out of memory")
         return prompts, tokens
 
-    return next_step, seen
+    monkeypatch.setattr(BatchGenerator, "insert_segments", insert_one)
+    monkeypatch.setattr(BatchGenerator, "next", next_step)
+    return seen
 
 
 @pytest.mark.parametrize("at", [1, 20, pytest.param(30, marks=pytest.mark.slow)])
@@ -69,8 +78,7 @@ def test_of_several_all_are_answered_as_if_nothing_had_been(
 ) -> None:
     """The streamed ones too, of which their clients have a part already."""
     plain = four_at_once(client, f"plain {at}", threading.Barrier(4))
-    step, seen = failing(BatchGenerator.next, at)
-    monkeypatch.setattr(BatchGenerator, "next", step)
+    seen = let_fail(monkeypatch, at)
     assert four_at_once(client, f"again {at}", threading.Barrier(4)) == plain
     assert len(seen) >= at
     for streamed in (False, True):

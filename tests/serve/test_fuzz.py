@@ -23,7 +23,7 @@ LIMITS = {
     "max_tokens_limit": 16,
     "max_prompt_tokens": 300,
     "max_body_bytes": 60_000,
-    "request_timeout": 1.0,
+    "request_timeout": 10.0,
     "wait": 5.0,
 }
 FACT, QUESTION = "anna lives in oslo .", "where does anna live ?"

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from serving import FACT, Client, Pair, module, server
+from serving import FACT, Client, Pair, module, server, until
 
 from deltamem_mlx.serve.log import PACKAGE, JsonLines, TextLines
 from deltamem_mlx.serve.server import Server
@@ -37,6 +37,8 @@ def lines_of(pair: Pair, lines: logging.Formatter) -> list[str]:
     try:
         with Server(*pair, "builtin", ServeSettings(port=0)) as serving:
             ask(Client(serving.url))
+            # A request is logged when its client has been answered.
+            until(lambda: len(re.findall(r"\brequest\b", handler.stream.getvalue())) == 3)
     finally:
         log.removeHandler(handler)
         log.setLevel(before)
@@ -64,7 +66,7 @@ def test_the_option_gives_json(tmp_path: Path) -> None:
     with server("--log-format", "json", log=log) as (process, url):
         ask(Client(url))
         process.terminate()
-        process.wait(30)
+        process.wait(300)
     check_json(lines_in(log.read_text()))
 
 
@@ -80,5 +82,5 @@ def check_json(raw: list[str]) -> None:
 def test_a_format_that_there_is_not_ends_with_a_sentence(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with module("deltamem_mlx", "serve", "--log-format", "xml", log=log) as process:
-        assert process.wait(60) == 2
+        assert process.wait(300) == 2
     assert "--log-format" in log.read_text()

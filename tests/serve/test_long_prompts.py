@@ -1,11 +1,10 @@
 """Long prompts: others' answers go on meanwhile, and too long ones are refused."""
 
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
+from mlx_lm.generate import BatchGenerator
 from serving import (
     CHAT,
     ENDLESS,
@@ -18,6 +17,7 @@ from serving import (
     stream,
     user,
 )
+from transformers import PreTrainedTokenizerBase
 
 from deltamem_mlx.serve.batching.pace import GAP, Pace
 from deltamem_mlx.serve.server import Server
@@ -55,28 +55,27 @@ def test_a_slower_machine_is_noticed_at_once() -> None:
 @pytest.mark.parametrize(
     "memory", [{}, pytest.param({"memory": {"session": "long"}}, marks=pytest.mark.slow)]
 )
-def test_an_answer_goes_on_while_a_long_prompt_is_fed(serving: Server, memory: dict) -> None:
+def test_an_answer_goes_on_while_a_long_prompt_is_fed(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, memory: dict
+) -> None:
     """It gets many tokens before the prompt's own first one."""
-    running = stream(serving, ENDLESS)
-    next(running)
-    times: list[float] = []
-    fed = threading.Event()
+    step, fed_beside = BatchGenerator.next, []
 
-    def read() -> None:
-        for at, _ in running:
-            times.append(at)
-            if fed.is_set():
-                running.close()
+    def next_step(self: BatchGenerator) -> tuple[list, list]:
+        prompts, tokens = step(self)
+        fed_beside.append(bool(tokens) and any(not prompt.end_of_prompt for prompt in prompts))
+        return prompts, tokens
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    began = time.monotonic()
-    reply = Client(serving.url).chat(FACT * 300, max_tokens=1, **memory)
-    ended = time.monotonic()
-    fed.set()
-    reader.join()
+    # Steps as at first: how large they become is for the machine to say.
+    monkeypatch.setattr(Pace, "took", lambda self, seconds: None)
+    with Server(*pair, "builtin", ServeSettings(port=0)) as serving:
+        running = stream(serving, ENDLESS)
+        next(running)
+        monkeypatch.setattr(BatchGenerator, "next", next_step)
+        reply = Client(serving.url).chat(FACT * 300, max_tokens=1, **memory)
+        running.close()
     assert reply.json["usage"]["prompt_tokens"] > 1500
-    assert sum(began < at < ended for at in times) > 6  # a step of 2048 tokens leaves it two
+    assert sum(fed_beside) > 6  # a step of 2048 tokens leaves it two
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +106,27 @@ def test_a_prompt_beyond_the_models_window_is_refused(narrow: Client) -> None:
     ],
     ids=["a text", "messages", "parts", "to a memory", "to remember"],
 )
-def test_megabytes_are_refused_at_once(serving: Server, body: dict) -> None:
+def test_megabytes_are_refused_at_once(
+    serving: Server, monkeypatch: pytest.MonkeyPatch, body: dict
+) -> None:
     """To tokenize all of it takes seconds, in which nobody's answer would go on."""
-    began = time.monotonic()
+    tokenized: list[int] = []  # characters
+
+    def counting(tokenize: Callable) -> Callable:
+        def counted(
+            self: PreTrainedTokenizerBase, text: str | list[str], *rest: object, **named: object
+        ) -> object:
+            tokenized.extend(map(len, [text] if isinstance(text, str) else text))
+            return tokenize(self, text, *rest, **named)
+
+        return counted
+
+    for name in ("encode", "__call__"):
+        tokenize = getattr(PreTrainedTokenizerBase, name)
+        monkeypatch.setattr(PreTrainedTokenizerBase, name, counting(tokenize))
     reply = Client(serving.url).request("POST", CHAT, body)
     assert reply.code == "context_length_exceeded"
-    assert time.monotonic() - began < 1.5
+    assert 0 < sum(tokenized) < 300_000  # of three millions and more
 
 
 def test_a_history_of_megabytes_that_is_known_is_no_prompt(serving: Server) -> None:

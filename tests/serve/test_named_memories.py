@@ -19,6 +19,7 @@ from serving import (
     assistant,
     memory_files,
     states_in,
+    until,
     user,
 )
 
@@ -77,6 +78,7 @@ def test_turns_leave_nothing_behind(pair: Pair) -> None:
     long, turns = FACT + " " * 10_000, 6
     with Server(*pair, "builtin", ServeSettings(port=0, max_context=128, undo_turns=4)) as serving:
         client = Client(serving.url)
+        threads = threading.active_count()
         client.chat(QUESTION, "long", max_tokens=4)
 
         def held() -> tuple[int, int]:
@@ -84,6 +86,7 @@ def test_turns_leave_nothing_behind(pair: Pair) -> None:
             for i in range(turns):
                 context = "drop" if i == turns - 1 else "keep"
                 client.chat(long, "long", max_tokens=4, memory={"context": context})
+            until(lambda: not serving.busy and threading.active_count() <= threads)
             gc.collect()
             return mx.get_active_memory(), tracemalloc.get_traced_memory()[0]
 

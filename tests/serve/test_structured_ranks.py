@@ -6,8 +6,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 from byte_model import byte_pair
-from launching import started
-from serving import Client, free_port, user
+from launching import free_ports, started
+from serving import Client, user
 
 import deltamem_mlx as dm
 from deltamem_mlx.serve.server import Server
@@ -53,7 +53,7 @@ def test_two_processes_answer_in_a_form_as_one_does(
     dm.save_adapter(pair[0], tmp_path / "adapter")
     with Server(*pair, "tiny", ServeSettings(port=0)) as serving:
         one = answers(Client(serving.url))
-    port = free_port()
+    port = free_ports(1)
     words = ["--model", tmp_path / "model", "--adapter", tmp_path / "adapter", *flags]
     with started("-m", "deltamem_mlx", "serve", "--port", str(port), *words) as program:
         assert program.stdout is not None

@@ -2,12 +2,11 @@
 
 import json
 import socket
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from serving import ANSWER, ENDLESS, FACT, QUESTION, Client, builtin_pair, memory_files
+from serving import ANSWER, ENDLESS, FACT, QUESTION, Client, builtin_pair, memory_files, until
 
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
@@ -68,10 +67,8 @@ def test_a_client_that_goes_away_leaves_nothing(tmp_path: Path, route: str) -> N
             with connection.makefile("rb") as lines:
                 while b"delta" not in lines.readline():
                     pass
-        until = time.monotonic() + 30
-        while server.busy and time.monotonic() < until:
-            time.sleep(0.05)
-        assert not server.busy and memory_files(tmp_path) == []
+        until(lambda: not server.busy)
+        assert memory_files(tmp_path) == []
         assert Client(server.url).request("GET", "/v1/memories").json["data"] == []
 
 
