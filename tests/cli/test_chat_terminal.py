@@ -91,11 +91,12 @@ def test_commands_and_paths_are_completed(chat: Open, tmp_path: Path) -> None:
     for command in ("/remember", "/retry", "/reset"):
         assert command in shown
     terminal.type("m")
-    terminal.settle()
+    terminal.until_gone("/retry")
+    terminal.until("/remember")
     terminal.type("\t")
     terminal.until("› /remember")
     terminal.type(" my")
-    terminal.settle()
+    terminal.until("my notes.txt")
     terminal.type("\t")
     terminal.until("my\\ notes.txt")
     terminal.type("\r")
@@ -104,14 +105,16 @@ def test_commands_and_paths_are_completed(chat: Open, tmp_path: Path) -> None:
     (memories_folder() / "mia.safetensors").write_bytes(b"")
     (tmp_path / "mine.safetensors").write_bytes(b"")
     terminal.type("/lo")
-    terminal.settle()
-    terminal.type("\tm")  # the space comes with it
+    terminal.until("/load")
+    terminal.type("\t")
+    terminal.until("› /load")
+    terminal.type("m")  # the space has come with it
     terminal.until("› /load m")
-    terminal.settle()
+    terminal.until("mia")
     terminal.type("\t")
     terminal.until("› /load mia")
     terminal.type("\x15/load ./mi")
-    terminal.settle()
+    terminal.until("mine.safetensors")
     terminal.type("\t")
     terminal.until("› /load ./mine.safetensors")
 
@@ -184,7 +187,7 @@ def test_ctrl_c_stops_an_answer_and_leaves_the_prompt(
 
 def test_ctrl_c_ends_remembering_and_undo_takes_all_of_it_back(chat: Open, tmp_path: Path) -> None:
     path = tmp_path / "me.safetensors"
-    (tmp_path / "long.txt").write_text("\n\n".join(["anna lives in oslo ."] * 1500))
+    (tmp_path / "long.txt").write_text("\n\n".join(["anna lives in oslo ."] * 6000))
     terminal = chat("--memory", path)
     terminal.type("ben is a doctor .\r")
     terminal.until("KB")

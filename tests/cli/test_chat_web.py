@@ -57,7 +57,7 @@ def test_the_page_opens_with_the_users_own_memories_until_ctrl_c(
         client.chat("ben is a doctor .", "ben 2")
         assert client.chat(FACT, "../me").status == 400
         chat.kill(signal.SIGINT)
-        assert chat.wait(60) == 0
+        assert chat.wait(300) == 0
     assert MemoryShelf().names() == ["ben 2", "me"]
     assert len(MemoryShelf().get("me").file.history) == 2
     assert [path.name for path in tmp_path.glob("*.safetensors")] == []

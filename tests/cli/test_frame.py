@@ -67,7 +67,7 @@ def fail(how: Fail) -> None:
     """Fails in the way that is asked for."""
     if how == "wait":
         output.result("waiting")
-        time.sleep(60)
+        time.sleep(600)
     if how == "print":
         for _ in range(100_000):
             output.result("a line")
@@ -103,7 +103,7 @@ def _plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def call(*args: str | Path) -> Result:
     with warnings.catch_warnings():
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)
         return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
@@ -154,12 +154,12 @@ def test_wrong_use_exits_2_in_one_sentence(run_cli: RunCli, args: list[str], sai
 
 def test_failure_exits_1_and_debug_adds_the_traceback() -> None:
     plain = process("fail", "value")
-    out, err = plain.communicate(timeout=60)
+    out, err = plain.communicate(timeout=300)
     assert (plain.returncode, out) == (1, "")
     assert err == "Error: The rank is 0. Expected 1 or more.\n"
 
     debug = process("fail", "value", "--debug")
-    _, err = debug.communicate(timeout=60)
+    _, err = debug.communicate(timeout=300)
     assert debug.returncode == 1
     assert err.startswith("Traceback (most recent call last):")
     assert err.endswith("Error: The rank is 0. Expected 1 or more.\n")
@@ -170,7 +170,7 @@ def test_interrupt_exits_130_without_a_traceback() -> None:
     assert running.stdout is not None
     assert running.stdout.readline() == "waiting\n"
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=300)
     assert (running.returncode, err) == (130, "Interrupted.\n")
 
 
@@ -179,7 +179,7 @@ def test_closed_pipe_ends_the_command_quietly() -> None:
     assert running.stdout is not None
     assert running.stdout.readline() == "a line\n"
     running.stdout.close()
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=300)
     assert running.returncode == 1
     assert err == ""
 
@@ -235,7 +235,7 @@ def test_help_waits_for_no_heavy_import() -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     said = [line for line in done.stdout.splitlines() if line.startswith("imported:")]
     assert said == [f"imported: {path} []" for path in paths], done.stderr

@@ -137,7 +137,7 @@ def test_files_are_listed_and_moved_without_mlx(shelf: MemoryShelf) -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.stdout.splitlines()[-2:] == ["b is gone.", "[]"], done.stderr
 

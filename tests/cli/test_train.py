@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
-from conftest import RunCli
+from conftest import ROOT, RunCli
 from forked import COMMAND, Nursery, Piped
 from tiny import tiny_model_folder
 from typer.testing import CliRunner, Result
@@ -230,7 +230,7 @@ def same_weights(a: Path, b: Path) -> bool:
 
 
 def test_killed_and_resumed_ends_with_the_same_weights(
-    base: list[str], tmp_path: Path, start: Start
+    base: list[str], tmp_path: Path, nursery: Nursery
 ) -> None:
     def into(name: str, *flags: str) -> list[str]:
         run = [*base, *flags, "--save-every", "5", "--steps-per-report", "1", "-q"]
@@ -240,12 +240,10 @@ def test_killed_and_resumed_ends_with_the_same_weights(
     assert call(*into("first", "--iters", "1")).exit_code == 0
     run = into("out", "--iters", "40")
     begin = ("--resume-adapter-file", str(tmp_path / "first"))  # which going on need not repeat
-    process = start(*run, *begin)
-    wait_for_iteration(tmp_path / "out", 8, process)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    reached = max(r["iteration"] for r in read_metrics(tmp_path / "out"))
-    assert 8 <= reached < 40
+    dying = ROOT / "tests/helpers/dying.py", "0", "deltamem_mlx.training.trainer:Trainer._update"
+    with nursery.piped(*dying, "9", *run, *begin) as process:  # the ninth never is
+        assert process.wait(300) == -signal.SIGKILL
+    assert max(r["iteration"] for r in read_metrics(tmp_path / "out")) == 8
     mx.load(str(tmp_path / "out" / "adapters.safetensors"))
     assert call(*run, "--resume").exit_code == 0
     assert call(*into("whole", "--iters", "40"), *begin).exit_code == 0

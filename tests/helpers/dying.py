@@ -1,9 +1,9 @@
-"""A process of mlx.launch that kills itself at a given point: runs `deltamem-mlx` with the rest.
+"""A process that kills itself at a given point: runs `deltamem-mlx` with the rest.
 
 usage: dying.py RANK MODULE:FUNCTION CALL WORDS...
 
-Process RANK ends by SIGKILL where FUNCTION, of the class or module that MODULE names, is called for
-the CALLth time.
+Process RANK (0 without mlx.launch) ends by SIGKILL where FUNCTION, of the class or module that
+MODULE names, is called for the CALLth time.
 """
 
 import os
@@ -34,7 +34,7 @@ def die_at(place: str, call: int) -> None:
 
 if __name__ == "__main__":
     rank, place, call, *words = sys.argv[1:]
-    if os.environ["MLX_RANK"] == rank:
+    if os.environ.get("MLX_RANK", "0") == rank:
         die_at(place, int(call))
     sys.argv[1:] = words
     main()

@@ -60,7 +60,8 @@ class Forked:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         if self.running:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it may have ended by now
+                os.kill(self.pid, number)
 
 
 class Fresh(subprocess.Popen):

@@ -3,12 +3,13 @@
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
 import struct
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -62,13 +63,27 @@ class Terminal:
         """As a terminal sends what is pasted."""
         self.type(f"\x1b[200~{text}\x1b[201~")
 
-    def until(self, text: str, times: int = 1, seconds: float = 60) -> str:
+    def until(self, text: str, times: int = 1) -> str:
         """Wait until a text is on the screen, so often; returns all that is."""
-        ends = time.monotonic() + seconds
-        while self.shown.count(text) < times:
-            assert time.monotonic() < ends, f"no {text!r} in:\n{self.shown}"
-            self._read()
+        self._wait(lambda: self.shown.count(text) >= times, text)
         return self.shown
+
+    def until_gone(self, text: str) -> None:
+        """Wait until a text is not on the screen any more."""
+        self._wait(lambda: text not in self.shown, f"end of {text}")
+
+    def until_match(self, pattern: str) -> re.Match[str]:
+        """Wait until what is on the screen matches somewhere."""
+        self._wait(lambda: re.search(pattern, self.shown), pattern)
+        found = re.search(pattern, self.shown)
+        assert found is not None
+        return found
+
+    def _wait(self, found: Callable[[], object], what: str) -> None:
+        ends = time.monotonic() + 300
+        while not found():
+            assert time.monotonic() < ends, f"no {what!r} in:\n{self.shown}"
+            self._read()
 
     def settle(self) -> str:
         """Wait until nothing more is written for a moment; returns what is shown."""
@@ -101,9 +116,12 @@ class Terminal:
         while self._process.running:
             with suppress(AssertionError):
                 self._read()
+        with suppress(AssertionError):  # what it said last
+            while self._read(0):
+                pass
         return self._process.wait()
 
     def close(self) -> None:
         self._process.kill()
-        self._process.wait(60)
+        self._process.wait(300)
         os.close(self._file)
