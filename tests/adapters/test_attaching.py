@@ -201,7 +201,7 @@ def test_another_type_of_base_is_said(qwen3_tiny: Path, adapter: Path) -> None:
     "same",
     [None, "Qwen/Qwen3-Tiny", "mlx-community/qwen3-tiny-4bit", "x/qwen3-tiny-MLX-8bit@main", ""],
 )
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_the_same_base_by_another_way_is_not(
     qwen3_tiny: Path, adapter: Path, same: str | None
 ) -> None:

@@ -118,7 +118,7 @@ def test_the_server_answers_with_the_memory(
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=300) as response:
             answer = json.load(response)["choices"][0]["message"]["content"]
     finally:
         http.shutdown()

@@ -248,7 +248,7 @@ import sys, time
 from deltamem_mlx.files import locked_folder
 with locked_folder(sys.argv[1], "another run"):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

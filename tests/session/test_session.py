@@ -606,7 +606,7 @@ def test_threads_wait_for_each_others_turns(session: dm.MemorySession) -> None:
     asking.join(0.3)
     assert asking.is_alive()
     said += [response.text for response in stream]
-    asking.join(30)
+    asking.join(300)
     assert [m["content"] for m in session.messages[:3]] == ["Hi.", "".join(said), "Who?"]
     assert session.stats()["turns"] == 2
 

@@ -1,5 +1,6 @@
 """Runs: the same seed the same weights, however often stopped; one process as good as two."""
 
+import gc
 import json
 import math
 import os
@@ -289,6 +290,8 @@ def test_memory_stays_flat(episodes: EpisodeDataset, tmp_path: Path) -> None:
         def on_step(self, info: Info) -> None:
             seen[info["iteration"]] = mx.get_active_memory()
 
+    gc.collect()
+    mx.synchronize()
     trained(episodes, tmp_path, replace(RUN, iters=40), listeners=[Watch()])
     early, late = (max(seen[i] for i in steps) for steps in (range(5, 16), range(30, 41)))
     assert late <= 1.01 * early
