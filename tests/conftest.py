@@ -21,7 +21,6 @@ import pytest
 from forked import COMMAND, Nursery
 from hub_server import HubServer
 from hypothesis import HealthCheck, settings
-from hypothesis.internal.conjecture import providers
 
 if TYPE_CHECKING:
     from serving import Client, Pair
@@ -64,9 +63,6 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("the same", derandomize=True, database=None, **slow)
     anew = config.option.markexpr == "slow"
     settings.load_profile("anew" if anew else "the same")
-    if not anew:
-        # Else it would hang on what a process has imported: Hypothesis draws constants of modules.
-        providers._get_local_constants = lambda: providers._local_constants
 
 
 RunCli = Callable[..., subprocess.CompletedProcess[str]]
