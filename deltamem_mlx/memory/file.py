@@ -54,20 +54,30 @@ def write_memory(
           Default: let go of it.
 
     Raises:
-        ValueError: If the memory holds NaN.
+        ValueError: If the memory holds NaN, or what could not be read again.
         OSError: If it cannot be written, or ``witness`` finds that it was changed meanwhile.
     """
+    # A good file is not replaced by one that the reader refuses.
+    packed = [turn.packed for turn in memory.history]
+    if problems := _problems(json.loads(_metadata(memory)), memory.states, packed):
+        found = "; ".join(first_few(problems))
+        raise ValueError(f"{path}: nothing was written, it could not be read again: {found}.")
     _check_finite(Path(path), memory.states)
+    data = as_bytes(memory)
+    write_atomically(path, lambda p: p.write_bytes(data), 0o600, witness)
+    if not keep_undone:
+        remove_undone(path)
+
+
+def as_bytes(memory: MemoryFile) -> bytes:
+    """The file of a memory, whatever it holds."""
     version = VERSIONS[memory.told is not None or bool(memory.history)]
     metadata = {"format": FORMAT, "version": version, "memory": _metadata(memory)}
     packed = [turn.packed for turn in memory.history]
     metadata["checksum"] = _checksum(metadata, memory.states, packed)
     tensors = {f"{_STATE}{i}": state for i, state in memory.states.items()}
     tensors |= {f"{_PAST}{n}": turn for n, turn in enumerate(packed)}
-    data = _in_order(save(tensors, metadata))
-    write_atomically(path, lambda p: p.write_bytes(data), 0o600, witness)
-    if not keep_undone:
-        remove_undone(path)
+    return _in_order(save(tensors, metadata))
 
 
 def undone_file(path: str | Path) -> Path:

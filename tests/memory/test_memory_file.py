@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 import deltamem_mlx as dm
 from deltamem_mlx.adapters.loading import fingerprint
-from deltamem_mlx.memory.file import MemoryFile, read_memory, write_memory
+from deltamem_mlx.memory.file import MemoryFile, as_bytes, read_memory, write_memory
 
 TOKENS = mx.array([[5, 9, 33, 80, 12, 7, 44, 8]])
 
@@ -79,11 +79,25 @@ def test_missing_and_foreign_files(model: nn.Module, tmp_path: Path) -> None:
 
 def test_nan_is_refused(model: nn.Module, tmp_path: Path) -> None:
     cache = make_prompt_cache(model)
-    states = {i: mx.full((1, 1, 8, 8), float("nan")) for i in range(3)}
-    dm.set_memory_state(cache, states)
+    for layer in cache:
+        layer.memory.matrix = mx.full((1, 1, 8, 8), float("nan"))
     with pytest.raises(ValueError, match="not finite"):
         dm.save_memory(tmp_path / "m.safetensors", cache, model)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("note", [{"user": "anna"}, 5, None])
+def test_what_could_not_be_read_again_does_not_replace_a_good_file(
+    saved: tuple[Path, list], model: nn.Module, note: object
+) -> None:
+    path, cache = saved
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"nothing was written.*: note: .*expected text"):
+        dm.save_memory(path, cache, model, note=note)
+    memory = read_memory(path)
+    with pytest.raises(ValueError, match=r"state\.0: 1 conversations, but counts of 2"):
+        write_memory(path, replace(memory, tokens_written=[1, 2]))
+    assert path.read_bytes() == before
 
 
 def header(data: bytes) -> tuple[dict, bytes]:
@@ -211,7 +225,7 @@ def test_a_checksum_does_not_make_a_forged_file_a_memory(
     memory = MemoryFile({0: STATE}, "ab" * 32, {"name": "m"}, [8], "2026-01-01T00:00:00+00:00")
     write_memory(tmp_path / "m.safetensors", memory)
     assert read_memory(tmp_path / "m.safetensors").tokens_written == [8]
-    write_memory(tmp_path / "m.safetensors", replace(memory, **forged))
+    (tmp_path / "m.safetensors").write_bytes(as_bytes(replace(memory, **forged)))
     with pytest.raises(ValueError, match=r"m\.safetensors is damaged: ") as caught:
         read_memory(tmp_path / "m.safetensors")
     assert "\n" not in str(caught.value)

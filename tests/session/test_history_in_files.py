@@ -17,7 +17,7 @@ from serving import ANSWER, FACT, QUESTION, Client, Pair, assistant, builtin_pai
 
 import deltamem_mlx as dm
 from deltamem_mlx.files import FileChanged
-from deltamem_mlx.memory.file import MemoryFile, read_memory, write_memory
+from deltamem_mlx.memory.file import MemoryFile, as_bytes, read_memory, write_memory
 from deltamem_mlx.memory.history import HISTORY_BYTES, HISTORY_TURNS, MOST_TURNS
 from deltamem_mlx.memory.told import Fingerprints
 from deltamem_mlx.serve.server import Server
@@ -389,10 +389,11 @@ def test_a_damaged_history_is_refused(kept: Path) -> None:
         ),
     }
     for turn in wrong.values():
-        write_memory(kept, replace(memory, history=(memory.history[0], turn)))
+        kept.write_bytes(as_bytes(replace(memory, history=(memory.history[0], turn))))
         with pytest.raises(ValueError, match=r"damaged|finite"):
             dm.undo_memory_file(kept)
     for bad in ({"added": -1}, {"turns": "1"}, {"lost": ("x",)}, {"tokens_written": (1, 2)}):
-        write_memory(kept, replace(memory, history=(replace(memory.history[0], **bad),)))
+        forged = replace(memory, history=(replace(memory.history[0], **bad),))
+        kept.write_bytes(as_bytes(forged))
         with pytest.raises(ValueError, match=r"damaged: history\[0\]"):
             read_memory(kept)
