@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deltamem_mlx._version import __version__
+from deltamem_mlx.forms import ADAPTER_NAMES
 
-# What mlx-lm fetches of a model, and the files of every adapter form.
+# What mlx-lm fetches of a model.
 MODEL_FILES = (
     "*.json",
     "*.jsonl",
@@ -23,7 +24,9 @@ MODEL_FILES = (
     "tokenizer.model",
     "model*.safetensors",
 )
-ADAPTER_FILES = ("*.json", "*.safetensors", "*.npz", "*.pt")
+# By their names: a model's weights are not fetched where its name stands in an adapter's place, and
+# by its settings it is known to be one.
+ADAPTER_FILES = (*ADAPTER_NAMES, "config.json")
 
 FILE_SUFFIXES = {
     *(".safetensors", ".npz", ".npy", ".pt", ".pth", ".bin", ".gguf", ".zip"),

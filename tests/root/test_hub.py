@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 from hub_server import HubServer
 
+from deltamem_mlx.forms import FORMS
 from deltamem_mlx.hub import ADAPTER_FILES, resolve, without_secrets
 
 # Resolves each [name, options] of its argument and prints what came of it, one JSON line each.
@@ -71,11 +72,33 @@ def test_repository_is_downloaded_whole_or_by_pattern(
     assert whole["folder"].startswith(str(tmp_path / "a")), "HF_HOME is where downloads go"
     assert "Fetching 3 files" in said, "huggingface_hub shows its progress"
 
-    patterns = list(ADAPTER_FILES)
+    patterns = ["*.json", "*.npz"]
     [some], _ = resolved(
         hub.env(tmp_path / "b"), "user/adapter", cwd=tmp_path, allow_patterns=patterns
     )
     assert set(some["files"]) == {"config.json", "adapter.npz"}
+
+
+def test_a_models_weights_are_not_fetched_in_an_adapters_place(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    """Of an adapter all files of its form are, and of a model what says that it is one."""
+    model, adapters = tmp_path / "model", tmp_path / "adapters"
+    model.mkdir()
+    adapters.mkdir()
+    for name in ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors"):
+        (model / name).write_text("{}")
+    for name in [name for form in FORMS for name in form.files]:
+        (adapters / name).write_text("{}")
+    (adapters / "0000100_adapters.safetensors").write_text("{}")
+    hub.add("user/model", model)
+    hub.add("user/adapters", adapters)
+    names, patterns = ("user/model", "user/adapters"), list(ADAPTER_FILES)
+    (one, all_forms), _ = resolved(
+        hub.env(tmp_path / "home"), *names, cwd=tmp_path, allow_patterns=patterns
+    )
+    assert set(one["files"]) == {"config.json"}
+    assert set(all_forms["files"]) == {name for form in FORMS for name in form.files}
 
 
 def test_second_time_no_file_is_fetched_and_offline_nothing_is_asked(
