@@ -6,7 +6,7 @@ from huggingface_hub import ModelCardData
 
 from ..config import HEADS, acting_settings
 from ..hub import REPO_ID
-from ..model.patch import BUILTIN
+from ..model.names import BUILTIN
 from .files import AdapterFiles
 from .loading import fingerprint_of
 

@@ -8,7 +8,7 @@ from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from .. import builtin
-from ..model.patch import BUILTIN
+from ..model.names import BUILTIN
 from ..model.spread import spread_of
 from .loading import load
 

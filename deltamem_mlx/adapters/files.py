@@ -23,8 +23,7 @@ from ..forms import (
     form_in,
     settings_of,
 )
-from ..hub import looks_like_path
-from ..model.patch import BUILTIN
+from ..model.names import public_name
 from ..problems import first_few, misfits, optional, shortened, text_field, whole_number
 from .weights import Seal, Tensors, read_weights, sealed, write_npz, write_safetensors
 
@@ -155,12 +154,25 @@ def _base_model(path: Path, values: Mapping[str, object]) -> dict[str, object]:
 def _finite(path: Path, tensors: Tensors) -> Tensors:
     """The tensors as float32, if all of them are finite."""
     tensors = {name: tensor.astype(mx.float32) for name, tensor in tensors.items()}
-    mx.eval(tensors)
-    bad = [name for name, x in tensors.items() if not mx.isfinite(x).all().item()]
-    if bad:
+    if bad := _not_finite(tensors):
         lines = "\n  ".join(first_few(bad))
         raise ValueError(f"{path} holds NaN or infinite values in:\n  {lines}")
     return tensors
+
+
+def _not_finite(tensors: Tensors) -> list[str]:
+    mx.eval(tensors)
+    return [name for name, x in tensors.items() if not mx.isfinite(x).all().item()]
+
+
+def _refuse_to_write(path: Path, tensors: Tensors) -> None:
+    """Raise rather than put what the reader refuses in place of a good adapter."""
+    if bad := _not_finite(tensors):
+        half = any(x.dtype == mx.float16 for x in tensors.values())
+        raise ValueError(
+            f"{path}: nothing was written: the adapter holds NaN or infinite values"
+            f"{' (float16 ends at 65,504)' if half else ''} in {', '.join(first_few(bad))}."
+        )
 
 
 def refuse_to_replace(folder: Path, form: str, *, overwrite: bool = False) -> None:
@@ -209,10 +221,11 @@ def write_adapter(adapter: AdapterFiles, folder: str | Path, form: str = "mlx-lm
     Whenever it is stopped, the folder holds the one or the other whole.
 
     Raises:
-        ValueError: If ``form`` is unknown.
+        ValueError: If ``form`` is unknown, or a tensor holds NaN or infinite values.
         OSError: If a file cannot be written.
     """
     folder, files = expanded(folder), _form(form)
+    _refuse_to_write(folder, adapter.tensors)
     values = _values(adapter, files)
     config = folder / files.config
     before = hashlib.sha256(config.read_bytes()).hexdigest() if config.is_file() else ""
@@ -229,6 +242,7 @@ def write_adapter(adapter: AdapterFiles, folder: str | Path, form: str = "mlx-lm
 
 def write_copy(adapter: AdapterFiles, weights: Path) -> None:
     """Write a numbered copy of an adapter's weights, to be used with its settings at any time."""
+    _refuse_to_write(weights, adapter.tensors)
     settings = _in_seal(_values(adapter, MLX_LM), adapter.base_name)
     seal = sealed(adapter.tensors, settings, NUMBERED)
     _write_weights(weights, adapter.tensors, seal)
@@ -237,14 +251,6 @@ def write_copy(adapter: AdapterFiles, weights: Path) -> None:
 def _write_weights(path: Path, tensors: Tensors, seal: Seal) -> None:
     write = write_npz if path.suffix.lower() == ".npz" else write_safetensors
     write_atomically(path, partial(write, tensors=tensors, seal=seal))
-
-
-def public_name(base: str | None) -> str | None:
-    """A base model's name without the folders of this machine."""
-    if base is None or base == BUILTIN:
-        return base
-    local = looks_like_path(base) or expanded(base).is_dir()
-    return expanded(base).resolve().name if local else base
 
 
 def _in_seal(values: Mapping[str, object], base: str | None) -> str:

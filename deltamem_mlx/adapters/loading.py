@@ -13,13 +13,11 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from .. import builtin
 from ..files import expanded
 from ..hub import ADAPTER_FILES, MODEL_FILES, resolve
-from ..model import fingerprint as fingerprints
 from ..model.arguments import expect
-from ..model.fingerprint import is_off
+from ..model.fingerprint import fingerprints_of, is_off
+from ..model.names import BUILTIN, base_model_name
 from ..model.patch import (
-    BUILTIN,
     attachment,
-    base_model_name,
     config_of,
     pack,
     patch,
@@ -32,6 +30,7 @@ from ..model.patch import (
     whole_tensors,
 )
 from ..model.spread import spread_of
+from ..problems import shortened
 from ..ranks import Ranks
 from .dealing import deal_out, read_by_first
 from .files import (
@@ -44,9 +43,9 @@ from .files import (
 from .fitting import fitting
 from .spread_loading import load_spread
 
-# What the names of quantized and converted models end with.
+# What the names of quantized and converted models end with, and after it a date.
 _QUANTIZED = re.compile(
-    r"([-_.](mlx|\d+-?bit|(mx|nv)?fp\d+|bf16|f(loat)?(16|32)|q\d\w*|int\d|dwq|awq))+$"
+    r"([-_.](mlx|\d+-?bit|(mx|nv)?fp\d+|bf16|f(loat)?(16|32)|q\d\w*|int\d|dwq|awq)(-\d{4,8})?)+$"
 )
 Pair = tuple[nn.Module, TokenizerWrapper]
 Loaded = tuple[nn.Module, TokenizerWrapper, dict[str, object]]
@@ -178,7 +177,7 @@ def load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
         ValueError: If the adapter is damaged or does not fit the model; of every kind of misfit the
           first few are listed.
     """
-    expect("dm.load_adapter(model, adapter)", model=model, path=adapter)
+    expect("dm.load_adapter(model, adapter)", model=model, adapter=adapter)
     spread = spread_of(model)
     files = read_by_first(spread.ranks, lambda: read(adapter))
     warn_of_frozen(model)
@@ -230,7 +229,10 @@ def _note_other_base(model: nn.Module, adapter: AdapterFiles, base_model: str | 
 
 def _short(name: str) -> str:
     """What a model is called wherever it lies: ``qwen3-4b`` of ``mlx-community/Qwen3-4B-4bit``."""
-    return _QUANTIZED.sub("", Path(name.partition("@")[0]).name.lower())
+    path = Path(name.partition("@")[0])
+    if path.parent.name == "snapshots":  # in the Hub's cache: models--ORG--NAME/snapshots/COMMIT
+        path = Path(path.parent.parent.name.rpartition("--")[2])
+    return _QUANTIZED.sub("", path.name.lower())
 
 
 def save_adapter(model: nn.Module, folder: str | Path, *, form: str = "mlx-lm") -> None:
@@ -246,7 +248,8 @@ def save_adapter(model: nn.Module, folder: str | Path, *, form: str = "mlx-lm") 
           ``published`` (``delta_mem_config.json``, ``delta_mem_adapter_mlx.npz``).
 
     Raises:
-        ValueError: If the model has no adapter or the form is unknown.
+        ValueError: If the model has no adapter, its weights hold NaN or infinite values, or the
+          form is unknown.
         OSError: If the folder holds an adapter of another kind or form, or cannot be written.
     """
     expect("dm.save_adapter(model, folder)", model=model, folder=folder)
@@ -282,8 +285,11 @@ def convert_adapter(
 
     Raises:
         FileNotFoundError, ValueError, ImportError: As for ``load_adapter``.
+        ValueError: If ``dtype`` is another, or a weight is too large for it.
         OSError: As for ``save_adapter``.
     """
+    if dtype is not None and dtype not in (mx.float32, mx.float16):
+        raise ValueError(f"dtype is {shortened(dtype)}, expected mx.float32 or mx.float16.")
     folder = expanded(folder)
     refuse_to_replace(folder, form, overwrite=overwrite)
     adapter = read(source)
@@ -315,6 +321,14 @@ def fingerprint(model: nn.Module) -> str:
     return attachment(model).mark.fingerprint
 
 
+def has_fingerprint(model: nn.Module, fingerprint: str) -> bool:
+    """Whether it is that of the model's adapter, by this version or an earlier one.
+
+    Every memory that is read is asked this.
+    """
+    return attachment(model).mark.wrote(fingerprint)
+
+
 def fingerprint_of(adapter: AdapterFiles) -> str:
     """The same of an adapter on disk; tensors of heads that are off do not count."""
-    return fingerprints.fingerprint_of(adapter.config, adapter.tensors)
+    return fingerprints_of(adapter.config, adapter.tensors).now

@@ -13,9 +13,10 @@ from .._version import __version__
 from ..files import read_json
 from ..forms import ADAPTER_NAMES, MLX_LM, form_in
 from ..hub import REPO_ID, endpoint
+from ..model.names import public_name
 from .card import model_card
 from .check import check_tensors
-from .files import AdapterFiles, public_name, read_adapter
+from .files import AdapterFiles, read_adapter
 from .publish_errors import said
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
-from ..adapters.loading import base_model_of, fingerprint
+from ..adapters.loading import base_model_of, fingerprint, has_fingerprint
 from ..model.arguments import expect
-from ..model.patch import spread_of_memory
+from ..model.names import public_name
+from ..model.patch import attachment, spread_of_memory
 from .actions import PromptCache, memories, memory_state, set_memory_state
 from .contents import MemoryFile
 from .file import read_memory, write_memory
@@ -76,8 +77,8 @@ def restore_memory(
     Raises:
         ValueError: If it was written under another adapter or shape.
     """
-    loaded = fingerprint(model)
-    if memory.adapter != loaded:
+    if not has_fingerprint(model, memory.adapter):
+        loaded = fingerprint(model)
         name = memory.base_model.get("name") or "an unnamed model"
         raise ValueError(
             f"{path} was written under another adapter (fingerprint {memory.adapter[:12]}, for "
@@ -104,8 +105,4 @@ def put_memory(cache: PromptCache, memory: MemoryFile) -> None:
 
 def described(model: nn.Module) -> dict[str, object]:
     """What a memory file says of the model: a local one by name, its path would tell too much."""
-    base_model = base_model_of(model)
-    name = base_model["name"]
-    if isinstance(name, str) and Path(name).is_dir():
-        return base_model | {"name": Path(name).resolve().name}
-    return base_model
+    return base_model_of(model) | {"name": public_name(attachment(model).base_model)}

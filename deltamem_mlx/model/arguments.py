@@ -32,6 +32,7 @@ _KINDS = {
     "cache": _CACHE,
     "path": _PATH,
     "folder": _PATH,
+    "adapter": _PATH,
     "config": _CONFIG,
 }
 
@@ -41,8 +42,8 @@ def expect(usage: str, **given: object) -> None:
 
     Args:
         usage (str): The call as it is meant: ``dm.attach(model, config)``.
-        **given: Arguments named ``model``, ``tokenizer``, ``cache``, ``path``, ``folder`` or
-          ``config``.
+        **given: Arguments named ``model``, ``tokenizer``, ``cache``, ``path``, ``folder``,
+          ``adapter`` or ``config``.
     """
     for name, value in given.items():
         if not _KINDS[name].fits(value):

@@ -1,27 +1,29 @@
 """Attach a memory to a loaded mlx-lm model, and take it away again."""
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
+from typing import Any
 from weakref import ref
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .. import builtin
 from ..config import DeltaMemConfig
+from ..problems import as_whole
 from .arguments import expect
 from .attention import DeltaMemAttention, memory_class
 from .fingerprint import AdapterMark
 from .found import CachePath
 from .mixins import DeltaMemModel, SelfCachingModel, StandInModel
+from .names import base_model_name
 from .sites import Choice, choose
 from .spread import Spread
 
-BUILTIN = "builtin"
+Paths = dict[CachePath, tuple[DeltaMemAttention, ...]]
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,32 @@ class Attached:
     """What ``detach`` needs to give the original model back, and where the memories lie.
 
     Args:
-        paths (dict[CachePath, tuple[DeltaMemAttention, ...]]): For each part of the prompt cache
-          that has memories, the attentions that use it: several where layers share keys.
-        frozen (list): The modules from before, and the names of their frozen parameters.
+        paths (Paths): For each part of the prompt cache that has memories, the attentions that use
+          it: several where layers share keys.
+        frozen (list): The modules from before, the model first, and the names of their frozen
+          parameters.
         mark (AdapterMark): Which adapter it is.
         dims (int): Width D of the hidden states that the memories are given.
         base_model (str): Which model this is.
     """
 
-    paths: dict[CachePath, tuple[DeltaMemAttention, ...]]
+    paths: Paths
     frozen: list[tuple[ref[nn.Module], frozenset[str]]]
     mark: AdapterMark
     dims: int
     base_model: str | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Attached":
+        """Of a copy of the model: a weak reference would still be to the original."""
+        alive = [(known(), names) for known, names in self.frozen]
+        before = [(module, names) for module, names in alive if module is not None]
+        paths: Paths = {}
+        mark = _mark(copy.deepcopy(before[0][0], memo), self.mark.config, paths, self.mark.spread)
+        memo[id(self.mark)] = mark  # the copied attentions take this one
+        frozen = [(ref(copy.deepcopy(module, memo)), names) for module, names in before]
+        paths |= copy.deepcopy(self.paths, memo)
+        mark.go_on_as(self.mark, memo)
+        return replace(self, paths=paths, frozen=frozen, mark=mark)
 
 
 def attach(model: nn.Module, config: DeltaMemConfig, *, seed: int | None = None) -> nn.Module:
@@ -53,52 +68,71 @@ def attach(model: nn.Module, config: DeltaMemConfig, *, seed: int | None = None)
     Args:
         model (nn.Module): A model from ``mlx_lm.load``, quantized or not.
         config (DeltaMemConfig): The adapter's settings.
-        seed (int): Seed of the random initial weights. Default: mlx's global state.
+        seed (int): Seed of the random initial weights; mlx's global generator stays as it is then.
+          Default: they are drawn from that.
 
     Returns:
         nn.Module: The same model.
 
     Raises:
-        ValueError: If the model has an adapter already, or no attention that can keep a memory.
+        ValueError: If the model has an adapter already, or no attention that can keep a memory, or
+          the seed is negative or 2⁶⁴ or more.
     """
     expect("dm.attach(model, config)", model=model, config=config)
+    if seed is not None and not 0 <= as_whole("seed", seed) < 1 << 64:
+        raise ValueError(f"seed is {seed}, expected a number from 0 to 2⁶⁴ - 1.")
     refuse_attached(model)
     choice = choose(model, config)
     if choice.note:
         warnings.warn(choice.note, stacklevel=2)
     warn_of_frozen(model)
-    with undo_on_failure(model):
-        if seed is not None:
-            mx.random.seed(seed)
+    with undo_on_failure(model), _seeded(seed):
         patch(model, config, choice)
         pack(model)
         settle(model)
     return model
 
 
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Within this context mlx's random numbers are those of a seed; afterwards as if none was."""
+    if seed is None:
+        yield
+        return
+    [key] = mx.random.state  # two halves of what seeds it
+    high, low = key.tolist()
+    mx.random.seed(seed)
+    try:
+        yield
+    finally:
+        mx.random.seed(high << 32 | low)
+
+
 def patch(model: nn.Module, config: DeltaMemConfig, choice: Choice) -> None:
     """``attach`` as chosen; nothing is evaluated, and nothing undone if it fails."""
     before = _frozen(model)
     model.freeze()
-    paths: dict[CachePath, tuple[DeltaMemAttention, ...]] = {}
-    patched: list[DeltaMemAttention] = []
-    mark = AdapterMark(
-        config,
-        lambda: whole_tensors(model),
-        lambda: [layer.adapter_parameters() for layer in patched],
-        choice.spread,
-    )
+    paths: Paths = {}
+    mark = _mark(model, config, paths, choice.spread)
     for site in sorted(choice.sites, key=lambda site: (-site.rank, site.cache_path, site.layer)):
         if site.attention is None:
             DeltaMemAttention.draw_as_for(site.projections, config)
             continue
         attention = _patched(site.attention)
         attention.add_memory(site.layer, site.projections, config, mark)
-        patched.append(attention)
         paths[site.cache_path] = (*paths.get(site.cache_path, ()), attention)
     _set_class(model, _model_class(type(model), _mixin(choice)))
     dims = choice.sites[0].projections.dims
     model._memory_attached = Attached(paths, [(ref(m), names) for m, names in before], mark, dims)
+
+
+def _mark(model: nn.Module, config: DeltaMemConfig, paths: Paths, spread: Spread) -> AdapterMark:
+    return AdapterMark(
+        config,
+        lambda: whole_tensors(model),
+        lambda: [layer.adapter_parameters() for group in paths.values() for layer in group],
+        spread,
+    )
 
 
 def _mixin(choice: Choice) -> type[DeltaMemModel]:
@@ -220,13 +254,6 @@ def set_base_model(model: nn.Module, source: str | None) -> None:
     """Keep which model this is, as mlx-lm would be given it, for what is saved from it."""
     attached = attachment(model)
     model._memory_attached = replace(attached, base_model=base_model_name(source))
-
-
-def base_model_name(source: str | None) -> str | None:
-    """A model's name as it is kept: the built-in one's is the same wherever it lies."""
-    if source is not None and Path(source).resolve() == Path(builtin.__file__).parent / "base":
-        return BUILTIN
-    return source
 
 
 def memory_layers(model: nn.Module) -> dict[int, DeltaMemAttention]:

@@ -214,13 +214,13 @@ def _check_savable(folder: Path, saved: SavedSession, text: dict[str, object]) -
 
 
 def read_folder(
-    folder: Path, adapter: str, make_cache: Callable[[int | None], PromptCache]
+    folder: Path, is_adapter: Callable[[str], bool], make_cache: Callable[[int | None], PromptCache]
 ) -> SavedSession:
     """The session in ``folder``.
 
     Args:
         folder (Path): The folder.
-        adapter (str): Fingerprint of the adapter that is loaded.
+        is_adapter (Callable): Whether a fingerprint is of the adapter that is loaded.
         make_cache (Callable): Makes an empty prompt cache of the model, of this ``max_kv_size``.
 
     Raises:
@@ -228,7 +228,7 @@ def read_folder(
         ValueError: If it is damaged, altered, or was saved under another adapter.
     """
     values = read_session(folder)
-    if values["adapter"] != adapter:
+    if not is_adapter(values["adapter"]):
         name = values["base_model"].get("name") or "an unnamed model"
         raise ValueError(
             f"{folder} was saved under another adapter (for {name}). Load the adapter and model "
@@ -252,7 +252,7 @@ def read_folder(
         cache=_read_context(folder, values, fresh),
         tokens=values["tokens"],
         settings=settings,
-        adapter=adapter,
+        adapter=values["adapter"],
         base_model=values["base_model"],
         context=context,
         past=past,

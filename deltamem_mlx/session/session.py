@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..adapters.loading import base_model_of, fingerprint
+from ..adapters.loading import base_model_of, fingerprint, has_fingerprint
 from ..files import Witness, expanded
 from ..files.places import file_of_memory
 from ..memory.file import read_memory, write_memory
@@ -239,8 +240,8 @@ class MemorySession(GoingBack):
                 f"{folder} is the folder of a session, which has settings of its own: leave out "
                 f"{', '.join(settings)}."
             )
-        adapter, fresh = fingerprint(model), fresh_caches(model)
-        read = spread_of_memory(model).ranks.by_first(lambda: read_folder(folder, adapter, fresh))
+        ours, fresh = partial(has_fingerprint, model), fresh_caches(model)
+        read = spread_of_memory(model).ranks.by_first(lambda: read_folder(folder, ours, fresh))
         session = cls(model, tokenizer, **read.settings, **running)
         session._opening = read.opening
         session._conversation.go_on(part_here(read, model))

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import zipfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,8 +21,11 @@ from tiny import tiny_model
 import deltamem_mlx as dm
 from deltamem_mlx.adapters import loading
 from deltamem_mlx.adapters.drafts import load_draft
+from deltamem_mlx.adapters.files import write_copy
 from deltamem_mlx.adapters.loading import base_model_of, fingerprint
 from deltamem_mlx.memory.file import read_memory
+from deltamem_mlx.model.fingerprint import fingerprints_of
+from deltamem_mlx.model.patch import set_base_model
 
 LONG = GOLDEN / "tsw_qo_long" / "adapter"
 TOKENS = mx.array([[5, 9, 33, 80, 12, 7, 44, 8]])
@@ -210,6 +214,33 @@ def test_nan_is_refused(published: Path) -> None:
     assert "NaN or infinite values in:\n  model.layers.1.self_attn.memory_k_proj" in message
 
 
+def test_what_would_be_refused_does_not_replace_a_good_adapter(
+    published: Path, tmp_path: Path
+) -> None:
+    model, saved = dm.load_adapter(base_model("models/qwen3-tiny"), published), tmp_path / "saved"
+    dm.save_adapter(model, saved)
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    attention = model.layers[1].self_attn
+    attention.delta_q_proj = mx.full(attention.delta_q_proj.shape, 1e6)
+    dm.save_adapter(model, tmp_path / "large")
+    with pytest.raises(ValueError, match=r"NaN or infinite .*65,504\) in .*1\.self_attn\.delta_q"):
+        dm.convert_adapter(tmp_path / "large", saved, dtype=mx.float16)
+    attention.delta_q_proj = attention.delta_q_proj * float("nan")
+    with pytest.raises(ValueError, match=r"nothing was written: .* values in .*\.delta_q_proj\."):
+        dm.save_adapter(model, saved)
+    with pytest.raises(ValueError, match="nothing was written"):
+        write_copy(loading.adapter_of(model), saved / "0000100_adapters.safetensors")
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_an_adapter_is_not_converted_to_a_type_that_no_form_has(
+    published: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"dtype is mlx\.core\.bfloat16, expected mx\.float32 or"):
+        dm.convert_adapter(published, tmp_path / "out", dtype=mx.bfloat16)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_adapter_for_another_model(published: Path) -> None:
     message = refused(published, "models/smollm3-tiny")
     assert "model.layers.0.self_attn.delta_q_proj: adapter [64, 8], model [32, 8]" in message
@@ -315,6 +346,36 @@ def test_how_a_local_base_is_named(qwen3_tiny: Path, published: Path, tmp_path: 
     assert config["base_model"]["name"] == str(qwen3_tiny)
     dm.save_memory(tmp_path / "m.safetensors", make_prompt_cache(model), model)
     assert read_memory(tmp_path / "m.safetensors").base_model["name"] == "qwen3-tiny"
+
+
+@pytest.mark.parametrize("name", ["~/clients/acme", "/home/me/clients/acme", "./acme"])
+def test_a_memory_file_says_no_folder_of_this_machine(name: str, tmp_path: Path) -> None:
+    """Whether it is there any more or not."""
+    model = dm.attach(tiny_model(), dm.DeltaMemConfig())
+    set_base_model(model, name)
+    dm.save_memory(tmp_path / "m.safetensors", make_prompt_cache(model), model)
+    assert read_memory(tmp_path / "m.safetensors").base_model["name"] == "acme"
+    assert b"clients" not in (tmp_path / "m.safetensors").read_bytes()
+
+
+def test_settings_that_do_nothing_do_not_make_another_adapter(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do settings that a later version adds, in what either version has saved."""
+    adapter, idle = loading.read(published), {"online_gain": 0.3, "delta_scale_max": 5.0}
+    first = fingerprints_of(adapter.config, adapter.tensors)
+    other = fingerprints_of(replace(adapter.config, **idle), adapter.tensors)
+    assert other.now == first.now and other.before != first.before
+    assert fingerprints_of(replace(adapter.config, alpha=1.0), adapter.tensors).now != first.now
+
+    @dataclass(frozen=True)
+    class Later(dm.DeltaMemConfig):
+        brand_new: float = 1.0
+
+    later = Later(**adapter.config.to_dict())
+    monkeypatch.setattr("deltamem_mlx.model.fingerprint.DeltaMemConfig", Later)
+    assert fingerprints_of(later, adapter.tensors) == first
+    assert fingerprints_of(replace(later, brand_new=2.0), adapter.tensors).now != first.now
 
 
 def test_fingerprints(published: Path) -> None:

@@ -1,5 +1,6 @@
 """A memory comes whole or not at all, goes without a trace, and says what it changes."""
 
+import copy
 import json
 import shutil
 import threading
@@ -163,6 +164,47 @@ def test_replaced_layers_are_not_kept_by_a_memory() -> None:
     assert dense() is None
 
 
+def test_a_copy_of_a_model_with_a_memory_is_on_its_own() -> None:
+    plain = tiny_model()
+    before = names(plain)
+    model = dm.attach(plain, dm.DeltaMemConfig(output_init="random"), seed=0)
+    expected, first = model(TOKENS), fingerprint(model)
+    other = copy.deepcopy(model)
+    assert fingerprint(other) == first and mx.array_equal(other(TOKENS), expected)
+    attention = other.layers[0].self_attn
+    attention.memory_q_proj = attention.memory_q_proj * 2
+    changed = fingerprint(other)
+    assert changed != first and fingerprint(model) == first
+    cache = make_prompt_cache(other)
+    other(TOKENS, cache=cache)
+    with pytest.raises(ValueError, match="made under another adapter"):
+        model(TOKENS, cache=cache)
+    memory = names(model)
+    dm.detach(other)
+    assert names(other) == before and names(model) == memory == of_memory(memory)
+    assert cache[0].memory.fingerprint == changed
+    assert mx.array_equal(model(TOKENS), expected)
+    assert names(dm.detach(model)) == before
+
+
+def test_a_fingerprint_is_never_that_of_weights_from_before() -> None:
+    """Another thread asks while it is made anew."""
+    model = dm.attach(tiny_model(), dm.DeltaMemConfig(), seed=0)
+    mark, seen = make_prompt_cache(model)[0].memory.mark, []
+    before, whole = mark.fingerprint, mark._whole
+    attention = model.layers[0].self_attn
+    attention.memory_q_proj = attention.memory_q_proj * 2
+
+    def asked_meanwhile() -> dict[str, mx.array]:
+        mark._whole = whole
+        seen.append(mark.fingerprint)
+        return whole()
+
+    mark._whole = asked_meanwhile
+    after = mark.fingerprint
+    assert seen == [after] and after != before
+
+
 @pytest.fixture
 def adapter(qwen3_tiny: Path, tmp_path: Path) -> Path:
     dm.save_adapter(dm.load(str(qwen3_tiny), without_pytorch(tmp_path))[0], tmp_path / "adapter")
@@ -182,7 +224,13 @@ def base_named(folder: Path, name: str | None, **shape: object) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("other", ["Qwen/Qwen3-8B", "/models/other-tiny", "somebody/qwen3-tiny-2"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        *("Qwen/Qwen3-8B", "/models/other-tiny", "somebody/qwen3-tiny-2", "x/qwen3-tiny-2507"),
+        "/hub/models--Qwen--Qwen3-8B/snapshots/qwen3-tiny",
+    ],
+)
 def test_another_base_of_the_same_shape_is_said_with_both_names(
     qwen3_tiny: Path, adapter: Path, other: str
 ) -> None:
@@ -199,7 +247,11 @@ def test_another_type_of_base_is_said(qwen3_tiny: Path, adapter: Path) -> None:
 
 @pytest.mark.parametrize(
     "same",
-    [None, "Qwen/Qwen3-Tiny", "mlx-community/qwen3-tiny-4bit", "x/qwen3-tiny-MLX-8bit@main", ""],
+    [
+        *(None, "Qwen/Qwen3-Tiny", "mlx-community/qwen3-tiny-4bit", "x/qwen3-tiny-MLX-8bit@main"),
+        *("", "mlx-community/Qwen3-Tiny-4bit-DWQ-053125"),
+        "/home/me/hub/models--Qwen--Qwen3-Tiny/snapshots/0123abcd",
+    ],
 )
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_the_same_base_by_another_way_is_not(
@@ -284,3 +336,38 @@ def test_memories_in_a_batch_keep_their_adapters_name(pair: nn.Module, tmp_path:
     other_weights(pair)
     with pytest.raises(ValueError, match="under another adapter"):
         pair(TOKENS, cache=cache)
+
+
+def test_memories_of_other_adapters_are_refused_in_a_batch(pair: nn.Module, tmp_path: Path) -> None:
+    save_prompt_cache(str(tmp_path / "cache.safetensors"), fed(pair))
+    kept = load_prompt_cache(str(tmp_path / "cache.safetensors"))
+    for one, two in zip(kept, fed(pair), strict=True):
+        for both in ([one, two], [two, one]):
+            assert one.merge(both).memory.mark is two.memory.mark
+    other = copy.deepcopy(pair)
+    other_weights(other)
+    for one, two in zip(kept, fed(other), strict=True):
+        for both in ([one, two], [two, one]):
+            with pytest.raises(ValueError, match="Cannot merge memories of different adapters"):
+                one.merge(both)
+
+
+def test_a_seed_leaves_other_random_numbers_as_they_are() -> None:
+    config = dm.DeltaMemConfig(output_init="random")
+    mx.random.seed(5)
+    expected = mx.random.uniform(shape=(4,))
+    mx.random.seed(5)
+    one = dm.attach(tiny_model(), config, seed=1)
+    assert fingerprint(one) == fingerprint(dm.attach(tiny_model(), config, seed=1))
+    mx.random.seed(5)
+    two = dm.attach(tiny_model(), config, seed=2)
+    assert mx.array_equal(mx.random.uniform(shape=(4,)), expected)
+    assert fingerprint(two) != fingerprint(one)
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 64, "1", True, 1.5])
+def test_a_seed_is_a_whole_number(seed: object) -> None:
+    model = tiny_model()
+    with pytest.raises((TypeError, ValueError), match=r"^seed is .*, expected a [^\n]*$"):
+        dm.attach(model, dm.DeltaMemConfig(), seed=seed)
+    dm.attach(model, dm.DeltaMemConfig(), seed=(1 << 64) - 1)

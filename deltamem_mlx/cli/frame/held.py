@@ -58,7 +58,7 @@ def words_of_its_own(path: Path, memory: "MemoryContents", pair: Pair) -> list["
 
     Nothing, where the model that was asked for is another.
     """
-    from deltamem_mlx.adapters.loading import fingerprint
+    from deltamem_mlx.adapters.loading import has_fingerprint
     from deltamem_mlx.inspection.memory_contents import is_session
     from deltamem_mlx.session.file import read_session
 
@@ -66,5 +66,5 @@ def words_of_its_own(path: Path, memory: "MemoryContents", pair: Pair) -> list["
     if not messages:
         return []
     loaded = pair()
-    here = fingerprint(loaded[0]) == memory.file.adapter
+    here = has_fingerprint(loaded[0], memory.file.adapter)
     return words_held(memory, messages, loaded) if here else []

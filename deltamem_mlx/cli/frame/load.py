@@ -31,7 +31,7 @@ def load_pair(
     from deltamem_mlx import builtin
     from deltamem_mlx.adapters.dealing import read_by_first
     from deltamem_mlx.adapters.loading import read
-    from deltamem_mlx.model.patch import BUILTIN
+    from deltamem_mlx.model.names import BUILTIN
 
     if adapter == BUILTIN:
         if model not in (None, BUILTIN):
@@ -141,7 +141,7 @@ def refuse_without_memory(flags: Mapping[str, Any]) -> None:
 
 def _base_of(adapter: str, name: str | None) -> str:
     from deltamem_mlx import builtin
-    from deltamem_mlx.model.patch import BUILTIN
+    from deltamem_mlx.model.names import BUILTIN
 
     if name is None:
         raise UsageError(

@@ -59,7 +59,7 @@ def ask(
         refuse_without_memory({"memories ask": True})
     if not question.strip():
         raise typer.BadParameter("The question is empty.")
-    from deltamem_mlx.adapters.loading import fingerprint
+    from deltamem_mlx.adapters.loading import has_fingerprint
     from deltamem_mlx.memory.shelf import MemoryShelf
 
     shelf = MemoryShelf(folder)
@@ -73,7 +73,7 @@ def ask(
             f"A whole question is answered best, such as 'Who is {question.strip(' ?')}?' or, with "
             f"the built-in pair, 'where does {question.strip(' ?')} live ?'"
         )
-    mine = [one for one in found if one.file and one.file.adapter == fingerprint(loaded)]
+    mine = [one for one in found if one.file and has_fingerprint(loaded, one.file.adapter)]
     options = {"system_prompt": system_prompt, "max_tokens": max_tokens}
     answers = []
     with answering(len(mine)) as done:

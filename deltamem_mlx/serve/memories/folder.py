@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from ...adapters.loading import has_fingerprint
 from ...files import FileChanged, Witness, expanded, locked_folder
 from ...files.places import is_name
 from ...files.writing import remove_leftovers
@@ -208,7 +209,7 @@ class MemoryFolder:
         return folder / f"{id}{SUFFIX}"
 
     def _checked(self, saved: MemoryFile) -> MemoryFile:
-        if saved.adapter != self._pair.adapter:
+        if not has_fingerprint(self._pair.model, saved.adapter):
             raise ValueError(
                 f"The memory was written under another adapter (fingerprint {saved.adapter[:12]}; "
                 f"this server has {self._pair.adapter[:12]})."

@@ -14,7 +14,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ...adapters.files import read_adapter, refuse_to_replace, write_adapter
 from ...files import expanded, locked_folder, write_text
-from ...model.patch import BUILTIN, base_model_name
+from ...model.names import BUILTIN, base_model_name
 from ...text.rows import ConversationRow
 from ...text.thinking import at_once
 from ..folder import refuse_to_replace as refuse_run

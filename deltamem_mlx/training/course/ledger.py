@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.files import read_adapter
-from ...adapters.loading import fingerprint_of
 from ...files import read_json, write_text
+from ...model.fingerprint import fingerprints_of
 from ...problems import differing, shortened
 
 COURSE, STEP = "course.json", "step.json"
@@ -101,9 +101,10 @@ def finished_step(folder: Path, given: str) -> Values | None:
 def adapter_there(folder: Path) -> str:
     """The fingerprint of the adapter in a folder; empty: there is none that is whole."""
     try:
-        return fingerprint_of(read_adapter(folder))
+        adapter = read_adapter(folder)
     except (OSError, ValueError):
         return ""
+    return fingerprints_of(adapter.config, adapter.tensors).before  # as ledgers have it by now
 
 
 def _read(folder: Path) -> Mapping[str, Any]:
