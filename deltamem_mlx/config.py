@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
-from .files import read_json
+from .files import expanded, read_json
 from .forms import config_in, settings_of
 from .problems import first_few, shortened
 
@@ -249,7 +249,7 @@ class DeltaMemConfig:
             FileNotFoundError: If the folder holds no δ-mem config.
             ValueError: If the config is not valid JSON or not valid, or the folder holds two.
         """
-        path = Path(folder) / config_in(Path(folder))
+        path = expanded(folder) / config_in(expanded(folder))
         return cls.from_dict(settings_of(path, read_json(path)))
 
     def to_dict(self) -> dict[str, object]:

@@ -78,12 +78,14 @@ def set_memory_state(cache: PromptCache, state: Mapping[int, mx.array]) -> None:
 
     Args:
         cache (list): A prompt cache of a model with an adapter.
-        state (Mapping[int, mx.array]): Layer index → states [B, H, r, r], for every layer that
-          has a memory, in whichever process of a pipeline.
+        state (Mapping[int, mx.array]): Layer index → states [B, H, r, r], of MLX or NumPy, for
+          every layer that has a memory, in whichever process of a pipeline.
 
     Raises:
-        ValueError: If layers or shapes do not fit; all of them are listed.
+        ValueError: If layers or shapes do not fit, or states are not finite; all of them are
+          listed.
     """
+    state = {i: mx.array(s) for i, s in state.items()}
     found, elsewhere = memories(cache), set(spread_in(cache).all_memories)
     known = found.keys() | elsewhere
     problems = [f"layer {i}: given, but it has no memory" for i in state if i not in known]
@@ -96,6 +98,8 @@ def set_memory_state(cache: PromptCache, state: Mapping[int, mx.array]) -> None:
         expected = [rows, memory.heads, memory.rank, memory.rank]
         if i in state and list(state[i].shape) != expected:
             problems.append(f"layer {i}: shape {list(state[i].shape)}, expected {expected}")
+    bad = [i for i, s in state.items() if not mx.isfinite(s).all()]
+    problems += [f"layer {i}: NaN or infinite values" for i in bad]
     if problems:
         raise ValueError("The state does not fit this prompt cache:\n  " + "\n  ".join(problems))
     for i, memory in found.items():
@@ -118,8 +122,11 @@ def forget_context(cache: PromptCache) -> None:
     """Drop the KV cache of a prompt cache and keep the memory; the next call is at position 0.
 
     Raises:
+        TypeError: If it is no list.
         ValueError: If the prompt cache holds no memory, or a kind of cache that is not known.
     """
+    if isinstance(cache, tuple):
+        raise TypeError("cache is a tuple, expected a list, which is changed: list(cache).")
     memories(cache)
     cache[:] = [_without_context(c) for c in cache]
 
@@ -154,6 +161,9 @@ def _empty_like(cache: object) -> object:
 def read_only(cache: PromptCache) -> Iterator[None]:
     """Within this context the memory of ``cache`` is read but not written.
 
+    What is copied, merged or extracted within it stays so. Rows that are left after a ``filter``
+    are all read-only afterwards if one of those before it had been.
+
     Raises:
         ValueError: If the prompt cache holds no memory.
     """
@@ -164,8 +174,8 @@ def read_only(cache: PromptCache) -> Iterator[None]:
         yield
     finally:
         for memory, flags in held:
-            grown = memory.batch_size // len(flags)  # a fresh cache takes the batch it first meets
-            memory.read_only = flags * grown
+            rows = memory.batch_size  # others if it was filtered, or was fresh and met a batch
+            memory.read_only = flags if rows == len(flags) else [any(flags)] * rows
 
 
 @contextmanager
@@ -254,13 +264,14 @@ def observe(cache: PromptCache, observer: Observer) -> Iterator[None]:
     """Within this context ``observer(layer, gates)`` is called at every forward of a layer.
 
     ``gates`` holds the float32 arrays ``keep``, ``erase`` and ``write``, each [B, T, H, r], and
-    ``mask``, bool [B, T], where some tokens are padding.
+    ``mask``, bool [B, T], where some tokens are padding. Of nested ones the innermost is called;
+    copies of the cache are not watched.
     """
-    found = memories(cache)
-    for memory in found.values():
+    before = [(memory, memory.observer) for memory in memories(cache).values()]
+    for memory, _ in before:
         memory.observer = observer
     try:
         yield
     finally:
-        for memory in found.values():
-            memory.observer = None
+        for memory, outer in before:
+            memory.observer = outer

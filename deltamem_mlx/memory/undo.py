@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..files import Witness, expanded, write_atomically
+from ..problems import as_whole
 from .contents import MemoryFile
 from .file import read_memory, undone_file, write_memory
 
@@ -34,12 +35,13 @@ def undo_memory_file(
 
     Raises:
         FileNotFoundError: If there is no such file.
+        TypeError: If ``turns`` is no whole number.
         ValueError: If ``turns`` is less than 1, so many are not kept, or the file is damaged.
         OSError: If it cannot be written, or another program has changed it meanwhile; what was
           there is unchanged then.
     """
     path = expanded(path)
-    if turns < 1:
+    if as_whole("turns", turns) < 1:
         raise ValueError(f"turns is {turns}; expected 1 or more.")
     if witness is None:
         witness = Witness()
@@ -76,12 +78,13 @@ def redo_memory_file(path: str | Path, turns: int | None = None) -> MemoryFile:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        TypeError: If ``turns`` is no whole number.
         ValueError: If ``turns`` is less than 1, so many are not there to put back, or a file is
           damaged.
         OSError: As of ``undo_memory_file``.
     """
     path, witness = expanded(path), Witness()
-    if turns is not None and turns < 1:
+    if turns is not None and as_whole("turns", turns) < 1:
         raise ValueError(f"turns is {turns}; expected 1 or more.")
     witness.note(path)
     now = read_memory(path)

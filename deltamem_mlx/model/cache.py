@@ -88,14 +88,20 @@ class MemoryCache(BaseCache):
         """Of the adapter that writes it; empty: not known."""
         return self.mark if isinstance(self.mark, str) else self.mark.fingerprint
 
+    def _is_of(self, mark: AdapterMark | str) -> bool:
+        """Whether that adapter wrote it, as far as that is known."""
+        if self.mark is mark or not (wrote := self.fingerprint):
+            return True
+        return wrote == mark if isinstance(mark, str) else mark.wrote(wrote)
+
     def belong_to(self, mark: AdapterMark) -> None:
         """Go on under a model's adapter.
 
         Raises:
             ValueError: If the memory was written under another one.
         """
-        wrote = self.fingerprint
-        if wrote and wrote != mark.fingerprint:
+        if not self._is_of(mark):
+            wrote = self.fingerprint
             raise ValueError(
                 f"The prompt cache was made under another adapter (fingerprint {wrote[:12]}; this "
                 f"one is {mark.fingerprint[:12]}). Load that adapter, or make a new prompt cache "
@@ -153,8 +159,9 @@ class MemoryCache(BaseCache):
         return mask
 
     def __getstate__(self) -> dict[str, object]:
-        # For copies: nobody who copies a cache expects it to be trimmable for as long as this is.
-        return vars(self) | {"trail": None}
+        # For copies: nobody who copies a cache expects it to be trimmable, or watched, for as long
+        # as this is.
+        return vars(self) | {"trail": None, "observer": None}
 
     def advance(
         self,
@@ -262,6 +269,7 @@ class MemoryCache(BaseCache):
                 setattr(self, name, [rows[i] for i in indices])
         if self.ingest is not None:
             self.ingest = self.ingest.select(indices)
+        self.forget_way_back()  # it is that of other rows
 
     def extract(self, idx: int) -> "MemoryCache":
         new = self.fresh()
@@ -285,9 +293,13 @@ class MemoryCache(BaseCache):
     @classmethod
     def merge(cls, caches: Sequence["MemoryCache"]) -> "MemoryCache":
         kinds = {(c.layer, c.heads, c.rank, c.granularity) for c in caches}
-        if len(kinds) > 1:
+        marks = [c.mark for c in caches if c.mark]
+        # A model's, rather than what a file says of one.
+        mark = next((m for m in marks if isinstance(m, AdapterMark)), marks[0] if marks else "")
+        if len(kinds) > 1 or not all(c._is_of(mark) for c in caches):
             raise ValueError("Cannot merge memories of different adapters or layers.")
         new = caches[0].fresh()
+        new.mark = mark
         new.read_only = [flag for c in caches for flag in c.read_only]
         new.written = [count for c in caches for count in c.written]
         if any(c.gauges is not None for c in caches):
@@ -295,6 +307,9 @@ class MemoryCache(BaseCache):
         if any(c.matrix is not None for c in caches):
             new.matrix = mx.concatenate([c.states for c in caches])
         if any(c.ingest is not None for c in caches):
+            for c in caches:
+                if c.ingest is not None and c.ingest.aligned:  # each by its own padding
+                    c.ingest.begin(c.real(c.ingest.longest))
             new.ingest = Ingest.concatenate(
                 [c.ingest or Ingest.nothing(c.batch_size) for c in caches]
             )

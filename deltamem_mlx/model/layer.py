@@ -264,6 +264,7 @@ class Taken(NamedTuple):
         ids (np.ndarray): [B, T], the span of each token; -1: of none.
         inside (np.ndarray): Bool [B, T], tokens of the ingest; real ones after it stand alone.
         finished (np.ndarray): Bool [B], conversations whose spans are to be written now.
+        written (np.ndarray): [B], the tokens that are in those spans.
         before (Ingest): As it was before, where there is a way back.
     """
 
@@ -271,6 +272,7 @@ class Taken(NamedTuple):
     ids: np.ndarray
     inside: np.ndarray
     finished: np.ndarray
+    written: np.ndarray
     before: Ingest | None
 
 
@@ -285,16 +287,17 @@ def _take(memory: MemoryCache, ingest: Ingest, T: int) -> Taken:
     done_before = ingest.finished()
     ids, inside = ingest.take(real)
     finished = ingest.finished() & ~done_before & ~np.array(memory.read_only)
-    return Taken(real, ids, inside, finished, before)
+    in_spans = np.array([(row >= 0).sum() for row in ingest.rows])
+    return Taken(real, ids, inside, finished, in_spans * finished, before)
 
 
 def _advance(memory: MemoryCache, state: mx.array, T: int, now: Taken) -> None:
     """Keep the state after ``T`` positions of an ingest, and count what was written."""
-    written = (now.ids >= 0) | (now.real & ~now.inside)
-    written &= ~np.array(memory.read_only)[:, None]
+    alone = now.real & ~now.inside & ~np.array(memory.read_only)[:, None]
+    written = alone.sum(axis=1) + now.written
     if memory.ingest is not None and memory.ingest.done:
         memory.ingest = None
-    memory.advance(state, T, written.sum(axis=1).tolist(), now.before)
+    memory.advance(state, T, written.tolist(), now.before)
 
 
 def _look(state: mx.array, projected: mx.array, served: Served, real: np.ndarray) -> mx.array:

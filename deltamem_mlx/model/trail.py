@@ -32,26 +32,27 @@ class Trail:
 
     Args:
         most (int): Tokens that can be taken back.
+
+    Attributes:
+        length (int): Tokens that can be taken back now.
     """
 
     def __init__(self, most: int):
         self.most = most
+        self.length = 0
         self._steps: deque[Step] = deque()
 
     def add(self, step: Step) -> None:
         """Keep a step, and let go of those that lie further back than ``most`` tokens."""
         self._steps.append(step)
+        self.length += step.tokens
         while self.length - self._steps[0].tokens >= self.most:
-            self._steps.popleft()
+            self.length -= self._steps.popleft().tokens
 
     def clear(self) -> None:
         """Nothing before the present can be gone back to."""
         self._steps.clear()
-
-    @property
-    def length(self) -> int:
-        """Tokens that can be taken back now."""
-        return sum(step.tokens for step in self._steps)
+        self.length = 0
 
     def back(self, tokens: int) -> Step:
         """Take ``tokens`` back; returns the step that begins where they began.
@@ -71,4 +72,5 @@ class Trail:
             )
             raise ValueError(f"{tokens} tokens of a memory cannot be taken back; {reason}.")
         self._steps = deque(steps)
+        self.length -= tokens
         return last

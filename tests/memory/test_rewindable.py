@@ -1,7 +1,8 @@
 """Tokens taken back: the memory is bit for bit what it was before them, and mlx-lm can draft."""
 
 import copy
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import mlx.core as mx
@@ -21,6 +22,7 @@ from mlx_lm.models.cache import (
 )
 
 import deltamem_mlx as dm
+from deltamem_mlx.model.trail import Step, Trail
 
 PROMPT = [5, 9, 33, 80, 12, 7, 44]
 KINDS = ["tsw_qo", "msw_heads4", "ssw_message_spans"]
@@ -204,6 +206,38 @@ def test_forgetting_and_setting_end_the_way_back(token_model: nn.Module) -> None
         act(cache)
         with pytest.raises(ValueError, match="cannot be taken back"):
             trim_prompt_cache(cache, 1)
+
+
+def test_a_filter_ends_the_way_back(token_model: nn.Module) -> None:
+    """What is kept is of rows that have gone, or are in another place."""
+    one, two = make_prompt_cache(token_model), make_prompt_cache(token_model)
+    feed(token_model, one, PROMPT)
+    feed(token_model, two, PROMPT[::-1])
+    batch = [a.merge([a, b]) for a, b in zip(one, two, strict=True)]
+    dm.rewindable(batch, tokens=4)
+    token_model(mx.array([[6], [6]]), cache=batch)
+    now = states(batch)
+    for layer in batch:
+        layer.filter([1, 0])
+    with pytest.raises(ValueError, match="the last 0 can be"):
+        trim_prompt_cache(batch, 1)
+    assert mx.array_equal(states(batch), now[:, [1, 0]])
+
+
+def test_a_long_way_back_costs_no_more_a_token() -> None:
+    """Nothing goes through the steps when one is added."""
+
+    class Counted(deque):
+        def __iter__(self) -> Iterator[Step]:
+            raise AssertionError("it went through all steps")
+
+    trail = Trail(3)
+    trail._steps = Counted()
+    for tokens, length in ((1, 1), (1, 2), (2, 3), (1, 3), (5, 5)):
+        trail.add(Step(tokens, None, [0], None))
+        assert trail.length == length
+    trail.clear()
+    assert trail.length == 0
 
 
 def test_it_ends_with_its_block(token_model: nn.Module) -> None:

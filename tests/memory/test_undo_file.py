@@ -12,6 +12,7 @@ import pytest
 import deltamem_mlx as dm
 from deltamem_mlx.files import FileChanged, Witness
 from deltamem_mlx.memory.file import MemoryFile, read_memory, undone_file, write_memory
+from deltamem_mlx.memory.undo import redo_memory_file
 from deltamem_mlx.serve.errors import ApiError
 from deltamem_mlx.serve.memories.folder import MemoryFolder, id_of
 
@@ -124,3 +125,12 @@ def test_a_server_leaves_what_another_program_has_taken_back(tmp_path: Path) -> 
         folder.write(KEY, chain(1, 2), chain(1, 2, 3))
     assert (path.read_bytes(), undone_file(path).read_bytes()) == before
     folder.close()
+
+
+@pytest.mark.parametrize("turns", ["1", True, 1.0])
+def test_turns_are_a_whole_number(tmp_path: Path, turns: object) -> None:
+    write_memory(tmp_path / "me.safetensors", chain(1, 2))
+    for act in (dm.undo_memory_file, redo_memory_file):
+        with pytest.raises(TypeError, match=r"turns is .*, expected a whole number"):
+            act(tmp_path / "me.safetensors", turns)
+    assert len(read_memory(tmp_path / "me.safetensors").history) == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from golden import GOLDEN, base_model
 from mlx_lm.generate import BatchGenerator, generate_step
@@ -330,8 +331,10 @@ def test_set_memory_state_checks_everything(token_model: nn.Module) -> None:
         "layer 2: missing",
     ):
         assert part in str(error.value)
+    with pytest.raises(ValueError, match="layer 1: NaN or infinite values"):
+        dm.set_memory_state(cache, good | {1: good[1] * float("nan")})
     assert not states(cache).any()
-    dm.set_memory_state(cache, good)
+    dm.set_memory_state(cache, {i: np.array(state) for i, state in good.items()})
     assert mx.array_equal(states(cache), mx.stack(list(good.values())))
 
 
@@ -409,3 +412,65 @@ def test_decoding_does_not_grow_the_graph(token_model: nn.Module) -> None:
         mx.eval(token_model(mx.array([[5]]), cache=cache))
         used.append(mx.get_active_memory())
     assert used[-1] - used[20] < 4096
+
+
+def test_rows_that_are_left_in_a_read_only_block_are_whole_memories(
+    token_model: nn.Module,
+) -> None:
+    """Whatever is filtered there, they have a flag each, and write again if all did before."""
+    batch = [c.merge([c] * 4) for c in fed(token_model, PROMPTS[0])]
+    with dm.read_only(batch):
+        for layer in batch:
+            layer.filter([0, 1])
+    assert batch[0].memory.read_only == [False, False]
+    batch[0].memory.read_only = [True, False]
+    with dm.read_only(batch):
+        for layer in batch:
+            layer.filter([0])
+    assert batch[0].memory.read_only == [True] and batch[1].memory.read_only == [False]
+
+
+def test_observers_see_what_is_fed_in_their_block_and_no_copies(token_model: nn.Module) -> None:
+    cache, seen = make_prompt_cache(token_model), []
+    with dm.observe(cache, lambda layer, _: seen.append(("outer", layer))):
+        with dm.observe(cache, lambda layer, _: seen.append(("inner", layer))):
+            token_model(mx.array([[3]]), cache=cache)
+        other = copy.deepcopy(cache)
+        token_model(mx.array([[4]]), cache=cache)
+    assert seen == [(who, layer) for who in ("inner", "outer") for layer in range(3)]
+    token_model(mx.array([[5]]), cache=other)
+    token_model(mx.array([[5]]), cache=cache)
+    assert len(seen) == 6
+
+
+@pytest.fixture(scope="module")
+def span_model() -> nn.Module:
+    folder = GOLDEN / "ssw_message_spans" / "adapter"
+    return dm.load_adapter(base_model("models/qwen3-tiny"), folder)
+
+
+def test_tokens_of_an_ingest_count_when_they_are_written(span_model: nn.Module) -> None:
+    cache = make_prompt_cache(span_model)
+    with pytest.raises(ValueError, match="nothing was written"), dm.write_spans(cache, [[0] * 6]):
+        span_model(mx.array([[1, 2, 3]]), cache=cache)
+    assert not states(cache).any() and cache[0].memory.written == [0]
+    with dm.write_spans(cache, [[0, 0, -1, 1]]):
+        span_model(mx.array([[1, 2]]), cache=cache)
+        assert cache[0].memory.written == [0]
+        span_model(mx.array([[3, 4, 5]]), cache=cache)
+    assert states(cache).any() and cache[0].memory.written == [4]
+
+
+def test_ids_that_name_no_span_are_token_writes_in_a_batch_as_well(span_model: nn.Module) -> None:
+    alone, named, tokens = make_prompt_cache(span_model), make_prompt_cache(span_model), [3, 4, 5]
+    with ExitStack() as spans:
+        spans.enter_context(dm.write_spans(alone, [[-1, -1, -1]]))
+        spans.enter_context(dm.write_spans(named, [[0, 0, 1]]))
+        pairs = copy.deepcopy([*zip(alone, named, strict=True)])
+        both = [one.merge([one, two]) for one, two in pairs]
+        span_model(mx.array([tokens]), cache=alone)
+        span_model(mx.array([tokens]), cache=named)
+        span_model(mx.array([tokens] * 2), cache=both)
+    assert both[0].memory.written == [3, 3] == alone[0].memory.written + named[0].memory.written
+    assert mx.abs(states(both)[:, 0] - states(alone)[:, 0]).max() < 1e-5
+    assert mx.abs(states(both)[:, 1] - states(named)[:, 0]).max() < 1e-5

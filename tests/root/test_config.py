@@ -109,3 +109,9 @@ def test_the_config_of_a_lora_is_none(tmp_path: Path) -> None:
 def test_missing_config_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"neither delta_mem_config\.json"):
         dm.DeltaMemConfig.from_pretrained(tmp_path)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "delta_mem_config.json").write_text('{"rank": 3}')
+    assert dm.DeltaMemConfig.from_pretrained("~").rank == 3

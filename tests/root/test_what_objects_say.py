@@ -91,6 +91,8 @@ Wrong = Callable[[dm.MemorySession], object]
             lambda s: dm.load_adapter(str(ADAPTER), s.model),
             "model is '.*', expected a model",
         ),
+        (lambda s: dm.load_adapter(s.model, s.cache), "adapter is a prompt cache"),
+        (lambda s: dm.forget_context(tuple(s.cache)), r"cache is a tuple, expected a list.*list\("),
         (lambda s: dm.attach(dm.DeltaMemConfig(), s.model), "model is a DeltaMemConfig"),
         (lambda s: dm.save_adapter("x", s.model), "model is 'x', expected a model"),
         (lambda s: dm.save_memory(s.cache, "x", s.model), "path is a prompt cache"),
