@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 from weakref import ref
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from ..config import DeltaMemConfig
 from ..problems import as_whole
@@ -99,8 +100,8 @@ def _seeded(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    [key] = mx.random.state  # two halves of what seeds it
-    high, low = key.tolist()
+    [key] = cast(list[mx.array], mx.random.state)
+    high, low = np.array(key).tolist()  # halves of what seeds it
     mx.random.seed(seed)
     try:
         yield

@@ -197,12 +197,12 @@ def _measure(place: Place, choices: _RecallChoices) -> Result:
     from deltamem_mlx.evals.recall.recall import recall as answer_all
     from deltamem_mlx.evals.recall.scores import scores
     from deltamem_mlx.evals.runner import Runner
-    from deltamem_mlx.model import patch
+    from deltamem_mlx.model import names
 
     loaded, tokenizer = place.load(
         trust_remote_code=choices.trust_remote_code, pipeline=choices.pipeline
     )
-    builtin = base_model_of(loaded)["name"] == patch.BUILTIN
+    builtin = base_model_of(loaded)["name"] == names.BUILTIN
     data = str(choices.holdout or choices.data or (BUILTIN if builtin else FACTS))
     cells = in_cells(_episodes(data, choices), choices.limit)
     runner = Runner(

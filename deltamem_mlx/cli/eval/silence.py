@@ -141,11 +141,11 @@ def _asked(
     from deltamem_mlx.evals.recall.builtin_data import builtin_episodes
     from deltamem_mlx.evals.silence import silence as s
     from deltamem_mlx.evals.silence.questions import QUESTIONS
-    from deltamem_mlx.model import patch
+    from deltamem_mlx.model import names
 
     own = None if own_questions is None else {"own": own_questions}
     questions: Mapping[str, Sequence[str]]
-    if base_model_of(reader.model)["name"] == patch.BUILTIN:
+    if base_model_of(reader.model)["name"] == names.BUILTIN:
         episodes = builtin_episodes()
         questions = own or {"talk": s.talk_of(episodes)}
         told = s.histories_of(episodes, reader, options.histories, tokens=options.chat_tokens)
