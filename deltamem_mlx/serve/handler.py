@@ -38,7 +38,12 @@ def _with_memory(
     def method(self: "MemoryHandler", *args: P.args, **kwargs: P.kwargs) -> dict[str, object]:
         response = answer(self, *args, **kwargs)
         job = self.account.job
+        response["object"] = self.object_type  # mlx-lm's differs where it says the usage
         usage, memory = response.get("usage"), memory_usage(job)
+        if isinstance(usage, dict) and job is not None:
+            # mlx-lm counts responses, and a token may have come in two.
+            usage["completion_tokens"] = len(job.reply)
+            usage["total_tokens"] = usage["prompt_tokens"] + len(job.reply)
         if isinstance(usage, dict) and memory is not None:
             usage["memory"] = memory
         choices = response.get("choices")

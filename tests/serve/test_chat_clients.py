@@ -411,5 +411,10 @@ def test_openais_client_regenerates_and_edits(client: Client) -> None:
         complete([*said[:-1], user(OTHER)], stream=True, stream_options={"include_usage": True})
     )
     assert edited[-1].usage.memory["turns"] == 2
+    assert {chunk.object for chunk in edited} == {"chat.completion.chunk"}
+    with theirs.chat.completions.stream(
+        model="default_model", messages=said, stream_options={"include_usage": True}
+    ) as pieces:  # which leaves out events of another kind
+        assert pieces.get_final_completion().usage.memory["turns"] == 2
     with pytest.raises(openai.ConflictError, match="was not told"):
         complete([user("hi"), assistant("ho"), user("hi")])

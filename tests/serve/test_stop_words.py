@@ -103,6 +103,25 @@ def test_logprobs_are_those_of_the_tokens_that_were_said(client: Client) -> None
     assert len(stopped) == reply["usage"]["completion_tokens"] < len(plain)
 
 
+def test_a_token_that_has_the_word_in_it_counts_once(serving: Server, client: Client) -> None:
+    """Of text before the word in the first token, too, which goes out ahead of the last response."""
+    first = client.chat(QUESTION, max_tokens=1).text
+    asked = {"stop": first[1], "max_tokens": 24, "logprobs": True}
+    whole = client.chat(QUESTION, **asked)
+    assert whole.text == first[0] and whole.json["usage"]["completion_tokens"] == 1
+    assert len(whole.json["choices"][0]["logprobs"]["content"]) == 1
+    body = {"messages": [user(QUESTION)], "stream_options": {"include_usage": True}} | asked
+    *chunks, used, _ = [line for _, line in stream(serving, body)]
+    said = [json.loads(chunk)["choices"][0]["logprobs"]["content"] for chunk in chunks]
+    assert len([token for tokens in said for token in tokens]) == 1
+    usage = json.loads(used)["usage"]
+    assert usage["completion_tokens"] == 1
+    assert usage["total_tokens"] == usage["prompt_tokens"] + 1
+    message = {"messages": [user(QUESTION)], "max_tokens": 24, "stop_sequences": [first[1]]}
+    reply = client.request("POST", "/v1/messages", message)
+    assert reply.json["usage"]["output_tokens"] == 1
+
+
 @pytest.mark.parametrize("word", [slice(4, 7), slice(5, 12), slice(0, 3), slice(-2, None)])
 def test_what_is_remembered_is_what_was_said(client: Client, word: slice) -> None:
     """The stopped turn and the next write what is written of the same history told at once."""

@@ -32,6 +32,7 @@ from ..turns.prompts import Prompt, ServedPrompts
 from ..turns.turn import MemoryTurn
 from .batch import RunningBatch
 from .lockstep import Lockstep
+from .saying import Carrier
 
 log = logging.getLogger(__name__)
 _PATIENCE = 0.5  # seconds; mlx-lm's own
@@ -100,15 +101,13 @@ class MemoryGenerator(ResponseGenerator):
             if isinstance(item, Done):
                 self._keep(job)
                 for response in (*job.said, item.last):
-                    job.shown.append(response)
-                    yield response
+                    yield _shown(job, response)
                 return
             if isinstance(item, PromptProgress):
                 if progress is not None:
                     progress(*item)
             elif isinstance(item, Response):
-                job.shown.append(item)
-                yield item
+                yield _shown(job, item)
 
     def _receive(self, job: Job) -> GenerationContext | PromptProgress | Response | Done:
         while True:
@@ -316,3 +315,10 @@ class MemoryGenerator(ResponseGenerator):
     def _trim_prompt_cache(self, batch: RunningBatch) -> None:
         if self.settings.prompt_cache_bytes is not None:
             self.prompt_cache.trim_to(n_bytes=self.settings.prompt_cache_bytes - batch.nbytes)
+
+
+def _shown(job: Job, response: Response) -> Response:
+    """The same, noted where it is a token's own: how likely that was is still to be said."""
+    if not isinstance(response, Carrier):
+        job.shown.append(response)
+    return response

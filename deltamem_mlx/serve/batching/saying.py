@@ -49,6 +49,10 @@ class StopWords:
         return text
 
 
+class Carrier(Response):
+    """Text that mlx-lm would leave out of the last response, whose token comes with that one."""
+
+
 class Saying:
     """The decoding of one answer.
 
@@ -106,8 +110,8 @@ class Saying:
         self.job.first = self.job.first or time.perf_counter()
         if reason == "stop" and text:
             # mlx-lm leaves out the text of a last response that says "stop".
-            before, self._waiting = self._waiting or said, None
-            self._hand_out(_with(before, before.text + text))
+            before, self._waiting = self._waiting, None
+            self._hand_out(_before(said, text) if before is None else _with(before, text))
         self._hand_out(said)
 
     def _text_of(self, token: int, reason: str | None) -> str:
@@ -154,7 +158,11 @@ def response(
 
 
 def _with(said: Response, text: str) -> Response:
-    return response(text, said.token, said.logprob, None, said.top_tokens)
+    return response(said.text + text, said.token, said.logprob, None, said.top_tokens)
+
+
+def _before(said: Response, text: str) -> Carrier:
+    return Carrier(text, said.token, said.logprob, None, said.top_tokens)
 
 
 def read_logprob(logprobs: mx.array, token: int) -> float:

@@ -102,7 +102,7 @@ def speak(
         ApiError: If it cannot be answered.
     """
     try:
-        _Speaker(generator, asked, listener).handle_completion(request, asked.stop)
+        _Speaker(generator, request, asked, listener).handle_completion(request, asked.stop)
     finally:
         generator.settle(request)
 
@@ -110,8 +110,14 @@ def speak(
 class _Speaker(APIHandler):
     """mlx-lm's handler without a connection: what it would send goes to a listener."""
 
-    def __init__(self, generator: ResponseGenerator, asked: Completion, listener: AnswerListener):
-        self.response_generator, self._listener = generator, listener
+    def __init__(
+        self,
+        generator: ResponseGenerator,
+        request: ServedRequest,
+        asked: Completion,
+        listener: AnswerListener,
+    ):
+        self.response_generator, self._request, self._listener = generator, request, listener
         vars(self).update(read_by_mlx_lm(asked))
         self.stream, self.stream_options = True, {"include_usage": True}
         vars(self)["wfile"] = self
@@ -156,6 +162,8 @@ class _Speaker(APIHandler):
         prompt_cache_count: int | None = None,
     ) -> dict[str, object]:
         """The end of the answer, which the listener hears."""
-        cached = max(prompt_cache_count or 0, 0)
-        self._listener.end(Used(prompt_token_count or 0, completion_token_count or 0, cached))
+        cached, job = max(prompt_cache_count or 0, 0), self._request.job
+        # mlx-lm counts responses, and a token may have come in two.
+        generated = len(job.reply) if job is not None else completion_token_count
+        self._listener.end(Used(prompt_token_count or 0, generated or 0, cached))
         return {}
