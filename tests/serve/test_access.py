@@ -1,5 +1,6 @@
 """Who may ask, and how: names of the server, keys, and heads that two programs read differently."""
 
+import http.client
 import json
 import socket
 from collections.abc import Iterator
@@ -153,6 +154,32 @@ def test_heads_that_two_programs_read_differently_are_refused(server: Server, he
     status, _, body = said_to(server, POST + head + b"\r\n" + BODY)
     assert status in (400, 411) and json.loads(body)["error"]["message"]
     assert not server.memories.listed()
+
+
+def test_a_client_that_waits_for_leave_to_send_its_body_is_given_it(server: Server) -> None:
+    head = POST + LENGTH + b"Expect: 100-continue\r\n\r\n"
+    with socket.create_connection(server.http.server_address[:2], timeout=20) as connection:
+        connection.sendall(head)
+        assert connection.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(BODY)
+        assert connection.makefile("rb").readline().split()[1] == b"200"
+    refused = POST + b"Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n"
+    assert said_to(server, refused)[0] == 413
+    assert said_to(server, head.replace(b"HTTP/1.1", b"HTTP/1.0") + BODY)[0] == 200
+
+
+def test_a_page_that_may_call_may_send_its_key(pair: Pair) -> None:
+    settings = ServeSettings(port=0, api_key="k", allowed_origins=("http://page.example",))
+    asked = {"Origin": "http://page.example", "Access-Control-Request-Method": "POST",
+             "Access-Control-Request-Headers": "authorization, content-type"}  # fmt: skip
+    with Server(*pair, "builtin", settings) as server:
+        connection = http.client.HTTPConnection(*server.http.server_address[:2], timeout=120)
+        connection.request("OPTIONS", CHAT, headers=asked)
+        answer = connection.getresponse()
+        connection.close()
+    assert answer.status == 204
+    assert answer.getheader("Access-Control-Allow-Origin") == asked["Origin"]
+    assert answer.getheader("Access-Control-Allow-Headers") == "*, Authorization"
 
 
 @pytest.mark.parametrize("line", [b"GET /health", b"GET /v1/memories", b"POST /health", b"GET"])

@@ -60,6 +60,7 @@ class Wire(APIHandler):
         if len(given) > 12 or int(given) > limit:
             raise ApiError(413, f"The body is larger than {limit} bytes.", code="too_large")
         length = int(given)
+        self._let_come()
         try:
             body = self.rfile.read(length)
         except TimeoutError:
@@ -68,6 +69,12 @@ class Wire(APIHandler):
             raise ApiError(408, "The body did not come, or not in time.", code="timeout")
         cast(HttpListener, self.server).has_read(self.connection)
         return body
+
+    def _let_come(self) -> None:
+        """Say that the body may come, to a client that waits for that."""
+        waits = self.headers.get("Expect", "").strip().lower() == "100-continue"
+        if waits and self.request_version >= "HTTP/1.1":
+            self.write_now(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def alive(self) -> bool:
         """Whether the client still waits."""
@@ -139,6 +146,11 @@ class Wire(APIHandler):
         if status_code >= 400:
             raise refused(status_code, sys.exc_info()[1])
         super()._set_completion_headers(status_code)
+
+    def _set_cors_headers(self) -> None:
+        super()._set_cors_headers()
+        # mlx-lm allows *, which to a browser is all headers but this one.
+        self.send_header("Access-Control-Allow-Headers", "Authorization")
 
     def parse_request(self) -> bool:
         if len(self.raw_requestline.split()) == 2:  # HTTP/0.9, whose answers have no status
