@@ -1,5 +1,6 @@
 """What a request adds to a memory: which of its messages are new, and which are none of it."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from serving import ANSWER, FACT, QUESTION, Client, assistant, builtin_pair, sta
 from deltamem_mlx.serve.requests.bodies import MemoryOptions
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
-from deltamem_mlx.serve.turns.tasks import is_task
+from deltamem_mlx.serve.turns.tasks import as_said, is_task
 
 TURNS = [FACT, "ben is a doctor .", QUESTION, "what is the job of ben ?"]
 TITLE = """### Task:
@@ -90,6 +91,38 @@ def test_what_a_person_says_is_no_task(said: str) -> None:
     assert not is_task([user(said)], NO_TASK)
     assert not is_task([{"role": "assistant", "content": TITLE}], NO_TASK)
     assert not is_task([user(TITLE), user(said)], NO_TASK)
+
+
+@pytest.mark.parametrize(
+    "around", ["{}", "<user_query>{}</user_query>", "\n<user_query>{}</USER_QUERY>\n"]
+)
+def test_what_was_said_is_taken_out_of_retrieved_texts(around: str) -> None:
+    asked = around.format("does\n\nanna live ?")
+    retrieved = "### Task\n\nRespond to the user query using the provided context\n<context>\nx"
+    (said,) = as_said([user(f"{retrieved}</context>\n{asked} \n")])
+    assert said["content"] == "does\n\nanna live ?"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "History:{}x",
+        "Query:{}History:{}x",
+        "### Task:{}x",
+        "### Task:{}Respond to the user query using the provided context{}x",
+        "### Task:\nRespond to the user query using the provided context</context>{}x",
+        "### Task:\nRespond to the user query using the provided context</context>x{}x",
+        "{}please{}x",
+        "write{}title{}chat",
+    ],
+)
+def test_blank_lines_are_read_in_linear_time(said: str) -> None:
+    """A regular expression lets no other thread run."""
+    messages = [user(said.replace("{}", "\n" * 64_000))]
+    began = time.thread_time()
+    is_task(messages, NO_TASK)
+    as_said(messages)
+    assert time.thread_time() - began < 3
 
 
 @pytest.mark.parametrize("says", [{"goes_on": True}, {"takes_back": False}], ids=str)

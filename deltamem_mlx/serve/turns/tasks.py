@@ -11,21 +11,24 @@ from ...text.messages import Message
 from ..requests.bodies import MemoryOptions
 
 # Open WebUI's templates open with "### Task:", or wrap the conversation in <chat_history>; those of
-# emojis, of answers merged and of the choice of tools have openings of their own.
+# emojis, of answers merged and of the choice of tools have openings of their own. What goes before
+# a line's end is no line's end itself, here and below: two ways to read blank lines would take
+# quadratic time, in which no other thread runs.
 _MARKED = re.compile(
-    r"\s*#{1,6} Task:?\s*\n(?!\s*Respond to the user query using the provided context)"
+    r"\s*#{1,6} Task:?[^\S\n]*\n(?!\s*Respond to the user query using the provided context)"
     r"|.*<chat_history>"
     r"|\s*Your task is to reflect the speaker's likely facial expression"
     r"|\s*You have been provided with a set of responses from various models"
-    r"|\s*(Query:\s*)?History:\s*\n.*\nQuery: ",
+    r"|\s*(Query:\s*)?History:[^\S\n]*\n.*\nQuery: ",
     re.DOTALL | re.IGNORECASE,
 )
 # Its template for retrieved texts opens like a task, and has what the user said in it.
 _RETRIEVED = re.compile(
-    r"\s*#{1,6} Task:?\s*\n\s*Respond to the user query using the provided context.*</context>"
-    r"\s*(?:<user_query>)?(.*?)(?:</user_query>)?\s*",
+    r"\s*#{1,6} Task:?[^\S\n]*\n\s*Respond to the user query using the provided context.*</context>"
+    r"\s*(?:<user_query>)?(.*)",
     re.DOTALL | re.IGNORECASE,
 )
+_ENDS = "</user_query>"
 # LibreChat's, NextChat's and others' ask in a sentence for a title of the conversation ...
 _VERB = r"(analy[sz]e|create|generate|give|produce|provide|suggest|summari[sz]e|write)"
 _TITLE = re.compile(
@@ -63,4 +66,7 @@ def _as_said(message: Message) -> Message:
     if message.get("role") != "user" or not isinstance(content, str):
         return message
     found = _RETRIEVED.fullmatch(content)
-    return {**message, "content": found[1]} if found and found[1] else message
+    said = found[1].rstrip() if found else ""
+    if said[-len(_ENDS) :].lower() == _ENDS:
+        said = said[: -len(_ENDS)]
+    return {**message, "content": said} if said else message
