@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from mlx_lm.generate import BatchGenerator
 from serving import CHAT, ENDLESS, HELLO, Client, Pair, memory_files, stream, until
 
+from deltamem_mlx.memory.shelf import id_of
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings, check_exposure
 
@@ -127,6 +129,44 @@ def test_a_memory_in_use_is_409_in_time(pair: Pair) -> None:
         assert reply.status == 409 and reply.code == "memory_busy"
         assert reply.headers["retry-after"]
         assert client.memory("DELETE", "taken").code == "memory_busy"
+
+
+def test_who_looks_does_not_wait_for_what_is_not_there(pair: Pair) -> None:
+    settings = ServeSettings(port=0, wait=0.2)
+    with Server(*pair, "builtin", settings) as serving:
+        client, memories = Client(serving.url), serving.memories
+        with memories.hold("begun"):  # as its first turn does
+            assert client.memory("GET", "begun").code == "memory_not_found"
+            assert client.memory("GET", "begun", "/export").code == "memory_not_found"
+        client.chat("hi", "told", max_tokens=1)
+        memories.fork("told", "copy")
+        with memories.hold("copy"):
+            assert memories.look("copy", context=True).talk is None
+
+
+def test_a_memory_is_not_waited_for_to_be_told_that_its_key_is_taken(pair: Pair) -> None:
+    settings = ServeSettings(port=0, wait=0.2)
+    with Server(*pair, "builtin", settings) as serving:
+        client = Client(serving.url)
+        for key in "ab":
+            client.chat("hi", key, max_tokens=1)
+        with serving.memories.hold("a"), serving.memories.hold("b"):
+            for key, to in ("ab", "ba"):
+                assert client.memory("POST", key, "/rename", {"to": to}).code == "memory_exists"
+
+
+def test_two_that_are_renamed_never_wait_for_each_other(pair: Pair) -> None:
+    with Server(*pair, "builtin", ServeSettings(port=0, wait=20)) as serving:
+        client, memories = Client(serving.url), serving.memories
+        first, second = sorted("ab", key=id_of)
+        client.chat("hi", second, max_tokens=1)
+        with ThreadPoolExecutor() as threads:
+            with memories.hold(first) as held:
+                renamed = threads.submit(memories.rename, second, first)
+                until(lambda: held.users == 2)
+                with memories.hold(second):  # another that has the first may have the second
+                    pass
+            assert renamed.result()[0].key == first
 
 
 def test_pages_of_other_origins_may_not_call(pair: Pair, client: Client) -> None:

@@ -1,5 +1,6 @@
 """The memories of a server: which there are, and what is done to them beside telling them."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 from ...memory.contents import MemoryFile
@@ -41,7 +42,8 @@ class Memories(MemoriesInHand):
     def _is_there(self, id: str) -> bool:
         with self._mutex:
             memory = self._all.get(id)
-        return (memory is not None and memory.contents.saved is not None) or self.folder.has(id)
+        in_ram = memory is not None and memory.contents.saved is not None
+        return (in_ram and not self.folder.changed(id)) or self.folder.has(id)
 
     def _found(
         self, id: str, key: str | None, *, context: bool = False
@@ -49,8 +51,11 @@ class Memories(MemoriesInHand):
         with self._mutex:
             memory = self._all.get(id)
         found = None if memory is None else memory.contents
+        if found is not None and found.saved is None and not self.folder.has(id):
+            raise _not_found()  # at once: its first turn may be long
         here = found is not None and found.saved is not None and not self.folder.changed(id)
-        if found is None or not here or (context and found.talk is None):
+        unseen = context and self._contexts is not None and found is not None and not found.talk
+        if found is None or not here or unseen:
             with self._loaded(id, key, context=context) as held:
                 found = held.contents
         if found.saved is None:
@@ -111,9 +116,16 @@ class Memories(MemoriesInHand):
             ApiError: If there is none, something has the new key, or it cannot be saved.
         """
         id, key = self._named(name)
-        if id == id_of(to):
+        new = id_of(to)
+        if id == new or self._is_there(new):
             raise _exists()
-        with self._loaded(id, key, context=True) as memory, self.hold(to) as renamed:
+        with ExitStack() as both:
+            # In the order of ids, not of the request: two never wait for each other.
+            memories = {
+                one: both.enter_context(self._loaded(one, called, context=one == id))
+                for one, called in sorted({id: key, new: to}.items())
+            }
+            memory, renamed = memories[id], memories[new]
             held = memory.contents
             if held.saved is None:
                 raise _not_found()
