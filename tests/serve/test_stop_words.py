@@ -104,7 +104,7 @@ def test_logprobs_are_those_of_the_tokens_that_were_said(client: Client) -> None
 
 
 def test_a_token_that_has_the_word_in_it_counts_once(serving: Server, client: Client) -> None:
-    """Of text before the word in the first token, too, which goes out ahead of the last response."""
+    """Where text is before the word in the first token, too, which goes out ahead of the rest."""
     first = client.chat(QUESTION, max_tokens=1).text
     asked = {"stop": first[1], "max_tokens": 24, "logprobs": True}
     whole = client.chat(QUESTION, **asked)

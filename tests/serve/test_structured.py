@@ -304,6 +304,18 @@ def test_a_tool_that_is_named_is_called_once(openai: OpenAI, serving: Server) ->
     jsonschema.validate(said.content[0].input, PERSON)
 
 
+def test_anthropics_client_parses_an_answer_of_a_model(serving: Server) -> None:
+    class Tall(BaseModel):
+        name: Literal["anna", "ben"]
+        tall: bool
+
+    client = Anthropic(base_url=serving.url, api_key="any", max_retries=0)
+    asked = {"model": "default_model", "max_tokens": 1200, "messages": [user("hi")]}
+    assert client.messages.parse(**asked, output_format=Tall).parsed_output.name
+    with client.messages.stream(**asked, output_format=Tall) as stream:
+        assert stream.get_final_message().parsed_output.name
+
+
 def test_beside_tools_an_answer_of_a_schema_is_that_or_a_call(client: Client) -> None:
     for bias in (-100, 100):
         asked = {"tools": TOOLS[:1], "logit_bias": {"420": bias}, "max_tokens": 300}

@@ -74,6 +74,7 @@ _BODIES: dict[str, Schema] = {
     "POST /v1/messages": _body(
         ("messages", "max_tokens"), messages=_MESSAGES, max_tokens=_MOST, system=_TEXT,
         stop_sequences={"type": "array", "items": _TEXT}, tool_choice=_OBJECT, memory=_MEMORY,
+        output_config=_OBJECT, thinking=_OBJECT,
         **_TOOLS, **_SHARED,
     ),
     "POST /v1/messages/count_tokens": _body(("messages",), messages=_MESSAGES, **_TOOLS),

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import refuse
 
 _MOST_MESSAGES = 4096
+_ROLES = ("user", "assistant", "system")
 _THOUGHTS = ("thinking", "redacted_thinking")
 Message = dict[str, Any]
 
@@ -24,7 +25,7 @@ def read_messages(given: object) -> list[Message]:
     found: list[Message] = []
     for i, message in enumerate(given):
         found += _message(f"messages[{i}]", message)
-    if given[-1]["role"] != "user":
+    if [m["role"] for m in found if m["role"] != "system"][-1:] not in (["user"], ["tool"]):
         refuse("messages", "a last message of the user's: this server goes on with no beginning")
     return found
 
@@ -37,11 +38,13 @@ def read_text(where: str, given: object) -> str:
 
 
 def _message(where: str, message: object) -> list[Message]:
-    if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
-        refuse(f"{where}.role", "user or assistant")
+    if not isinstance(message, dict) or message.get("role") not in _ROLES:
+        refuse(f"{where}.role", "user, assistant or system")
     content, where = message.get("content"), f"{where}.content"
     if isinstance(content, str):
         return [{"role": message["role"], "content": content}]
+    if message["role"] == "system":
+        return [{"role": "system", "content": read_text(where, content)}]
     blocks = _list(where, content)
     if message["role"] == "user":
         return _of_user(where, blocks)

@@ -4,22 +4,23 @@ from email.message import Message as Headers
 
 from ..errors import ApiError, refuse
 from ..requests.bodies import SNIPPETS, memory_options
-from ..requests.completions import Completion, template_kwargs_of
+from ..requests.completions import Completion, template_kwargs_of, with_effort
 from ..requests.fields import Fields
 from ..requests.sampling import Parameters, read_parameters, read_stop
-from ..requests.shapes import ToolChoice, shape_of
+from ..requests.shapes import ToolChoice, read_format, shape_of
 from ..settings import ServeSettings
 from .blocks import read_messages, read_text
 
 _MOST_TOOLS = 256
 _OWN = {
     "model", "messages", "system", "max_tokens", "stop_sequences", "stream", "tools",
-    "tool_choice", "thinking", "memory", "chat_template_kwargs", *SNIPPETS,
+    "tool_choice", "thinking", "output_config", "memory", "chat_template_kwargs", *SNIPPETS,
 }  # fmt: skip
 # What changes nothing in an answer.
 _IGNORED = {
     "metadata", "service_tier", "cache_control", "context_management", "inference_geo", "speed",
 }  # fmt: skip
+_FORMAT = "output_config.format"
 _KNOWN = _OWN | _IGNORED | set(Parameters.__dataclass_fields__) - {"logprobs", "top_logprobs"}
 
 
@@ -61,7 +62,7 @@ def read_message(
         messages=messages,
         tools=tools,
         template_kwargs=_template_kwargs(fields),
-        shape=shape_of(None, "tool_choice", _choice(fields), tools),
+        shape=shape_of(_schema(fields), _FORMAT, _choice(fields), tools),
     )
 
 
@@ -88,7 +89,7 @@ def _tools(fields: Fields) -> list[object] | None:
         refuse("tools", f"a list of at most {_MOST_TOOLS} tools")
     found: list[object] = []
     for i, tool in enumerate(tools):
-        if not isinstance(tool, dict) or tool.get("type", "custom") != "custom":
+        if not isinstance(tool, dict) or (tool.get("type") or "custom") != "custom":
             refuse(f"tools[{i}].type", '"custom" or none: this server has no tools of its own')
         schema = tool.get("input_schema", {})
         if not isinstance(tool.get("name"), str) or not isinstance(schema, dict):
@@ -119,6 +120,20 @@ def _choice(fields: Fields) -> ToolChoice | None:
     refuse("tool_choice.type", '"auto", "none", "any" or "tool"')
 
 
+def _output_config(fields: Fields, name: str) -> object:
+    """What is asked of the answer by this name; None: nothing."""
+    expected = "an object with effort, format"
+    given = fields.mapping("output_config", expected)
+    if not given.keys() <= {"effort", "format"}:
+        refuse("output_config", expected)
+    return given.get(name)
+
+
+def _schema(fields: Fields) -> dict[str, object] | None:
+    given = _output_config(fields, "format")
+    return None if given is None else read_format(given, _FORMAT)
+
+
 def _template_kwargs(fields: Fields) -> dict[str, object] | None:
     kwargs = template_kwargs_of(fields) or {}
     if "thinking" in fields.values:
@@ -127,4 +142,5 @@ def _template_kwargs(fields: Fields) -> dict[str, object] | None:
             refuse("thinking.type", '"enabled", "adaptive" or "disabled"')
         # By the name that templates of models that think have for it.
         kwargs = {"enable_thinking": kind != "disabled", **kwargs}
-    return kwargs or None
+    effort = _output_config(fields, "effort")
+    return with_effort(kwargs or None, effort, "output_config.effort")

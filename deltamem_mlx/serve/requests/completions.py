@@ -181,6 +181,24 @@ def _role_mapping(fields: Fields) -> dict[str, object] | None:
     return mapping or None
 
 
+def with_effort(
+    kwargs: dict[str, object] | None, effort: object, param: str
+) -> dict[str, object] | None:
+    """Settings of the chat template, with how much a model that thinks is to think.
+
+    Args:
+        kwargs (dict): Those that are given; they come first.
+        effort (object): As a request says it; None: it does not.
+        param (str): Where it says so.
+    """
+    if effort is None:
+        return kwargs
+    if not isinstance(effort, str):
+        refuse(param, "text")
+    # By the names that templates of models that think have for it.
+    return {"reasoning_effort": effort, "enable_thinking": effort != "none"} | (kwargs or {})
+
+
 def template_kwargs_of(fields: Fields) -> dict[str, object] | None:
     """Settings of the chat template."""
     kwargs = fields.mapping("chat_template_kwargs")

@@ -7,7 +7,7 @@ from email.message import Message as Headers
 from ..errors import refuse
 from ..kept.items import Item, as_messages, new_id, read_items
 from ..requests.bodies import SNIPPETS, check_key, keys_in, memory_options
-from ..requests.completions import Completion, template_kwargs_of
+from ..requests.completions import Completion, template_kwargs_of, with_effort
 from ..requests.fields import Fields
 from ..requests.sampling import Parameters, check_known, read_parameters
 from ..requests.shapes import Shape, read_choice, read_format, shape_of
@@ -198,13 +198,8 @@ def _format(fields: Fields) -> object:
 
 
 def _template_kwargs(fields: Fields) -> dict[str, object] | None:
-    kwargs, effort = template_kwargs_of(fields) or {}, fields.mapping("reasoning").get("effort")
-    if effort is None:
-        return kwargs or None
-    if not isinstance(effort, str):
-        refuse("reasoning.effort", "text")
-    # By the names that templates of models that think have for it.
-    return {"reasoning_effort": effort, "enable_thinking": effort != "none"} | kwargs
+    effort = fields.mapping("reasoning").get("effort")
+    return with_effort(template_kwargs_of(fields), effort, "reasoning.effort")
 
 
 def _echo(fields: Fields, parameters: Parameters) -> dict[str, object]:

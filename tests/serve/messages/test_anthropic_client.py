@@ -1,11 +1,13 @@
 """Messages as Anthropic's own client asks for them and reads them, from a server process."""
 
 from collections.abc import Iterator
+from email.message import Message as Headers
 
 import anthropic
 import pytest
 from serving import ANSWER, FACT, QUESTION, UNKNOWN, Client, Pair, server, user
 
+from deltamem_mlx.serve.messages.request import read_message
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
@@ -119,7 +121,36 @@ def test_calls_and_their_results_are_taken(client: anthropic.Anthropic) -> None:
         },
     ]
     assert ask(client, messages, tools=tools).content[0].type == "text"
+    assert ask(client, messages, tools=[tools[0] | {"type": None}]).content[0].type == "text"
     assert ask(client, messages, tools=tools, tool_choice={"type": "none"}).content
+
+
+@pytest.mark.parametrize("content", ["be brief .", [{"type": "text", "text": "be brief ."}]])
+def test_a_system_prompt_may_come_among_the_messages(
+    client: anthropic.Anthropic, content: object
+) -> None:
+    said = [user(FACT), {"role": "assistant", "content": "ok ."}, user(QUESTION)]
+    system = {"role": "system", "content": content}
+    first = ask(client, [system, *said])
+    assert text(first) == text(ask(client, said, system="be brief ."))
+    key = f"system {type(content).__name__}"
+    assert ask(client, [*said, system], **named(key)).usage.memory["turns"] == 1
+    assert "last message of the user" in refusal(client, [*said[:2], system])
+
+
+def refusal(client: anthropic.Anthropic, messages: list[dict]) -> str:
+    with pytest.raises(anthropic.BadRequestError) as refused:
+        ask(client, messages)
+    return refused.value.body["error"]["message"]
+
+
+@pytest.mark.parametrize("thinking", [None, "disabled"])
+def test_effort_is_told_to_the_template(thinking: str | None) -> None:
+    body = {"messages": [user("hi")], "max_tokens": 4, "output_config": {"effort": "low"}}
+    body |= {"thinking": {"type": thinking}} if thinking else {}
+    asked = read_message(body, Headers(), ServeSettings(), 342)
+    expected = {"reasoning_effort": "low", "enable_thinking": thinking is None}
+    assert asked.template_kwargs == expected
 
 
 def test_tokens_are_counted_as_they_are_fed(client: anthropic.Anthropic) -> None:
@@ -144,6 +175,7 @@ REFUSED = {
     "system": [{"type": "image"}],
     "thinking": {"type": "other"},
     "unheard_of": 1,
+    "output_config": {"effort": 1},
     "messages": [],
 }
 
