@@ -10,6 +10,7 @@ from pathlib import Path
 from ..files import expanded
 from ..problems import shortened
 
+MOST_SECONDS = 86_400  # to wait: locks and sockets take no number that is much larger
 _HEADER = re.compile(r"[0-9A-Za-z!#$%&'*+.^_`|~-]{1,128}")
 # The same in all chats of a client, or another in every request.
 _NO_NAMES = {
@@ -110,6 +111,12 @@ class ServeSettings:
                         f"--{option}-header {shortened(name)}: expected the name of a header in "
                         f"which clients say {what}."
                     )
+        for option, least in (("wait", 0.0), ("request_timeout", 0.1)):
+            if not least <= getattr(self, option) <= MOST_SECONDS:
+                raise SettingsError(
+                    f"--{option.replace('_', '-')} {getattr(self, option)}: expected {least:g} to "
+                    f"{MOST_SECONDS} seconds."
+                )
         self._check_folders()
         if self.api_key is None:
             return

@@ -1,6 +1,8 @@
 """What the server refuses beside bodies, what it survives, and that it goes on afterwards."""
 
 import json
+import math
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from serving import CHAT, ENDLESS, HELLO, Client, Pair, memory_files, stream, un
 
 from deltamem_mlx.memory.shelf import id_of
 from deltamem_mlx.serve.server import Server
-from deltamem_mlx.serve.settings import ServeSettings, check_exposure
+from deltamem_mlx.serve.settings import ServeSettings, SettingsError, check_exposure
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +131,18 @@ def test_a_memory_in_use_is_409_in_time(pair: Pair) -> None:
         assert reply.status == 409 and reply.code == "memory_busy"
         assert reply.headers["retry-after"]
         assert client.memory("DELETE", "taken").code == "memory_busy"
+
+
+@pytest.mark.parametrize("option", ["wait", "request_timeout"])
+@pytest.mark.parametrize("seconds", [-1.0, 1e10, math.inf, math.nan])
+def test_a_time_that_nothing_can_wait_for_is_refused(option: str, seconds: float) -> None:
+    """Each request would fail of it."""
+    named = (
+        f"^--{option.replace('_', '-')} {re.escape(str(seconds))}: expected .* to 86400 seconds.$"
+    )
+    with pytest.raises(SettingsError, match=named):
+        ServeSettings(**{option: seconds})
+    ServeSettings(**{option: 86_400.0})
 
 
 def test_who_looks_does_not_wait_for_what_is_not_there(pair: Pair) -> None:

@@ -10,6 +10,7 @@ from serving import ANSWER, FACT, QUESTION, Client, Pair, memory_files
 import deltamem_mlx as dm
 from deltamem_mlx.cli import serve
 from deltamem_mlx.files.places import memories_folder
+from deltamem_mlx.serve.memories.folder import NamedFolder
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
 
@@ -38,6 +39,23 @@ def started(call_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> Started:
         return found[-1], done.stderr
 
     return start
+
+
+def test_a_response_of_its_own_is_no_slip(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To compare with all names that there are would be for nothing."""
+    compared: list[str] = []
+    monkeypatch.setattr(NamedFolder, "meant", lambda _, key: compared.append(key) or "")
+    settings = ServeSettings(port=0, memory_dir=tmp_path, named=True)
+    with Server(*pair, "builtin", settings) as serving:
+        client = Client(serving.url)
+        said = {"input": FACT, "max_output_tokens": 1}
+        first = client.request("POST", "/v1/responses", said).json["id"]
+        client.request("POST", "/v1/responses", said | {"previous_response_id": first})
+        assert len(client.request("GET", "/v1/memories").json["data"]) == 2 and not compared
+        client.request("POST", "/v1/responses", said | {"conversation": "named"})
+        assert compared == ["named"]
 
 
 def test_a_slip_in_a_name_is_told_what_it_is_near(pair: Pair, saved: Path) -> None:

@@ -7,6 +7,7 @@ import typer
 from typer.models import OptionInfo
 
 from deltamem_mlx.cli.options import shared as o
+from deltamem_mlx.serve.settings import MOST_SECONDS
 
 MOST_TURNS = 1024
 SERVER, LIMITS, BATCHING = "Server", "Limits", "Batching and prompt cache"
@@ -187,12 +188,22 @@ MaxConnections = Annotated[
 ]
 Wait = Annotated[
     float,
-    _option("--wait", panel=LIMITS, min=0, help="Seconds to wait for a memory that is in use."),
+    _option(
+        "--wait",
+        panel=LIMITS,
+        min=0,
+        max=MOST_SECONDS,
+        help="Seconds to wait for a memory that is in use.",
+    ),
 ]
 RequestTimeout = Annotated[
     float,
     _option(
-        "--request-timeout", panel=LIMITS, min=0.1, help="Seconds for a client to send a request."
+        "--request-timeout",
+        panel=LIMITS,
+        min=0.1,
+        max=MOST_SECONDS,
+        help="Seconds for a client to send a request.",
     ),
 ]
 Grace = Annotated[

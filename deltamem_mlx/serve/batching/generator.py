@@ -161,6 +161,8 @@ class MemoryGenerator(ResponseGenerator):
         # One that reads only what is not there begins no memory.
         if memory.contents.saved is not None or not options.read_only:
             self.memories.commit(memory, outcome)
+        # What keeps no way back is a response's own: its key was drawn, and meant no other.
+        first = first and options.takes_back
         meant = self.memories.folder.meant(key) if first and key is not None else ""
         job.kept = replace(outcome, meant=meant)
 
