@@ -26,6 +26,7 @@ LIMITS = {
     "request_timeout": 10.0,
     "wait": 5.0,
 }
+GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"  # to who expects it; the answer follows
 FACT, QUESTION = "anna lives in oslo .", "where does anna live ?"
 
 
@@ -42,7 +43,7 @@ def sent(client: Client, request: Fuzzed) -> bytes:
                 said += part
         except ConnectionError:
             pass  # closed before it had taken all
-    return said
+    return said.removeprefix(GO_ON)
 
 
 def assert_is_an_answer(said: bytes, request: Fuzzed) -> None:
