@@ -1,5 +1,6 @@
 """Long prompts: others' answers go on meanwhile, and too long ones are refused."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -19,9 +20,25 @@ from serving import (
 )
 from transformers import PreTrainedTokenizerBase
 
+from deltamem_mlx.memory.told import Fingerprints
 from deltamem_mlx.serve.batching.pace import GAP, Pace
+from deltamem_mlx.serve.errors import ApiError
+from deltamem_mlx.serve.memories.memory import HeldMemory
+from deltamem_mlx.serve.requests.bodies import MemoryOptions
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings
+from deltamem_mlx.serve.turns.history import place_of
+from deltamem_mlx.session.conversation import Conversation
+
+LONG = " ".join(["anna"] * 3000)
+FUNCTION = {"name": "find", "parameters": {"type": "object", "description": LONG}}
+TOOL = {"type": "function", "function": FUNCTION}
+CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"type": "function", "function": {"name": "find", "arguments": {"x": LONG}}}],
+}
+CALLS = "{% for message in messages %}{{ message.tool_calls }}{% endfor %}"
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +144,40 @@ def test_megabytes_are_refused_at_once(
     reply = Client(serving.url).request("POST", CHAT, body)
     assert reply.code == "context_length_exceeded"
     assert 0 < sum(tokenized) < 300_000  # of three millions and more
+
+
+@pytest.mark.parametrize(
+    "body, code",
+    [
+        ({"messages": [user("hi")] * 1500}, "context_length_exceeded"),
+        ({"messages": [user("hi")], "tools": [TOOL] * 99}, "context_length_exceeded"),
+        ({"messages": [user("hi"), CALL, user("hi")]}, "context_length_exceeded"),
+        ({"messages": [user("")] * 2049}, "bad_messages"),
+    ],
+    ids=["many messages", "tools", "a call", "more messages"],
+)
+def test_what_is_too_long_for_a_memory_is_refused_before_it_is_planned(
+    monkeypatch: pytest.MonkeyPatch, body: dict, code: str
+) -> None:
+    """A plan renders a turn as often as it has messages, and all answers wait."""
+    planned: list[object] = []
+    monkeypatch.setattr(Conversation, "plan", lambda *given, **_: planned.append(given))
+    model, tokenizer = builtin_pair()
+    tokenizer.chat_template = f"{{{{ tools }}}}{CALLS}{tokenizer.chat_template}"
+    settings = ServeSettings(port=0, max_prompt_tokens=2000)
+    with Server(model, tokenizer, "builtin", settings) as serving:
+        reply = Client(serving.url).request("POST", CHAT, body | {"memory": {"session": "new"}})
+    assert reply.status == 400 and reply.code == code and not planned
+
+
+def test_a_history_that_is_another_is_refused_in_linear_time() -> None:
+    told = Fingerprints.nothing().after([], [user("a"), assistant("b")] * 1500 + [user("e")])
+    held = replace(HeldMemory("id", "key"), told=told)
+    sent = [user("a"), assistant("b")] * 1000 + [user("c"), assistant("d")] * 1500
+    began = time.thread_time()
+    with pytest.raises(ApiError, match=r"^Message 2001 of the conversation is not what"):
+        place_of(sent, held, MemoryOptions("key"))
+    assert time.thread_time() - began < 2
 
 
 def test_a_history_of_megabytes_that_is_known_is_no_prompt(serving: Server) -> None:

@@ -83,8 +83,9 @@ class MemoryGenerator(ResponseGenerator):
         """
         if not isinstance(request, ServedRequest):
             raise TypeError(f"a {type(request).__name__} says nothing of a memory")
-        check_texts(request, self.pair, self.settings)
-        job = request.job = Job(request, generation_args)
+        job = Job(request, generation_args)
+        check_texts(request, self._template_kwargs(job), self.pair, self.settings)
+        request.job = job
         self.requests.put(job)
         ctx = self._receive(job)
         while isinstance(ctx, PromptProgress):

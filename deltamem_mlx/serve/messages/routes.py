@@ -49,11 +49,11 @@ class MessageRoutes(Wire):
 
     def _count_tokens(self) -> None:
         asked, pair = self._read_message(count=True), self.serving.generator.pair
-        check_texts(served_request(asked, None, self.alive), pair, self.settings)
         lead, rest = parts_of(asked.messages or [])
         kwargs = self.settings.chat_template_args | (asked.template_kwargs or {})
         if asked.tools:
             kwargs |= {"tools": asked.tools}
+        check_texts(served_request(asked, None, self.alive), kwargs, pair, self.settings)
         try:
             spans = message_spans(
                 pair.tokenizer, [*lead, *rest], add_generation_prompt=True, template_kwargs=kwargs

@@ -12,6 +12,7 @@ from ...text.turns import leading_system
 from ..errors import ApiError
 from ..memories.memory import HeldMemory
 from ..requests.bodies import MemoryOptions
+from .overlaps import shared_with
 from .tasks import as_said, is_task
 
 
@@ -89,12 +90,11 @@ def place_of(
 
 def _known(sent: tuple[str, ...], told: Fingerprints) -> int | None:
     """How many of the messages sent end with the end of what was told; None: they do not."""
-    fed = told.messages
-    for end in range(len(sent), 0, -1):
-        overlap = min(end, len(fed))
-        if overlap and sent[end - 1] == fed[-1] and sent[end - overlap : end] == fed[-overlap:]:
-            return end
-    return None
+    # From the end backwards: where what was told goes on to its beginning, or to that of what is
+    # sent.
+    same = shared_with(told.messages[::-1], sent[::-1])
+    ends = zip(range(len(sent), 0, -1), same, strict=True)
+    return next((end for end, n in ends if n and n == min(end, len(told.messages))), None)
 
 
 def _tolds(told: Fingerprints, history: Sequence[PastTurn]) -> list[Fingerprints]:
@@ -153,7 +153,7 @@ def _difference(
             "After these messages the memory was told of another conversation, which an answer "
             "from there would take back."
         )
-    known = next((n for n in range(len(sent), 0, -1) if _within(sent[:n], told.messages)), 0)
+    known = max(shared_with(sent, told.messages), default=0)
     if not known:
         return "The request re-sends a history that this memory was not told."
     kept = f"the last {len(history)} turns" if history else "no turn"
@@ -161,8 +161,3 @@ def _difference(
     if known == len(sent):
         return f"This memory was told all of these messages, and more after them. {back}"
     return f"Message {known + 1} of the conversation is not what this memory was told there. {back}"
-
-
-def _within(part: tuple[str, ...], whole: tuple[str, ...]) -> bool:
-    starts = (i for i, one in enumerate(whole) if one == part[0])
-    return any(whole[i : i + len(part)] == part for i in starts)
