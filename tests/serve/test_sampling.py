@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from email.message import Message as Headers
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from openai import OpenAI
 from serving import CHAT, HELLO, Client, builtin_pair, stream, user
 
 from deltamem_mlx.serve.errors import ApiError
+from deltamem_mlx.serve.requests.completions import read_completion
 from deltamem_mlx.serve.requests.fields import Fields
 from deltamem_mlx.serve.requests.sampling import check_defaults, read_parameters
 from deltamem_mlx.serve.server import Server
@@ -44,8 +46,8 @@ REFUSED = {
     "presence_context_size": [-1, 2**31, 1.5],
     "frequency_context_size": [-1, 2**31, 1.5],
     "seed": [-2, -(2**31), -(2**63), 2**63, 2**64, 10**400, 1.0, "1", True],
-    "max_tokens": [0, -1, 3001, 2**31, 10**400, 1.0, "1", True],
-    "max_completion_tokens": [0, -1, 3001, 10**400, 1.0, True],
+    "max_tokens": [0, -1, 2**31, 10**400, 1.0, "1", True],
+    "max_completion_tokens": [0, -1, 10**400, 1.0, True],
     "logprobs": [1, 0, "true", []],
     "top_logprobs": [-2, 12, 2**63, 1.0, True],
     "logit_bias": [{"342": 1}, {"-1": 1}, {"1.0": 1}, {"٣": 1}, {"01": 1}, {"1": 1e9},
@@ -56,7 +58,7 @@ REFUSED = {
     "model": [3, []],
     "response_format": [{"type": "json_object"}, {"type": "json_schema", "json_schema": {}}, {}, 1],
     "tool_choice": ["required", {"type": "function", "function": {"name": "f"}}, 1, ""],
-    "parallel_tool_calls": [False, 1],
+    "parallel_tool_calls": [0, 1],
     "functions": [[{"name": "f"}], {}],
     "function_call": [{"name": "f"}, "f"],
     "n": [0, 2, 128, True, 1.0, "1"],
@@ -67,7 +69,7 @@ REFUSED = {
     "adapters": ["x"],
     "draft_model": ["x"],
     "audio": [{}],
-    "reasoning_effort": ["high"],
+    "reasoning_effort": [1, ["high"]],
     "web_search_options": [{}],
     "guided_json": [{}],
     "temprature": [1],
@@ -96,7 +98,7 @@ FITTING = {
     "stream_options": [{}, {"include_usage": None}],
     "response_format": [{"type": "text"}],
     "tool_choice": ["auto", "none"],
-    "parallel_tool_calls": [True],
+    "parallel_tool_calls": [True, False],
     "functions": [[]],
     "function_call": ["none"],
     "n": [1],
@@ -108,7 +110,9 @@ FITTING = {
     "metadata": [{"a": "b"}],
     "store": [True],
     "service_tier": ["auto"],
-    "reasoning_effort": [None],
+    "reasoning_effort": [None, "none", "high"],
+    "verbosity": ["low"],
+    "prompt_cache_options": [{}],
 }  # fmt: skip
 
 
@@ -164,6 +168,8 @@ def test_the_limit_of_answers_is_theirs_too_who_name_none() -> None:
     assert read_parameters(Fields({}), few, VOCABULARY).max_tokens == 10
     for named in ({"max_tokens": 4}, {"max_completion_tokens": 4}):
         assert read_parameters(Fields(named), few, VOCABULARY).max_tokens == 4
+    for more in ({"max_tokens": 16_384}, {"max_completion_tokens": 16_384}):
+        assert read_parameters(Fields(more), few, VOCABULARY).max_tokens == 10
     with pytest.raises(ApiError, match="the same as max_tokens"):
         read_parameters(Fields({"max_tokens": 3, "max_completion_tokens": 4}), few, VOCABULARY)
     with pytest.raises(ApiError, match="from 1 to 10"):
@@ -197,6 +203,24 @@ def test_logprobs_of_a_stream_are_those_of_the_whole_answer(client: Client) -> N
         assert bytes(one.bytes).decode() == one.token and len(one.top_logprobs) == 3
         assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
         assert one.logprob == pytest.approx(max(top.logprob for top in one.top_logprobs))
+
+
+def test_what_openais_client_sends_for_models_of_theirs_is_taken(client: Client) -> None:
+    openai = OpenAI(base_url=f"http://{client.host}:{client.port}/v1", api_key="any", max_retries=0)
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    silent = {"role": "assistant", "content": None}
+    said = openai.chat.completions.create(
+        model="default_model", messages=[user("hi"), silent, user("where does anna live ?")],
+        reasoning_effort="low", verbosity="low", tools=tools, parallel_tool_calls=False,
+        max_completion_tokens=16_384, temperature=0,
+    )  # fmt: skip
+    assert said.choices[0].message.content
+
+
+def test_the_effort_is_told_to_the_template() -> None:
+    body = {"messages": [user("hi")], "reasoning_effort": "none"}
+    asked = read_completion(body, Headers(), ServeSettings(), VOCABULARY, chat=True)
+    assert asked.template_kwargs == {"reasoning_effort": "none", "enable_thinking": False}
 
 
 def test_tools_that_may_not_be_called_are_not_shown_to_the_model(client: Client) -> None:

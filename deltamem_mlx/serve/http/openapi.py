@@ -55,6 +55,7 @@ _BODIES: dict[str, Schema] = {
     "POST /v1/chat/completions": _body(
         ("messages",), messages=_MESSAGES, max_tokens=_MOST, stop=_STOP, memory=_MEMORY,
         response_format=_OBJECT, tool_choice={"type": ["string", "object"]},
+        max_completion_tokens=_MOST, parallel_tool_calls=_FLAG, reasoning_effort=_TEXT,
         logprobs=_FLAG, top_logprobs={"type": "integer"},
         logit_bias={"type": "object", "additionalProperties": {"type": "number"}},
         chat_template_kwargs=_OBJECT, stream_options=_OBJECT, **_TOOLS, **_SHARED,
@@ -65,8 +66,8 @@ _BODIES: dict[str, Schema] = {
     "POST /v1/responses": _body(
         ("input",), input={"type": ["string", "array"], "items": _OBJECT}, instructions=_TEXT,
         previous_response_id=_TEXT, conversation={"type": ["string", "object"]}, store=_FLAG,
-        max_output_tokens=_MOST, text=_OBJECT, reasoning=_OBJECT, metadata=_OBJECT,
-        memory=_MEMORY, **_TOOLS, **_SHARED,
+        max_output_tokens=_MOST, parallel_tool_calls=_FLAG, text=_OBJECT, reasoning=_OBJECT,
+        metadata=_OBJECT, memory=_MEMORY, **_TOOLS, **_SHARED,
     ),
     "POST /v1/conversations": _body(items=_ITEMS, metadata=_OBJECT),
     "POST /v1/conversations/{id}": _body(metadata=_OBJECT),

@@ -76,11 +76,9 @@ def _stop(body: dict[str, object]) -> list[str]:
 def _parameters(
     fields: Fields, settings: ServeSettings, vocabulary: int, *, count: bool
 ) -> Parameters:
-    """Clients name the most that they would take, which may be more than is ever given."""
     if "max_tokens" not in fields.values and not count:
         refuse("max_tokens", "a number of tokens")
-    most = min(fields.whole("max_tokens", 1, 1), settings.max_tokens_limit)
-    return read_parameters(Fields({**fields.values, "max_tokens": most}), settings, vocabulary)
+    return read_parameters(fields, settings, vocabulary)
 
 
 def _tools(fields: Fields) -> list[object] | None:
@@ -111,12 +109,8 @@ def _choice(fields: Fields) -> ToolChoice | None:
             return ToolChoice(one=one)
         case "tool":
             return ToolChoice(given.text("name", ""), one=True)
-        case "auto" | "none" if not one:
-            return None
         case "auto" | "none":
-            refuse(
-                "tool_choice.disable_parallel_tool_use", 'false, but for the types "any", "tool"'
-            )
+            return None
     refuse("tool_choice.type", '"auto", "none", "any" or "tool"')
 
 

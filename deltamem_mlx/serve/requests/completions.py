@@ -25,7 +25,7 @@ _NOT_THEIRS = {
 _SHARED = {"model", "stream", "stream_options", "memory", *SNIPPETS}
 _CHAT = _SHARED | {
     "messages", "tools", "tool_choice", "parallel_tool_calls", "response_format",
-    "chat_template_kwargs", "role_mapping",
+    "chat_template_kwargs", "reasoning_effort", "role_mapping",
 }  # fmt: skip
 _TEXT = _SHARED | {"prompt"}
 
@@ -101,7 +101,9 @@ def read_completion(
         prompt="" if chat else _prompt(fields),
         tools=tools,
         role_mapping=_role_mapping(fields),
-        template_kwargs=template_kwargs_of(fields),
+        template_kwargs=with_effort(
+            template_kwargs_of(fields), fields.values.get("reasoning_effort"), "reasoning_effort"
+        ),
         shape=_shape(fields, tools),
     )
 
@@ -134,6 +136,8 @@ def _message(where: str, message: object) -> dict[str, object]:
     if calls is not None and not (isinstance(calls, list) and all(map(_is_call, calls))):
         refuse(f"{where}.tool_calls", "calls with a function's name and its arguments as JSON")
     content = message.get("content")
+    if content is None and not calls and message["role"] == "assistant":
+        return message | {"content": ""}  # an answer as clients send it back that said nothing
     if isinstance(content, list):
         if not all(isinstance(part, dict) and _is_text(part) for part in content):
             refuse(f"{where}.content", 'text, or parts {"type": "text", "text": ...}')

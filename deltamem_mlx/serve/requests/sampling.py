@@ -91,12 +91,13 @@ def _temperature(fields: Fields, settings: ServeSettings) -> float:
 
 
 def _max_tokens(fields: Fields, settings: ServeSettings) -> int:
+    """Clients name the most that they would take, which may be more than is ever given."""
     limit = settings.max_tokens_limit
-    usual = fields.whole("max_tokens", min(settings.max_tokens, limit), 1, limit)
-    found = fields.whole("max_completion_tokens", usual, 1, limit)
+    usual = fields.whole("max_tokens", min(settings.max_tokens, limit), 1)
+    found = fields.whole("max_completion_tokens", usual, 1)
     if "max_tokens" in fields.values and found != usual:
         refuse("max_completion_tokens", "the same as max_tokens, which is there too")
-    return found
+    return min(found, limit)
 
 
 def _logit_bias(fields: Fields, vocabulary: int) -> dict[int, float] | None:
@@ -140,8 +141,8 @@ _ONE_WAY: dict[str, tuple[object, ...]] = {
 }
 # What changes nothing in an answer.
 _IGNORED = {
-    "metadata", "num_draft_tokens", "prediction", "prompt_cache_key", "prompt_cache_retention",
-    "safety_identifier", "service_tier", "store", "user",
+    "metadata", "num_draft_tokens", "prediction", "prompt_cache_key", "prompt_cache_options",
+    "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user", "verbosity",
 }  # fmt: skip
 
 

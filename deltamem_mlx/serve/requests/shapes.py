@@ -62,8 +62,6 @@ def read_choice(fields: Fields) -> ToolChoice | None:
     given = fields.values.get("tool_choice", "auto")
     parallel = fields.flag("parallel_tool_calls", True)
     if given in ("auto", "none"):
-        if not parallel:
-            refuse("parallel_tool_calls", 'true, but for a tool_choice that is not "auto"')
         return None
     if given == "required":
         return ToolChoice(one=not parallel)

@@ -166,7 +166,7 @@ def _with_key(body: Mapping[str, object], key: str) -> dict[str, object]:
 
 def _parameters(fields: Fields, settings: ServeSettings, vocabulary: int) -> Parameters:
     limit = settings.max_tokens_limit
-    most = fields.whole("max_output_tokens", min(settings.max_tokens, limit), 1, limit)
+    most = fields.whole("max_output_tokens", min(settings.max_tokens, limit), 1)
     known = {n: v for n, v in fields.values.items() if n not in _LEFT_OUT}
     return read_parameters(Fields(known | {"max_tokens": most}), settings, vocabulary)
 

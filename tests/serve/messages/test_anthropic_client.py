@@ -122,7 +122,8 @@ def test_calls_and_their_results_are_taken(client: anthropic.Anthropic) -> None:
     ]
     assert ask(client, messages, tools=tools).content[0].type == "text"
     assert ask(client, messages, tools=[tools[0] | {"type": None}]).content[0].type == "text"
-    assert ask(client, messages, tools=tools, tool_choice={"type": "none"}).content
+    for choice in ({"type": "none"}, {"type": "auto", "disable_parallel_tool_use": True}):
+        assert ask(client, messages, tools=tools, tool_choice=choice).content
 
 
 @pytest.mark.parametrize("content", ["be brief .", [{"type": "text", "text": "be brief ."}]])

@@ -228,6 +228,8 @@ def test_calls_and_their_outputs_are_taken(client: openai.OpenAI) -> None:
     said = [{"role": "user", "content": QUESTION}, called, output]
     assert ask(client, said, tools=tools).tools[0].name == "look"
     assert ask(client, said, tools=tools, tool_choice="none").tool_choice == "none"
+    one = ask(client, said, tools=tools, parallel_tool_calls=False, max_output_tokens=32_000)
+    assert one.status == "completed" and one.parallel_tool_calls is False
 
 
 REFUSED = {
