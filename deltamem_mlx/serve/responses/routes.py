@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from ..errors import ApiError
+from ..errors import ApiError, refuse
 from ..grammars.compiling import Grammar
 from ..http.management import Actions
 from ..http.speaking import served_request, speak
@@ -87,6 +87,8 @@ class ResponseRoutes(ConversationRoutes):
             )
 
     def _show_response(self, id: str) -> None:
+        if self.query.get("stream", "false") != "false":
+            refuse("stream", "false: a response that is stored is shown whole")
         self.send_json(self.serving.responses.get(id).response)
 
     def _show_input(self, id: str) -> None:

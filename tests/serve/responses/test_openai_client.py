@@ -278,6 +278,14 @@ def test_items_that_the_model_cannot_be_given_are_refused(
     assert refused.value.body["param"].startswith("input[0]")
 
 
+def test_a_stored_response_is_shown_whole(client: openai.OpenAI) -> None:
+    told = ask(client, FACT)
+    assert client.responses.retrieve(told.id, stream=False).output_text == told.output_text
+    with pytest.raises(openai.BadRequestError) as refused:  # else the client would read no event
+        client.responses.retrieve(told.id, stream=True)
+    assert refused.value.body["param"] == "stream"
+
+
 def test_two_places_to_go_on_from_are_refused(client: openai.OpenAI) -> None:
     told = ask(client, FACT)
     for more in ({"conversation": "x"}, {"extra_headers": {"X-Delta-Mem-Session": "x"}}):
