@@ -172,7 +172,10 @@ MaxTokens = Annotated[
     int, _option("--max-tokens", "-m", panel=LIMITS, min=1, help="Length of an answer by default.")
 ]
 MaxTokensLimit = Annotated[
-    int, _option("--max-tokens-limit", panel=LIMITS, min=1, help="Longest answer to ask for.")
+    int,
+    _option(
+        "--max-tokens-limit", panel=LIMITS, min=1, help="Longest answer, whatever is asked for."
+    ),
 ]
 MaxPromptTokens = Annotated[
     int, _option("--max-prompt-tokens", panel=LIMITS, min=1, help="Longest prompt.")
