@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 
 import deltamem_mlx as dm
-from deltamem_mlx.text.rows import Conversation
+from deltamem_mlx.text.rows import ConversationRow
 from deltamem_mlx.training.dataset import EpisodeDataset
 from deltamem_mlx.training.episodes import EpisodeSettings
 from deltamem_mlx.training.report import Info, Listener
@@ -47,7 +47,7 @@ def asked(subject: str) -> dict[str, str]:
     return {"role": "user", "content": f"What did I note about {subject}?"}
 
 
-def conversations(notes: list[Note], count: int, most: int, seed: int) -> list[Conversation]:
+def conversations(notes: list[Note], count: int, most: int, seed: int) -> list[ConversationRow]:
     """Conversations of up to ``most`` notes each, one of them asked for."""
     rng = random.Random(seed)
     made = []
@@ -55,7 +55,7 @@ def conversations(notes: list[Note], count: int, most: int, seed: int) -> list[C
         some = rng.sample(notes, rng.randint(1, min(most, len(notes))))
         subject, text = rng.choice(some)
         answer = {"role": "assistant", "content": text}
-        made.append(Conversation([*told(some), asked(subject), answer]))
+        made.append(ConversationRow([*told(some), asked(subject), answer]))
     return made
 
 

@@ -7,7 +7,7 @@ import typer
 from deltamem_mlx.cli.frame import output
 from deltamem_mlx.cli.frame.command import command
 from deltamem_mlx.cli.frame.course_setup import check_course, course_of, is_course
-from deltamem_mlx.cli.frame.errors import FAILED, INTERRUPTED
+from deltamem_mlx.cli.frame.errors import FAILED, INTERRUPTED, UsageError
 from deltamem_mlx.cli.frame.train_setup import check, set_up
 from deltamem_mlx.cli.frame.train_view import (
     finish,
@@ -63,6 +63,8 @@ def train(options: TrainOptions) -> None:
 def _train(options: TrainOptions, first: bool) -> "TrainOutcome":
     """The run; ``first``: this process is the one that speaks."""
     setup = set_up(options)
+    if options.test and not len(setup.test):
+        raise UsageError(f"--test: {options.data} has no test.jsonl.")
     from deltamem_mlx.training.trainer import Trainer
 
     trainer = Trainer(

@@ -279,7 +279,7 @@ def test_interrupted_saves_and_says_how_to_go_on(
     base: list[str], tmp_path: Path, start: Start
 ) -> None:
     run = [*base, "--iters", "3000", "--steps-per-report", "1"]
-    process = start(*run)
+    process = start(*run, "--overwrite")  # which would begin anew
     wait_for_iteration(tmp_path / "out", 5, process)
     process.kill(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=300)
@@ -294,6 +294,13 @@ def test_interrupted_saves_and_says_how_to_go_on(
 
 
 # --- what is wrong, in one line
+
+
+def test_a_test_needs_a_set_to_test(base: list[str], data: Path, tmp_path: Path) -> None:
+    args = [str(data / "train.jsonl") if word == str(data) else word for word in base]
+    text = refused(2, *args, "--iters", "1", "--test")
+    assert f"--test: {data / 'train.jsonl'} has no test.jsonl." in text
+    assert not (tmp_path / "out").exists()
 
 
 def test_wrong_flags(base: list[str], tmp_path: Path) -> None:

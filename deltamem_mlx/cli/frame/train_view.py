@@ -229,4 +229,5 @@ def _summary(outcome: "Outcome", test_loss: float | None) -> str:
 
 def _resume_command() -> str:
     words = sys.argv[1:] if "train" in sys.argv[1:2] else ["train", "..."]
+    words = [word for word in words if word != "--overwrite"]  # or it would begin anew
     return shlex.join(["deltamem-mlx", *words, *(["--resume"] * ("--resume" not in words))])
