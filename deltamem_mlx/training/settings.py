@@ -18,9 +18,9 @@ class TrainSettings:
         warmup (float): Share of the run in which the learning rate rises to its peak.
         grad_accumulation_steps (int): Batches an update of the weights.
         max_grad_norm (float): Gradients of a larger norm are scaled down to it; 0: none are.
-        max_step (float): The entries of an array of weights move by at most this share of their
-          root mean square an update, as in Adafactor; 0: by what AdamW says. How large weights are
-          that were fitted to a model follows from how large its hidden states are.
+        max_step (float): The learning rate of an array of weights is at most this share of their
+          root mean square, as in Adafactor; 0: the same for all. How large weights are that were
+          fitted to a model follows from how large its hidden states are.
         seed (int): Order of the data and context dropout follow from it.
         state_only_prob, no_memory_prob (float): Context dropout: how often only the last message
           is visible, and how often nothing was written.
