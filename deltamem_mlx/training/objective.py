@@ -17,7 +17,7 @@ from .head import find_heads, labelled_logits
 from .margin import exchanged, shortfall
 from .passes import Passes, PassMemory
 from .read_parts import UNSUPERVISED
-from .teacher import Teacher, divergence
+from .teacher import Teacher, divergence, with_others
 
 Inputs = dict[str, mx.array]
 
@@ -118,7 +118,8 @@ class Objective:
         """
         row, column = np.nonzero(batch.read_labels[:, 1:] != UNSUPERVISED)
         # One at least, or there would be no logits to take a gradient of.
-        padding = (0, -max(row.size, 1) % multiple + (row.size == 0))
+        count = -(-max(row.size, 1) // multiple) * multiple
+        padding = (0, count - row.size)
         silent = batch.unrelated[row, column + 1]
         each = np.ones(row.size, np.float32)
         if self.count_alike:
@@ -131,7 +132,7 @@ class Objective:
             "rows": np.pad(row * batch.read_tokens.shape[1] + column, padding).astype(np.int32),
             "targets": np.pad(batch.read_labels[row, column + 1], padding),
             "weights": np.pad(learned, padding),
-            **self._lessons(batch, row, silent, each, multiple),
+            **{k: _placed(*x, count) for k, x in self._lessons(batch, row, silent, each).items()},
         }
         if batch.write_lengths.any():
             arrays |= {"write_tokens": batch.write_tokens, "write_mask": batch.write_mask}
@@ -144,16 +145,14 @@ class Objective:
         row: np.ndarray,
         silent: np.ndarray,
         each: np.ndarray,
-        multiple: int,
-    ) -> dict[str, np.ndarray]:
-        """What the teachers of a batch say, and at which of its labels; nothing without any.
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """What the teachers of a batch say, and of which of its labels; nothing without any.
 
         Args:
             batch (EpisodeBatch): Padded episodes.
             row (np.ndarray): int [N], whose each label is.
             silent (np.ndarray): bool [N], whether the plain model teaches it.
             each (np.ndarray): float32 [N], what it counts.
-            multiple (int): As in `inputs`.
         """
         places, weights, lessons = [], [], []
         for kind, parts in enumerate((batch.teachers, batch.plains)):
@@ -165,16 +164,11 @@ class Objective:
                     lessons.append(self.teacher.lesson(part))
         if not places:
             return {}
-        arrays = {
-            "taught": np.concatenate(places).astype(np.int32),
-            "taught_weights": np.concatenate(weights).astype(np.float32),
-            "taught_tokens": np.concatenate([lesson.tokens for lesson in lessons]),
-            "taught_log_probs": np.concatenate([lesson.log_probs for lesson in lessons]),
-        }
-        more = -arrays["taught"].size % multiple
+        at = np.concatenate(places)
         return {
-            name: np.pad(array, [(0, more)] + [(0, 0)] * (array.ndim - 1))
-            for name, array in arrays.items()
+            "taught_weights": (np.concatenate(weights), at),
+            "taught_tokens": (np.concatenate([lesson.tokens for lesson in lessons]), at),
+            "taught_log_probs": (np.concatenate([lesson.log_probs for lesson in lessons]), at),
         }
 
     def terms(self, inputs: Inputs, margin: float = 0.0) -> Terms:
@@ -190,15 +184,14 @@ class Objective:
             written = self.passes.write(inputs["write_tokens"], inputs["write_mask"], *spans)
         memories = self.passes.reading(inputs["read_mask"], written, writes=self.write_visible)
         before = {i: memory.state for i, memory in memories.items()}
-        logits = self._logits(inputs, memories)
-        ce = nn.losses.cross_entropy(logits, inputs["targets"])
+        said = self._said(inputs, memories)
+        ce = -said[:, 0]
         missing = mx.array(0.0)
         if margin and written is not None:
             missing = self._missing(inputs, written, ce, margin)
         kl_sum = taught = mx.zeros((2,))
-        if "taught" in inputs:
-            named, said = inputs["taught_tokens"], inputs["taught_log_probs"]
-            kl = divergence(said, logits[inputs["taught"]], named)
+        if "taught_tokens" in inputs:
+            kl = divergence(inputs["taught_log_probs"], with_others(said[:, 1:]))
             kl_sum = (kl[:, None] * inputs["taught_weights"]).sum(axis=0)
             taught = inputs["taught_weights"].sum(axis=0)
         layers = sorted(memories)
@@ -218,13 +211,22 @@ class Objective:
             else none,
         )
 
-    def _logits(self, inputs: Inputs, memories: dict[int, PassMemory]) -> mx.array:
-        """Of the labels, float32 [N, V], as they are read with some memories."""
+    def _said(self, inputs: Inputs, memories: dict[int, PassMemory]) -> mx.array:
+        """Logarithms of probabilities at the labels as they are read with some memories.
+
+        float32 [N, 1 + K]: of the targets, and of the tokens that a teacher names, if any does.
+        """
         caches = self.passes.caches(memories)
         logits = labelled_logits(
             self.model, self.heads, inputs["read_tokens"], caches, inputs["rows"]
-        )
-        return logits.astype(mx.float32)
+        ).astype(mx.float32)
+        tokens = inputs["targets"][:, None]
+        if "taught_tokens" in inputs:
+            tokens = mx.concatenate([tokens, inputs["taught_tokens"]], axis=1)
+        # All at once: each time that some of the logits are taken, the gradient makes an array as
+        # large as all of them.
+        named = mx.take_along_axis(logits, tokens, axis=-1)
+        return named - mx.logsumexp(logits, axis=-1, keepdims=True)
 
     def _missing(
         self, inputs: Inputs, written: dict[int, PassMemory], own: mx.array, margin: float
@@ -233,7 +235,7 @@ class Objective:
         others = self.passes.reading(
             inputs["read_mask"], exchanged(written), writes=self.write_visible
         )
-        foreign = nn.losses.cross_entropy(self._logits(inputs, others), inputs["targets"])
+        foreign = -self._said(inputs, others)[:, 0]
         owners = inputs["rows"] // inputs["read_tokens"].shape[1]
         wrote = inputs["write_mask"].any(axis=1)
         return shortfall(own, foreign, inputs["weights"], owners, wrote, margin)
@@ -255,6 +257,13 @@ def spans_of(batch: EpisodeBatch, granularity: str, multiple: int = 1) -> Mappin
         "span_ids": np.stack(ingest.rows).astype(np.int32),
         "span_counts": np.stack(counts).astype(np.float32),
     }
+
+
+def _placed(values: np.ndarray, at: np.ndarray, count: int) -> np.ndarray:
+    """Rows of an array at their places among so many, with zeros at the others."""
+    placed = np.zeros((count, *values.shape[1:]), values.dtype)
+    placed[at] = values
+    return placed
 
 
 def _norms(states: list[mx.array | None], wrote: mx.array) -> mx.array:

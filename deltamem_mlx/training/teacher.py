@@ -21,7 +21,8 @@ TOP = 64
 # Logarithms of probabilities are at least this, as logits may be minus infinity; for a gradient all
 # have to be finite.
 _LEAST = -100.0
-_NEVER = -1e30
+# What all others together have at least: about what sums of float32 are exact to.
+_ROUNDED = 1e-6
 
 
 class Lesson(NamedTuple):
@@ -76,22 +77,27 @@ class Teacher:
 
 def log_probs(logits: mx.array, tokens: mx.array) -> mx.array:
     """Logarithms of the probabilities [N, K + 1] of tokens [N, K], and of all others together."""
-    logits = mx.maximum(logits, _NEVER)
-    whole = mx.logsumexp(logits, axis=-1, keepdims=True)
     named = mx.take_along_axis(logits, tokens, axis=-1)
-    without = mx.put_along_axis(logits, tokens, mx.full(tokens.shape, _NEVER), axis=-1)
-    others = mx.logsumexp(without, axis=-1, keepdims=True)
-    return mx.maximum(mx.concatenate([named, others], axis=-1) - whole, _LEAST)
+    return with_others(named - mx.logsumexp(logits, axis=-1, keepdims=True))
 
 
-def divergence(taught: mx.array, logits: mx.array, tokens: mx.array) -> mx.array:
+def with_others(named: mx.array) -> mx.array:
+    """Logarithms of the probabilities [N, K] of some tokens; with those of all others together.
+
+    Not summed over the others one by one: over a vocabulary of 262,144 that takes, with its
+    gradient, longer than the head itself.
+    """
+    others = mx.log(mx.maximum(1 - mx.exp(named).sum(axis=-1, keepdims=True), _ROUNDED))
+    return mx.maximum(mx.concatenate([named, others], axis=-1), _LEAST)
+
+
+def divergence(taught: mx.array, said: mx.array) -> mx.array:
     """KL(teacher ‖ model) [N] in nats, of the named tokens and all others together.
 
     It is at most that of the whole distributions.
 
     Args:
         taught (mx.array): float32 [N, K + 1], the teacher's logarithms of probabilities.
-        logits (mx.array): float32 [N, V], the model's.
-        tokens (mx.array): int32 [N, K], those that are named.
+        said (mx.array): float32 [N, K + 1], the model's.
     """
-    return (mx.exp(taught) * (taught - log_probs(logits, tokens))).sum(axis=-1)
+    return (mx.exp(taught) * (taught - said)).sum(axis=-1)

@@ -438,7 +438,7 @@ def test_a_course_shows_its_steps_and_ends_with_a_page(
         def run(self) -> module.Finished:
             steps = [
                 Planned("facts", "to find", 800, 100, 1e-3, 1200.0, False),
-                Planned("close", "gates", 0, 0, 0.0, 60.0, True),
+                Planned("quiet", "gates", 0, 0, 0.0, 60.0, True),
             ]
             self.viewer.plan(steps)
             self.viewer.begin(steps[0], 1, 1200.0)

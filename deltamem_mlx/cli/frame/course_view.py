@@ -88,8 +88,6 @@ def _found(name: str, result: Mapping[str, Any]) -> Iterator[str]:
         )
     elif name == "quiet":
         yield f"{result['share']:.0%} of the correction is made; {_change(result, 'share')}"
-    elif name == "close":
-        yield f"the gates' logits less {result['by']:g}; {_change(result, 'by')}"
 
 
 def _change(result: Mapping[str, Any], chosen: str) -> str:

@@ -6,7 +6,7 @@ from . import words
 from .language import Turn
 
 PROMPT, REPLY = 300, 120  # characters: at most of what is said, and at least of the reply
-LONGEST = 320  # characters of a reply: each of its tokens is learned, over all of the vocabulary
+LONGEST = 160  # characters of a reply: each of its tokens is learned, over all of the vocabulary
 BEGINNINGS = (
     ("The history of {}", words.CITIES + words.COUNTRIES + words.FOODS + words.SUBJECTS),
     ("# {}\n\n", words.SUBJECTS + words.HOBBIES + words.THINGS),

@@ -3,12 +3,10 @@
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
@@ -198,8 +196,7 @@ class Course:
             found.append(CourseStep(stage.name, stage.teaches, train, True, stage))
         return [
             *found,
-            CourseStep("close", "write gates, rounding", steps.close, True),
-            CourseStep("measure", "what it is worth", steps.measure, False),
+            CourseStep("measure", "what it is worth", steps.measure, True),
         ]
 
     def _place(self, step: CourseStep, number: int) -> Path:
@@ -246,8 +243,7 @@ class Course:
     def _finish(self, work: Work, page: str, results: dict[str, Any]) -> Finished:
         assert work.before is not None
         adapter = read_adapter(work.before)
-        rounded = {name: x.astype(mx.float16) for name, x in adapter.tensors.items()}
-        write_adapter(replace(adapter, tensors=rounded), self.folder)
+        write_adapter(steps.rounded(adapter), self.folder)
         write_text(self.folder / CARD, card(adapter, self.folder, page))
         return Finished(self.folder, page, results)
 

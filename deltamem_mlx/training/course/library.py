@@ -12,7 +12,7 @@ from pathlib import Path
 from .beginnings import begun
 from .language import Turn
 
-PROMPT, REPLY = 160, 240  # characters of a passage's two parts, at most
+PROMPT, REPLY = 160, 160  # characters of a passage's two parts, at most
 MOST = 1200  # characters of a function, at most
 ASKED = ("Continue: {}", "Please go on: {}", "What comes next? {}", "{}", "{}", "{}")
 LEFT_OUT = {"site-packages", "test", "pydoc_data"}

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -19,6 +20,7 @@ from .layers import config_for, upper
 from .rendering import ChatForm
 
 SPOKEN, TOKENS = 8, 12  # answers at once, and their length
+SOME, TIMED = 32, 4  # batches that are looked at, and those of them that are timed
 
 
 class MachinePace(NamedTuple):
@@ -74,7 +76,7 @@ def measured_pace(
 def seconds_an_iteration(
     model: nn.Module, episodes: Sequence[Episode], settings: TrainSettings
 ) -> float:
-    """How long a training takes over a batch of its own, the mean of two; a first one compiles.
+    """How long a training takes over a batch of its own, the mean of some from short to long.
 
     Args:
         model (nn.Module): With an adapter, which is another one afterwards.
@@ -83,11 +85,13 @@ def seconds_an_iteration(
     """
     updater = updater_of(model, settings)
     stream = batches(episodes, settings.batch_size, seed=settings.seed)
-    updater.update([next(stream)], 0)
+    some = sorted(islice(stream, SOME), key=lambda b: b.read_tokens.size + b.write_tokens.size)
+    chosen = some[SOME // TIMED // 2 :: SOME // TIMED]
+    updater.update(chosen[:1], 0)  # compiles
     began = time.perf_counter()
-    for number in (1, 2):
-        updater.update([next(stream)], number)
-    return (time.perf_counter() - began) / 2
+    for number, batch in enumerate(chosen, start=1):
+        updater.update([batch], number)
+    return (time.perf_counter() - began) / len(chosen)
 
 
 def _judged(objective: Objective, batch: EpisodeBatch) -> int:

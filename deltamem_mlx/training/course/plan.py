@@ -9,9 +9,9 @@ from .stages import Stage
 from .stock import Wanted
 
 # Shares of the time.
-WRITING, STARTING, CHOOSING, TRAINING, MEASURING = 0.08, 0.08, 0.05, 0.65, 0.14
-CHOICES = 36  # readings of what is held out, in all
-VALIDATING = 1.15  # of a training's time: validations, checkpoints
+WRITING, STARTING, CHOOSING, TRAINING, MEASURING = 0.06, 0.06, 0.06, 0.67, 0.15
+STARTS, QUIETED = 33, 8  # readings of what is held out of the first training, and of the second
+VALIDATING = 1.2  # of a training's time: validations, checkpoints
 LEAST = 8  # iterations of a training
 QUESTION, ORDINARY = 12, 25_000  # tokens of an answer; of ordinary text that is recorded
 
@@ -49,7 +49,7 @@ def plan_for(
         stages (Sequence[Stage]): The trainings.
     """
     seconds = 3600 * hours
-    size = sizes[0]
+    size, judged = sizes[0], STARTS * sizes[0] + QUIETED * _next(sizes)
     whole = Wanted(talk=300, texts=256, asked=300)
     share = min(1.0, WRITING * seconds / (writing_tokens(whole) / pace.spoken))
     wanted = Wanted(*(max(24, round(share * count)) for count in whole))
@@ -62,7 +62,7 @@ def plan_for(
     return CoursePlan(
         wanted=wanted,
         recorded=_within(STARTING * seconds * pace.judged / size, 120, 700),
-        judged=_within(CHOOSING * seconds * pace.judged / (CHOICES * size), 8, 64),
+        judged=_within(CHOOSING * seconds * pace.judged / judged, 8, 64),
         stages=tuple(stages),
         iters=tuple(iters),
         measured=MeasureSizes(
@@ -88,7 +88,7 @@ def seconds_of(
     plan: CoursePlan, pace: MachinePace, sizes: Sequence[float], wanted: Wanted | None = None
 ) -> Mapping[str, float]:
     """How long the steps of a plan take, by name; ``wanted`` is what there is to write."""
-    judging = plan.judged * sizes[0] / pace.judged
+    judging = plan.judged / pace.judged
     asked = (
         plan.measured.questions
         * len(plan.measured.cells)
@@ -99,9 +99,9 @@ def seconds_of(
     read = plan.measured.windows * 2 * 512 + plan.measured.histories * 2500
     found = {
         "write": writing_tokens(wanted or plan.wanted) / pace.spoken,
-        "start": plan.recorded * sizes[0] / pace.judged + 20 * judging,
-        "quiet": (0.3 * plan.recorded * sizes[0] + ORDINARY) / pace.judged + 8 * judging,
-        "close": 8 * judging,
+        "start": plan.recorded * sizes[0] / pace.judged + STARTS * sizes[0] * judging,
+        "quiet": (0.3 * plan.recorded * sizes[0] + ORDINARY) / pace.judged
+        + QUIETED * _next(sizes) * judging,
         "measure": asked + read / pace.judged,
     }
     for stage, iters, own in zip(plan.stages, plan.iters, sizes, strict=True):
@@ -111,7 +111,12 @@ def seconds_of(
 
 def writing_tokens(wanted: Wanted) -> int:
     """Tokens that are generated, at most."""
-    return 40 * wanted.talk + 200 * wanted.texts + 20 * (wanted.asked + wanted.asked // 2)
+    return 40 * wanted.talk + 120 * wanted.texts + 10 * (wanted.asked + wanted.asked // 2)
+
+
+def _next(sizes: Sequence[float]) -> float:
+    """Tokens a conversation of the second training, if there is one."""
+    return sizes[min(1, len(sizes) - 1)]
 
 
 def _within(wanted: float, least: int, most: int) -> int:

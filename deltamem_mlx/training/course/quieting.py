@@ -46,9 +46,3 @@ def quieted(model: nn.Module, layer: int, keep: np.ndarray, quiet: np.ndarray) -
     weights = {name: np.array(attention[name].astype(mx.float32)) for name in _CHANGED}
     for name, value in corrected(weights, keep, quiet).items():
         attention[name] = mx.array(value, mx.float32)
-
-
-def closed(model: nn.Module, by: float) -> None:
-    """Take a constant from the logits of all write gates: less is written by chance."""
-    for attention in memory_layers(model).values():
-        attention["beta_bias"] = attention["beta_bias"] - by

@@ -43,7 +43,7 @@ def stage_rows(
         part.asked,
         part.strangers,
         stock.answers,
-        part.passages,
+        part.ordinary,
         joined=stage.joined,
     )
     begin = list(opening) if stage.plain else []
@@ -55,11 +55,13 @@ def stage_rows(
             rows.append(rng.choice(own))
         elif rng.random() < stage.unrelated:
             among = rng.random() < stage.beside
-            silent = unrelated.beside(stage.shape) if among else unrelated.alone(asked)
-            rows.append(ConversationRow([*silent.messages], None, where, silent.replies))
+            made = unrelated.beside(stage.shape) if among else unrelated.alone(asked)
+            rows.append(ConversationRow([*made.messages], None, where, made.replies))
         else:
             talking = bool(part.ordinary) and rng.random() < stage.talk
             talk = rng.choices(part.ordinary, k=asked) if talking else ()
-            messages = teller.conversation(stage.shape, talk, part.chatted or None)
-            rows.append(ConversationRow([*begin, *messages], None, where))
+            told = teller.conversation(stage.shape, talk, part.chatted or None)
+            count = len(begin) + len(told)
+            silent = frozenset(range(count - 2 * len(talk) + 1, count, 2))
+            rows.append(ConversationRow([*begin, *told], None, where, silent))
     return rows

@@ -22,7 +22,8 @@ class Stage:
         batch_size (int): Conversations an iteration.
         learning_rate (float): Its peak.
         max_step (float): As in `TrainSettings`: models differ in how large their hidden states are.
-        talk (float): Share of conversations that end with ordinary talk or text, not questions.
+        talk (float): Share of the others that end with ordinary talk or text, not questions; that,
+            too, is to be answered as without a memory.
         unrelated (float): Share of conversations that are to be answered as without a memory.
         beside (float): Share of those in which only half of the answers are, and facts are asked
             for beside them.
@@ -74,7 +75,7 @@ class Stage:
             no_harm=self.no_harm,
             write_sparsity=0.0,
             steps_per_report=max(1, min(10, iters // 10)),
-            steps_per_eval=max(10, -(-iters // 4)),
+            steps_per_eval=max(10, -(-iters // 3)),
             save_every=max(1, iters // 12),
             val_batches=4,
             grad_checkpoint=grad_checkpoint,
@@ -86,7 +87,7 @@ ENGLISH = (
         "facts",
         "to find what was told, and to say it",
         TalkShape(facts=(1, 4), asked=2, updates=0.25, any_word=0.6),
-        share=0.5,
+        share=0.45,
         most=30000,
         learning_rate=1.5e-3,
         plain=True,
@@ -100,12 +101,14 @@ ENGLISH = (
         most=3000,
         learning_rate=1e-3,
         talk=0.4,
+        unrelated=0.4,
+        beside=0.6,
     ),
     Stage(
         "silence",
         "to leave everything else as it is",
         TalkShape(facts=(1, 5), asked=4, updates=0.3, noted=0.3, any_word=0.4),
-        share=0.25,
+        share=0.3,
         most=3000,
         batch_size=4,
         learning_rate=7e-4,

@@ -14,8 +14,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
-from ...adapters.files import write_adapter
-from ...adapters.loading import adapter_of, save_adapter
+from ...adapters.files import AdapterFiles, read_adapter, write_adapter
+from ...adapters.loading import save_adapter
 from ...model.patch import memory_layers, set_base_model
 from ...text.rows import ConversationRow
 from ..dataset import EpisodeDataset
@@ -30,7 +30,7 @@ from .ledger import begin_slower, halved, iterations_of, note_iterations
 from .measures import Measuring
 from .pace import seconds_an_iteration
 from .plan import VALIDATING, iterations_in
-from .quieting import closed, quieted
+from .quieting import quieted
 from .recording import record, script
 from .stages import Stage
 from .start import best_start, fitted, together
@@ -42,10 +42,9 @@ Result = Mapping[str, Any]
 
 FACTS = 3  # told in a recorded conversation
 ROWS = 8000  # of a stage, at most: further ones are repeated
-SOME = 16  # batches, of which a training's pace is taken from some
-CLOSINGS = (0.0, 0.25, 0.5, 1.0)
+SPARE = 4  # times as many as are trained on: batches are put together by length out of many
 QUIETED = (0.0, 0.5, 0.75, 1.0)  # how much of the correction that keeps a memory quiet is made
-LEFT_QUIET, LEFT_CLOSED = 0.6, 0.9  # of what is remembered, at least; training brings some back
+LEFT_QUIET = 0.6  # of what is remembered, at least; training brings some back
 TALKS = 64  # conversations whose perplexity is measured, at most
 HALVED = 2  # times that a training is begun anew with half its learning rate, at most
 ORDINARY = 200  # turns that a memory is to keep quiet in
@@ -135,7 +134,7 @@ def train(work: Work, folder: Path, stage: Stage) -> Result:
         Diverged: If the loss exploded again and again.
     """
     iters = _iterations(work, folder, stage)
-    rows = min(ROWS, iters * stage.batch_size)
+    rows = min(ROWS, SPARE * iters * stage.batch_size)
     parts = work.episodes(stage, rows), work.held_out(stage)
     while True:
         settings = work.settings(stage, halved(folder), iters)
@@ -158,7 +157,7 @@ def _iterations(work: Work, folder: Path, stage: Stage) -> int:
     found = iterations_of(folder)
     if found is None:
         assert work.before is not None
-        some = work.episodes(stage, SOME * stage.batch_size)
+        some = work.episodes(stage, min(ROWS, SPARE * planned * stage.batch_size))
         with work.adapted(work.before) as model:
             each = VALIDATING * seconds_an_iteration(model, some, work.settings(stage))
         found = iterations_in(work.seconds[stage.name], each, stage)
@@ -195,34 +194,22 @@ def _trained(
     }
 
 
-def close(work: Work, folder: Path) -> Result:
-    """Close the write gates by what loses least, and round the weights to float16."""
-    assert work.before is not None
-    stage = work.plan.stages[-1]
-    judge = work.judge(stage)
-    found = {}
-    for by in CLOSINGS:
-        with work.adapted(work.before) as model:
-            closed(model, by)
-            found[by] = judge(model)
-    best = least_loss(found, found[0.0], LEFT_CLOSED) or 0.0
-    with work.adapted(work.before) as model:
-        closed(model, best)
-        adapter = adapter_of(model)
-        rounded = {name: x.astype(mx.float16) for name, x in adapter.tensors.items()}
-        write_adapter(replace(adapter, tensors=rounded), folder)
-    return {"by": best, "tried": _told(found)}
+def rounded(adapter: AdapterFiles) -> AdapterFiles:
+    """An adapter with its weights in float16, as it is given away."""
+    tensors = {name: x.astype(mx.float16) for name, x in adapter.tensors.items()}
+    return replace(adapter, tensors=tensors)
 
 
 def measure(work: Work, folder: Path) -> Result:
-    """What the adapter is worth."""
+    """What the adapter is worth, in float16."""
     assert work.before is not None and work.stock is not None
+    write_adapter(rounded(read_adapter(work.before)), folder)
     stage = work.plan.stages[-1]
     talk = work.language.teller(work.seed_of(3))
     rows = [
         ConversationRow([*talk.conversation(stage.shape)], None, f"conversation {i}")
         for i in range(TALKS)
     ]
-    with work.adapted(work.before) as model:
+    with work.adapted(folder) as model:
         measuring = Measuring(model, work.chat, work.builtin, work.plan.measured, folder, work.seed)
         return {"wanted": asdict(work.plan.measured)} | measuring.all(work.viewer, rows)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .language import History, Language, Message, TalkShape, Teller, Turn, messages_of
 
-NEVER, PASSAGES = 0.25, 0.2  # shares: a fact that nobody told, a text to go on with
+NEVER, LONGER = 0.25, 0.35  # shares: a fact that nobody told; a text to go on with, longer talk
 
 
 class Silent(NamedTuple):
@@ -34,7 +34,8 @@ class Unrelated:
         talk (Sequence[Turn]): Ordinary questions, and what the model says to them by itself.
         strangers (Sequence[tuple[list[str], str]]): From `never_told`.
         answers (Mapping[str, str]): What the model says to the questions in those.
-        passages (Sequence[Turn]): Texts cut in two; there may be none.
+        longer (Sequence[Turn]): Texts cut in two, and what the model says at length; there may be
+            none.
         joined (int): Histories in a row, at most.
     """
 
@@ -45,12 +46,12 @@ class Unrelated:
         talk: Sequence[Turn],
         strangers: Sequence[tuple[list[str], str]],
         answers: Mapping[str, str],
-        passages: Sequence[Turn],
+        longer: Sequence[Turn],
         *,
         joined: int,
     ):
         self.teller, self.rng, self.talk = teller, teller.rng, talk
-        self.strangers, self.answers, self.passages = strangers, answers, passages
+        self.strangers, self.answers, self.longer = strangers, answers, longer
         self.joined = joined
         self.kinds: Sequence[History] = language.histories(teller, talk)
 
@@ -65,8 +66,8 @@ class Unrelated:
             history = messages_of(self.teller.turns(facts))
         else:
             history = list(chain(*(self._history() for _ in range(self._several()))))
-            if drawn < NEVER + PASSAGES and self.passages:
-                turns[place] = self.rng.choice(self.passages)
+            if drawn < NEVER + LONGER and self.longer:
+                turns[place] = self.rng.choice(self.longer)
         replies = range(len(history) + 1, len(history) + 2 * len(turns), 2)
         return Silent(history + messages_of(turns), frozenset(replies))
 
@@ -76,6 +77,9 @@ class Unrelated:
         told = rng.randint(*shape.facts)
         asked = max(min(shape.asked // 2, told), shape.asked - len(self.talk))
         silent = rng.sample(self.talk, shape.asked - asked)
+        if self.strangers and rng.random() < NEVER:
+            question = rng.choice(self.strangers)[1]
+            silent[0] = question, self.answers[question]
         own = shape._replace(asked=asked, facts=(max(told, asked),) * 2)
         conversation = self.teller.conversation(own)
         place = len(conversation) - 2 * asked

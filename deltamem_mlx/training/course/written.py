@@ -34,8 +34,8 @@ class Manner(NamedTuple):
 
 
 TALK = Manner(40, 0.7, 0.9)
-TEXT = Manner(200, 1.0, plain=True)
-BRIEF = Manner(20)
+TEXT = Manner(120, 1.0, plain=True)
+BRIEF = Manner(10)  # in most answers the first words tell whether a memory spoke
 
 
 def said_by(
