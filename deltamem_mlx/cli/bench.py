@@ -152,8 +152,8 @@ def _check_plot(plot: Path | None, plan: "BenchPlan") -> None:
     """Raises before anything is measured: UsageError, or ImportError without matplotlib."""
     if plot is None:
         return
-    if list(plan.parts) == ["memory"]:
-        raise UsageError("--plot: there is nothing to draw of memory alone.")
+    if not {"prefill", "decode", "scan"} & {*plan.parts}:
+        raise UsageError("--plot: drawn are prefill, decode and scan; none of them is measured.")
     from deltamem_mlx.views.figures import suffixes
 
     if plot.suffix.lower() not in suffixes():
@@ -204,6 +204,8 @@ def _real(
     facts = {"name": name, "layers": len(loaded.layers), "random_weights": False}
     facts |= {"bits": None, "dtype": None, "adapter": adapter}
     if is_attached(loaded):
+        if options.strategies is not None:
+            raise UsageError(f"--strategies: {name} comes with an adapter, which has its own.")
         facts["adapter"] = adapter or model
         return with_plain_twin(loaded), facts, drafting
     return with_random_adapters(loaded, strategies, seed), facts, drafting

@@ -43,9 +43,9 @@ def config(words: Words = None, json: o.Json = False) -> None:
         case []:
             _show(json)
         case ["set", key, value]:
-            _set(key, value)
+            _set(key, value, json)
         case ["unset", key]:
-            _set(key, None)
+            _set(key, None, json)
         case ["set", _, _, *_]:
             raise UsageError("config set takes a key and a value: what has spaces goes in quotes.")
         case ["set" | "unset" as action, *_]:
@@ -90,19 +90,28 @@ def _line(default: "DefaultValue", wrong: str | None) -> str:
     return f"{default.text}   (from {default.source}){invalid}"
 
 
-def _set(key: str, value: str | None) -> None:
+def _set(key: str, value: str | None, json: bool) -> None:
     """Writes the user's file; None takes the key away."""
     import os
 
-    from deltamem_mlx.cli.frame.defaults import as_flag, known_key, variable, write_default
+    from deltamem_mlx.cli.frame.defaults import (
+        as_flag,
+        known_key,
+        same_everywhere,
+        variable,
+        write_default,
+    )
     from deltamem_mlx.cli.frame.naming import missing_memory
     from deltamem_mlx.files.places import memory_path
 
     key = known_key(key)
     if value is not None and (why := _problem(key, value)):
         raise UsageError(f"config set {as_flag(key)}: {why}")
+    value = None if value is None else same_everywhere(key, value)
     changed = write_default(key, value)
-    if value is None:
+    if json:
+        output.result_json({"key": as_flag(key), "value": value, "changed": changed})
+    elif value is None:
         output.result(f"{as_flag(key)} is no default now." if changed else _not_set(key))
     else:
         output.result(f"{as_flag(key)} is {value} now, where a command line says nothing.")

@@ -151,7 +151,10 @@ def _say_nothing_new(sources: list["Source"], options: RememberOptions) -> None:
 
     assert options.memory is not None
     if options.json:
+        from deltamem_mlx.memory.file import read_memory
+
         counts = dict.fromkeys(("files", "messages", "tokens", "seconds", "skip"), 0)
+        counts["tokens_written"] = sum(read_memory(options.memory).tokens_written)
         output.result_json({"memory": str(options.memory), **counts, "stopped_in": None})
         return
     files = f"{len(sources)} file{'s' * (len(sources) != 1)}"

@@ -1,5 +1,6 @@
 """`deltamem-mlx serve`: a server for OpenAI's and Anthropic's clients whose named memories stay."""
 
+import os
 import signal
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,8 @@ def serve(
     Prints its address when it is ready: a browser shows a chat with the memories there. Ctrl-C ends
     it. Without --model and --adapter, the built-in demo pair answers.
     """
+    # Not by the option: the environment would come before a -c FILE.
+    api_key = os.environ.get("DELTAMEM_API_KEY") if api_key is None else api_key
     given = {**locals(), "session_headers": session_header, "task_headers": task_header}
     if not has_memory(model, adapter):
         refuse_without_memory({"serve": True})

@@ -139,18 +139,24 @@ def _words(
     without: _Reading,
 ) -> Iterator[HeldWord]:
     """The words of a message in order; those of the template are left out."""
-    wanted = [word.lower() for word in plain_words(str(message.get("content") or ""))]
+    spans = [
+        (word, start, end)
+        for text, start, end in word_spans(tokenizer, ids)
+        for word in plain_words(text)
+    ]
+    heard = {word.lower() for word, _, _ in spans}  # not what the tokenizer does not know
+    content = plain_words(str(message.get("content") or ""))
+    wanted = [word.lower() for word in content if word.lower() in heard]
     said: list[str] = []
-    for text, start, end in word_spans(tokenizer, ids):
-        for word in plain_words(text):
-            if len(said) == len(wanted) or word.lower() != wanted[len(said)]:
-                continue
-            yield HeldWord(
-                word=word,
-                before=" ".join(said),
-                message=number,
-                strength=float(read.gates[start:end].max()),
-                log_prob=float(read.log_probs[start:end].sum()),
-                log_prob_without=float(without.log_probs[start:end].sum()),
-            )
-            said.append(word)
+    for word, start, end in spans:
+        if len(said) == len(wanted) or word.lower() != wanted[len(said)]:
+            continue
+        yield HeldWord(
+            word=word,
+            before=" ".join(said),
+            message=number,
+            strength=float(read.gates[start:end].max()),
+            log_prob=float(read.log_probs[start:end].sum()),
+            log_prob_without=float(without.log_probs[start:end].sum()),
+        )
+        said.append(word)

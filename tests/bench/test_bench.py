@@ -459,7 +459,10 @@ def test_options_from_a_file(tmp_path: Path) -> None:
         (("--draft-model", "builtin"), "--draft-model: only with --model or --adapter."),
         (("--model", "m", "--num-draft-tokens", "2"), "only with --draft-model."),
         (("--only", "draft"), "--only draft: give a --draft-model."),
-        (("--plot", "a.png", "--only", "memory"), "--plot: there is nothing to draw of memory"),
+        (("--plot", "a.png", "--only", "memory"), "--plot: drawn are prefill, decode and scan"),
+        (("--plot", "a.png", "--only", "train"), "--plot: drawn are prefill, decode and scan"),
+        (("--plot", "a.png", "--profile"), "--plot: drawn are prefill, decode and scan"),
+        (("--model", "builtin", "--strategies", "SSW"), "builtin comes with an adapter"),
     ],
 )
 def test_wrong_use_exits_2_before_anything_runs(args: tuple[str, ...], said: str) -> None:

@@ -151,6 +151,28 @@ def test_config_sets_and_unsets_and_leaves_the_other_lines() -> None:
     assert defaults_file().read_text() == before
 
 
+def test_paths_are_kept_whole_and_names_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is set in one folder means the same in another."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    for key, given, kept in (
+        ("memory", "work", "work"),
+        ("memory", "notes/me.safetensors", str(tmp_path / "notes" / "me.safetensors")),
+        ("model", "model", str(tmp_path / "model")),
+        ("model", "./other", str(tmp_path / "other")),
+        ("model", "builtin", "builtin"),
+        ("adapter", "user/repo", "user/repo"),
+        ("system-prompt", "./Be brief.", "./Be brief."),
+    ):
+        done = call("config", "set", key, given, "--json")
+        assert json.loads(done.stdout) == {"key": key, "value": kept, "changed": True}
+        assert json.loads(call("config", "--json").stdout)["defaults"][key]["value"] == kept
+    done = json.loads(call("config", "unset", "top-k", "--json").stdout)
+    assert done == {"key": "top-k", "value": None, "changed": False}
+
+
 def test_config_says_what_is_not_valid() -> None:
     write("temp: hot\n")
     assert "not valid: 'hot': " in call("config").stdout

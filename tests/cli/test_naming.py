@@ -145,3 +145,20 @@ def test_an_option_is_suggested_where_it_is_close_only() -> None:
     assert "No such option: --folder\n" in call("generate", "--folder", "x").stderr
     assert "--model" in call("generate", "--modle", "x").stderr
     assert "; found 'hot'." in call("generate", "hi", "--temp", "hot").stderr
+
+
+def test_a_memory_that_could_not_be_saved_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    below = tmp_path / "file" / "me.safetensors"
+    said = call("remember", "-", "--memory", below, "-q").stderr
+    assert f"'{tmp_path / 'file'}' is a file; expected a folder." in said
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda at, mode: Path(at) != tmp_path and access(at, mode))
+    said = call("generate", "hi .", "--memory", tmp_path / "new" / "me.safetensors", "-q").stderr
+    assert f"nothing can be written in '{tmp_path}'" in said
+    assert not (tmp_path / "new").exists()
+    session = dm.MemorySession(*dm.load())
+    session.save(tmp_path / "me.safetensors")
+    call("generate", "hi .", "--memory", tmp_path / "me.safetensors", "--read-only", code=0)

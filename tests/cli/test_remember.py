@@ -214,9 +214,12 @@ def test_only_what_is_new_is_told_and_all_that_was_can_be_taken_back(
     call(notes, "--memory", memory, "--only-new")
     before = read_memory(memory)
     assert "nothing new in 2 files." in call(notes, "--memory", memory, "--only-new").stdout
+    none = json.loads(call(notes, "--memory", memory, "--only-new", "--json").stdout)
     (notes / "b.txt").write_text("\n\n".join(FACTS[1:]))
     done = json.loads(call(notes, "--memory", memory, "--only-new", "--json").stdout)
     assert (done["files"], done["messages"]) == (1, 1)
+    assert none.keys() == done.keys()
+    assert none["tokens_written"] == sum(before.tokens_written)
     again = call(notes, "--memory", memory)
     line = f"To take these 2 turns back: deltamem-mlx memories undo {memory} --turns 2"
     assert again.stderr.count("To take") == 1 and line in again.stderr

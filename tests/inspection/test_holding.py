@@ -66,6 +66,15 @@ def test_what_was_told_is_held_and_what_was_told_otherwise_since_is_not(tmp_path
     assert f"inspect {tmp_path / 'me.safetensors'} --told" in bare.get_supxlabel()
 
 
+def test_a_word_that_the_tokenizer_does_not_know_does_not_hide_those_behind_it() -> None:
+    model, tokenizer = dm.load()
+    session = dm.MemorySession(model, tokenizer)
+    session.remember(TOLD[1])
+    state = dm.memory_state(session.cache)
+    found = held_words(model, tokenizer, state, messages("okay , ben is a doctor ."))
+    assert [word.word for word in found] == ["doctor"]
+
+
 def test_the_picture_of_a_saved_session_begins_with_its_own_words(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     session = dm.MemorySession(*dm.load())

@@ -4,10 +4,13 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from serving import CHAT, HELLO, Client, Pair
+from typer.testing import CliRunner
 
+from deltamem_mlx.cli.main import app
 from deltamem_mlx.serve.server import Server
 from deltamem_mlx.serve.settings import ServeSettings, SettingsError
 
@@ -208,3 +211,17 @@ def test_a_session_named_twice_alike_is_one(server: Server) -> None:
     twice = b"X-Delta-Mem-Session: same\r\nX-Delta-Mem-Session: same\r\n"
     assert said_to(server, POST + LENGTH + twice + b"\r\n" + BODY)[0] == 200
     assert Client(server.url).memory("DELETE", "same").status == 200
+
+
+def test_a_key_in_a_file_that_is_named_comes_before_the_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[str | None] = []
+    serving = "deltamem_mlx.cli.serve.serve_until_ended"
+    monkeypatch.setattr(serving, lambda *args: keys.append(args[-2].api_key))
+    monkeypatch.setenv("DELTAMEM_API_KEY", "of-environment")
+    (tmp_path / "server.yaml").write_text("api-key: of-file\n")
+    for words in ([], ["-c", str(tmp_path / "server.yaml")], ["--api-key", "of-flag"]):
+        done = CliRunner().invoke(app, ["serve", *words])
+        assert done.exit_code == 0, done.stderr
+    assert keys == ["of-environment", "of-file", "of-flag"]

@@ -134,6 +134,19 @@ def write_default(key: str, text: str | None) -> bool:
     return True
 
 
+def same_everywhere(key: str, text: str) -> str:
+    """A value that means the same in every folder: a path of this one is written as a whole."""
+    from deltamem_mlx.files.places import is_name
+    from deltamem_mlx.hub import looks_like_path
+    from deltamem_mlx.model.names import BUILTIN
+
+    if key not in PAIR or text == BUILTIN or (key == "memory" and is_name(text)):
+        return text
+    path = Path(text).expanduser()
+    is_path = key == "memory" or looks_like_path(text) or path.exists()
+    return str(path.absolute()) if is_path else text
+
+
 def _as_yaml(key: str, text: str) -> str:
     """A line of the file: as people would write it, in quotes where it would be read otherwise."""
     import yaml

@@ -1,5 +1,6 @@
 """Which memory a name stands for, and whether one of that name is to be begun."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,18 @@ def missing_memory(memory: Path) -> MissingMemory:
     return MissingMemory(f"memory {name}", shelf.like(memory.stem), meant)
 
 
+def _check_writable(memory: Path) -> None:
+    """Raises UsageError where a memory could not be saved: its folder is replaced into."""
+    there = next(folder for folder in memory.absolute().parents if folder.exists())
+    if not there.is_dir():
+        raise UsageError(f"--memory: {str(there)!r} is a file; expected a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"--memory: nothing can be written in {str(there)!r}, so nothing could be saved; "
+            "expected a folder of yours, or --read-only."
+        )
+
+
 def check_memory_path(memory: Path | None, *, new: bool, read_only: bool = False) -> None:
     """Looks at what `--memory` names before anything is loaded.
 
@@ -54,6 +67,8 @@ def check_memory_path(memory: Path | None, *, new: bool, read_only: bool = False
         return
     if memory.is_dir():
         raise UsageError(f"--memory: {str(memory)!r} is a folder; expected a file.")
+    if not read_only:
+        _check_writable(memory)
     if memory.exists() or (new and not read_only):
         return
     missing = missing_memory(memory)

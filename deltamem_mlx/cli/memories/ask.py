@@ -64,7 +64,10 @@ def ask(
 
     shelf = MemoryShelf(folder)
     if not (found := [shelf.get(name) for name in only] if only else shelf.all()):
-        output.result(f"There are no memories in {shelf.folder}.")
+        if json:
+            output.result_json([])
+        else:
+            output.result(f"There are no memories in {shelf.folder}.")
         return
     loaded, tokenizer = load_pair(model, adapter, trust_remote_code=trust_remote_code)
     tell_unknown_words(tokenizer, question)

@@ -18,7 +18,6 @@ def _option(
     panel: str,
     help: str,
     metavar: str | None = None,
-    envvar: str | None = None,
     min: float | None = None,
     max: float | None = None,
 ) -> OptionInfo:
@@ -27,7 +26,6 @@ def _option(
         help=help,
         rich_help_panel=panel,
         metavar=metavar,
-        envvar=envvar,
         min=min,
         max=max,
     )
@@ -44,8 +42,8 @@ ApiKey = Annotated[
     _option(
         "--api-key",
         panel=SERVER,
-        envvar="DELTAMEM_API_KEY",
-        help="Answer only requests with this key, as Authorization: Bearer KEY.",
+        help="Answer only requests with this key, as Authorization: Bearer KEY. Default: what "
+        "DELTAMEM_API_KEY holds.",
     ),
 ]
 Insecure = Annotated[
