@@ -14,6 +14,7 @@ from .bench_report import headline
 from .figures import BLUE, GREEN, ORANGE, drawn, figure
 
 COLORS = {PLAIN: "#b5b5b5", "TSW": BLUE, "MSW": ORANGE, "SSW": GREEN}
+WIDTH, BAR = 5.0, 0.3  # inches: of a part at least, and of a bar with its label
 FORM_COLORS = {"recurrent": "#8a8a8a", "chunk": BLUE, "metal": ORANGE}
 
 
@@ -25,18 +26,20 @@ def draw_bench(report: BenchReport) -> Figure:
         ValueError: If nothing was measured that could be drawn.
     """
     parts: list[Callable[[Axes], None]] = []
-    if report.prefill:
-        parts.append(partial(_draw_prefill, rows=report.prefill))
-    if report.decode:
-        parts.append(partial(_draw_decode, rows=report.decode))
+    widths: list[float] = []
+    for draw_speeds, rows in ((_draw_prefill, report.prefill), (_draw_decode, report.decode)):
+        if rows:
+            parts.append(partial(draw_speeds, rows=rows))
+            widths.append(max(WIDTH, BAR * (len(rows) + len(_cells(rows)))))
     if report.scan:
         parts.append(partial(_draw_scan, rows=report.scan))
+        widths.append(WIDTH)
     if not parts:
         raise ValueError("Nothing to plot: measure prefill, decode or the scan.")
-    picture = figure(5.0 * len(parts), 4.4)
-    lines = [textwrap.fill(line, 70 * len(parts)) for line in headline(report).splitlines()]
+    picture = figure(sum(widths), 4.4)
+    lines = [textwrap.fill(line, round(14 * sum(widths))) for line in headline(report).splitlines()]
     picture.suptitle("\n".join(lines), fontsize=9, x=0.01, ha="left")
-    axes = picture.subplots(1, len(parts), squeeze=False)[0]
+    axes = picture.subplots(1, len(parts), squeeze=False, width_ratios=widths)[0]
     for ax, draw in zip(axes, parts, strict=True):
         draw(ax)
         ax.grid(axis="x", visible=False)
@@ -69,7 +72,7 @@ def _draw_speeds(
     """A group of bars per cell, the plain model first; the others say how much longer they take."""
     found = {(row.strategy, row.batch_size, row.length): row for row in rows}
     strategies = list(dict.fromkeys(row.strategy for row in rows))
-    width = 0.8 / (len(strategies) + 1)
+    width, crowded = 0.8 / (len(strategies) + 1), len(cells) * (len(strategies) + 1) > 8
     for i, name in enumerate([PLAIN, *strategies]):
         is_plain = name == PLAIN
         here = [found[strategies[0] if is_plain else name, *cell] for cell in cells]
@@ -77,11 +80,11 @@ def _draw_speeds(
         xs = [x + (i - len(strategies) / 2) * width for x in range(len(cells))]
         bars = ax.bar(xs, speeds, width * 0.92, color=COLORS[name], label=name)
         if not is_plain:
-            ratios = [f"{row.ratio.median:.2f} ×\nthe time" for row in here]
-            crowded = len(cells) * (len(strategies) + 1) > 8
+            unit = " × the time" if crowded else " ×\nthe time"
+            ratios = [f"{row.ratio.median:.2f}{unit}" for row in here]
             ax.bar_label(bars, ratios, fontsize=8, rotation=90 if crowded else 0, padding=3)
     ax.set_xticks(range(len(cells)), labels)
-    ax.set_ylim(top=1.4 * ax.get_ylim()[1])  # room for the labels and the legend
+    ax.set_ylim(top=(1.7 if crowded else 1.4) * ax.get_ylim()[1])  # for labels and legend
 
 
 def _draw_scan(ax: Axes, rows: list[ScanRow]) -> None:

@@ -18,7 +18,7 @@ from .layer_plots import bars, heatmaps, level
 def draw_comparison(comparison: Comparison) -> Figure:
     """Heat-maps of two memories under each other, and how far apart they are in every layer."""
     a, b = comparison.a, comparison.b
-    names = [f"A: {Path(a.name).name}", f"B: {Path(b.name).name}"]
+    names = [f"{x}: {one_line(Path(m.name).name, 32)}" for x, m in (("A", a), ("B", b))]
     picture = figure(11, 12)
     title = f"{names[0]} ({a.tokens_written:,} tokens)  and  {names[1]} ({b.tokens_written:,})"
     picture.suptitle(title, fontsize=13)

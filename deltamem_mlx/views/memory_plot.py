@@ -44,7 +44,7 @@ def draw_memory(memory: MemoryContents, held: Sequence[HeldWord] = ()) -> Figure
     told = max(bars_of_words if words else 0.0, bars_of_turns if turns else 0.0)
     picture = figure(11, 6.4 + told)
     tokens = f"{memory.tokens_written:,} token{'s' * (memory.tokens_written != 1)} written"
-    picture.suptitle(f"The memory {Path(memory.name).stem}: {tokens}", fontsize=13)
+    picture.suptitle(f"The memory {one_line(Path(memory.name).stem, 60)}: {tokens}", fontsize=13)
     if not words:
         name = shlex.quote(shown_memory(Path(memory.name)))
         picture.supxlabel(_NO_WORDS.format(name=name), x=0.012, ha="left", fontsize=8.5, color=GREY)

@@ -23,7 +23,14 @@ from deltamem_mlx.bench import (
     with_plain_twin,
     with_random_adapters,
 )
-from deltamem_mlx.bench.generation import cache_at, first_token, memory_facts, mix, with_peak
+from deltamem_mlx.bench.generation import (
+    Row,
+    cache_at,
+    first_token,
+    memory_facts,
+    mix,
+    with_peak,
+)
 from deltamem_mlx.bench.machine import blas
 from deltamem_mlx.bench.primitives import cached_arrays
 from deltamem_mlx.bench.run import BenchReport
@@ -475,6 +482,24 @@ def test_a_missing_model_exits_1(tmp_path: Path) -> None:
     done = call("--model", tmp_path / "nothing", "--only", "memory")
     assert (done.exit_code, done.stdout) == (1, "")
     assert "No folder" in done.stderr
+
+
+def test_the_labels_of_many_bars_can_be_read() -> None:
+    pytest.importorskip("matplotlib")
+    from deltamem_mlx.views.bench_plot import draw_bench
+
+    rows = [
+        Row(name, batch, length, length, Samples([1.0]), Samples([1.05]))
+        for name in ("TSW", "MSW", "SSW")
+        for batch in (1, 8, 32)
+        for length in (128, 512, 2048)
+    ]
+    machine = dict.fromkeys(("device", "chip", "cores", "system", "mlx", "mlx_lm", "blas"), "")
+    picture = draw_bench(BenchReport(machine, {"name": "m"}, prefill=rows, decode=rows))
+    for axes in picture.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert len(boxes) == len(rows)
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 @pytest.mark.parametrize("lengths", [[64], [64, 256]])
