@@ -95,6 +95,7 @@ def test_errors_do_not_end_it(flags: list[str], session: dm.MemorySession, tmp_p
         "absent",
         "is empty",
         "/save NAME|PATH",
+        "A quote is not closed",
         "/probe QUESTION",
         "no question",
         "no branch",
@@ -142,8 +143,11 @@ def test_read_only(flags: list[str], tmp_path: Path) -> None:
 def test_remember_and_forget(flags: list[str], session: dm.MemorySession, tmp_path: Path) -> None:
     notes = tmp_path / "my notes.txt"
     notes.write_text("My cat is Miso.")
-    done = talk(flags, f"/remember '{notes}'", "/forget", "Who?")
+    plain = tmp_path / "it's.txt"
+    plain.write_text("My dog is Rex.")
+    done = talk(flags, f"/remember '{notes}'", f"/remember {plain}", "/forget", "Who?")
     session.remember("My cat is Miso.")
+    session.remember("My dog is Rex.")
     session.forget_context()
     assert done.stdout.splitlines() == asked(session, "Who?")
 

@@ -315,6 +315,7 @@ def test_wrong_flags(base: list[str], tmp_path: Path) -> None:
         ("--write-granularity", "word"): "sentence_mean",
         ("--target-layers", "a"): "no list of layers",
         ("--adapter-settings", "[1]"): "JSON object",
+        ("--adapter-settings", '{"rnak": 8}'): "no setting 'rnak'; expected rank.",
         ("--assistant-loss-mode", "none"): "visible_assistant_turns",
         ("--max-seq-length", "1"): "max_length is 1",
         ("--state-only-prob", "0.7", "--no-memory-prob", "0.7"): "sum is above 1",

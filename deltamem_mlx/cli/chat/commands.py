@@ -1,11 +1,11 @@
 """The `/commands` of `chat`."""
 
-import shlex
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltamem_mlx.cli.chat.keeping import words_in
 from deltamem_mlx.cli.chat.taking_back import TakingBack
 from deltamem_mlx.cli.frame import launched
 from deltamem_mlx.cli.frame.session import without_memory
@@ -58,7 +58,7 @@ class Commands(TakingBack):
     def remember(self, argument: str) -> None:
         from deltamem_mlx.cli.frame.telling import sources_of, tell
 
-        if not (words := shlex.split(argument)):
+        if not (words := words_in(argument)):
             raise ValueError("Expected /remember FILE, a folder, or several.")
         paths = [Path(word).expanduser() for word in words]
         sources = launched.first(lambda: sources_of(paths, "/remember"))

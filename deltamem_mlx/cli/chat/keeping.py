@@ -16,6 +16,7 @@ from deltamem_mlx.files.places import (
     memory_path,
     shown_memory,
 )
+from deltamem_mlx.problems import shortened
 
 if TYPE_CHECKING:
     from deltamem_mlx.memory.shelf import ShelvedMemory
@@ -81,7 +82,7 @@ class Keeping(Answering):
         """The memory to one of that name or to a file; everything to a folder."""
         from deltamem_mlx.memory.history import HISTORY_TURNS
 
-        words = shlex.split(argument)
+        words = words_in(argument)
         if not words and self.saves and not self.unsaved:
             self.ui.say(f"{self.name} is saved after each turn; /save NAME makes another", "muted")
             return
@@ -169,9 +170,23 @@ class Keeping(Answering):
         return [memory.name, written, used, "this one" if here else ""]
 
 
+def words_in(argument: str) -> list[str]:
+    """The words of an argument: what has spaces in it stands in quotes; an apostrophe is none.
+
+    Raises ValueError for a quote that nothing closes.
+    """
+    try:
+        return shlex.split(argument)
+    except ValueError:
+        words = argument.split()
+        if any(one.startswith(("'", '"')) for one in words):
+            raise ValueError(f"A quote is not closed: {shortened(argument)}") from None
+        return words
+
+
 def word(argument: str, usage: str) -> str:
     """The one word that a command takes; raises ValueError for none or several."""
-    words = shlex.split(argument)
+    words = words_in(argument)
     if len(words) != 1:
         raise ValueError(f"Expected {usage}.")
     return words[0]

@@ -1,7 +1,8 @@
 """From the flags of `train` to a model with an adapter, episodes and a trainer."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from deltamem_mlx.cli.frame.load import load_plain
 from deltamem_mlx.cli.frame.parse import json_object
 from deltamem_mlx.cli.frame.session import template_kwargs
 from deltamem_mlx.cli.options.train import TrainOptions
+from deltamem_mlx.problems import shortened
 from deltamem_mlx.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -141,7 +143,16 @@ def _check_folder(options: TrainOptions) -> None:
 
 def adapter_values(options: TrainOptions) -> dict[str, Any]:
     """The adapter's settings that were given."""
+    from deltamem_mlx.config import DeltaMemConfig
+
     values = json_object("--adapter-settings", options.adapter_settings)
+    known = [field.name for field in fields(DeltaMemConfig)]
+    for name in values:
+        if name not in known:
+            near = get_close_matches(name, known, 3) or known
+            raise UsageError(
+                f"--adapter-settings: no setting {shortened(name)}; expected {', '.join(near)}."
+            )
     names = ("rank", "alpha", "num_state_heads", "output_init", "beta_bias_init", "online_gain")
     values |= {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.write_granularity is not None:
