@@ -57,6 +57,10 @@ class MemoryShelf:
 
     def names(self) -> list[str]:
         """Of all memories, in order."""
+        if self.folder.is_file():
+            raise NotADirectoryError(
+                f"{str(self.folder)!r} is a file; expected a folder of memories."
+            )
         with suppress(FileNotFoundError):
             return sorted(
                 path.stem

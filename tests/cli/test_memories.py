@@ -307,6 +307,8 @@ def test_what_is_about_as_likely_without_a_memory_is_not_taken_for_knowing(
 def test_ask_says_where_there_is_nothing_to_ask(tmp_path: Path) -> None:
     assert "no memories in" in call("ask", "hi .", "--folder", tmp_path).stdout
     assert json.loads(call("ask", "hi .", "--folder", tmp_path, "--json").stdout) == []
+    (tmp_path / "file").write_text("x")
+    assert "is a file; expected a folder" in call("--folder", tmp_path / "file", code=1).stderr
     assert "is empty" in call("ask", " ", code=2).stderr
     assert "Give --adapter" in call("ask", "hi .", "--model", "x", code=2).stderr
 

@@ -149,6 +149,24 @@ def test_a_number_that_is_no_seed_is_wrong_use(name: str, seed: str) -> None:
     assert "--seed" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--model", ""], "it is empty; expected a folder or user/repo."),
+        (["--adapter", " "], "it is empty; expected a folder or user/repo."),
+        (["--temp", "inf"], "inf is no number to sample by"),
+        (["--temp", "nan"], "'nan'"),
+    ],
+)
+@pytest.mark.parametrize("name", ["generate", "chat", "serve"])
+def test_an_empty_name_and_a_temperature_that_is_none_are_wrong_use(
+    name: str, args: list[str], said: str
+) -> None:
+    done = CliRunner().invoke(real_app, [name, *args, *(["x"] if name == "generate" else [])])
+    assert done.exit_code == 2
+    assert f"Error: Invalid value for '{args[0]}'" in done.stderr and said in done.stderr
+
+
 # --- streams
 
 

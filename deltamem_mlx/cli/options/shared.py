@@ -4,6 +4,7 @@ A command takes what it needs: `def generate(model: Model = None, temp: Temp = 0
 every command has (`--config`, `--quiet`, `--debug`) are added by `frame.command`.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -40,11 +41,26 @@ def check_seed(value: int | None) -> int | None:
     return value
 
 
+def _named(value: str | None) -> str | None:
+    """Raises BadParameter for an empty name; what is left out is no name."""
+    if value is not None and not value.strip():
+        raise typer.BadParameter("it is empty; expected a folder or user/repo.")
+    return value
+
+
+def _finite(value: float) -> float:
+    """Raises BadParameter for what is no number."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no number to sample by; expected 0 or more.")
+    return value
+
+
 Model = Annotated[
     str | None,
     typer.Option(
         "--model",
         metavar="FOLDER|REPO",
+        callback=_named,
         help="An mlx-lm model: a local folder, or a Hub repository as user/repo or user/repo@rev.",
         rich_help_panel=MODEL,
     ),
@@ -55,6 +71,7 @@ Adapter = Annotated[
         "--adapter",
         "--adapter-path",
         metavar="FOLDER|REPO",
+        callback=_named,
         help="A δ-mem adapter in any of its three forms: a local folder or a Hub repository.",
         rich_help_panel=MODEL,
     ),
@@ -91,7 +108,11 @@ MaxTokens = Annotated[
 Temp = Annotated[
     float,
     typer.Option(
-        "--temp", min=0.0, help="Sampling temperature; 0 is greedy.", rich_help_panel=SAMPLING
+        "--temp",
+        min=0.0,
+        callback=_finite,
+        help="Sampling temperature; 0 is greedy.",
+        rich_help_panel=SAMPLING,
     ),
 ]
 TopP = Annotated[
