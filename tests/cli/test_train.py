@@ -238,7 +238,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(
         return run
 
     assert call(*into("first", "--iters", "1")).exit_code == 0
-    run = into("out", "--iters", "40")
+    run = into("out", "--iters", "16")
     begin = ("--resume-adapter-file", str(tmp_path / "first"))  # which going on need not repeat
     dying = ROOT / "tests/helpers/dying.py", "0", "deltamem_mlx.training.trainer:Trainer._update"
     with nursery.piped(*dying, "9", *run, *begin) as process:  # the ninth never is
@@ -246,7 +246,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(
     assert max(r["iteration"] for r in read_metrics(tmp_path / "out")) == 8
     mx.load(str(tmp_path / "out" / "adapters.safetensors"))
     assert call(*run, "--resume").exit_code == 0
-    assert call(*into("whole", "--iters", "40"), *begin).exit_code == 0
+    assert call(*into("whole", "--iters", "16"), *begin).exit_code == 0
     assert same_weights(tmp_path / "out", tmp_path / "whole")
 
 
