@@ -137,7 +137,19 @@ class MemoryShelf:
             FileNotFoundError, FileExistsError: If there is none, or one of the new name.
             ValueError: If the new one is no name.
         """
-        old, new = self._file(self._known(name)), self._free(to)
+        old = self._file(self._known(name))
+        if is_name(to) and _is_other_case(old, self._file(to)):
+            new = self._file(to)
+            os.rename(old, new)
+        else:
+            new = self._free(to)
+            self._move(old, new)
+        with suppress(OSError):  # what was taken back from it goes with it
+            os.rename(undone_file(old), undone_file(new))
+        return new
+
+    def _move(self, old: Path, new: Path) -> None:
+        """Rename a file to a name that is free; raises FileExistsError if it no longer is."""
         try:
             os.link(old, new)  # unlike a rename, this replaces nothing
         except FileExistsError:
@@ -146,9 +158,6 @@ class MemoryShelf:
             os.rename(old, new)
         else:
             old.unlink()
-        with suppress(OSError):  # what was taken back from it goes with it
-            os.rename(undone_file(old), undone_file(new))
-        return new
 
     def copy(self, name: str, to: str) -> Path:
         """Copy a memory to a new name; returns the copy's file. Errors as of ``rename``."""
@@ -276,6 +285,13 @@ def nearly_named(name: str, names: Sequence[str]) -> str:
 
 def _letters(name: str) -> str:
     return "".join(letter for letter in name.casefold() if not letter.isdigit()).rstrip("-_ ")
+
+
+def _is_other_case(old: Path, new: Path) -> bool:
+    """Whether names differ in capitals alone on a disk to which they are one, as on most Macs."""
+    if old.name == new.name or old.name.casefold() != new.name.casefold():
+        return False
+    return new.exists() and old.samefile(new)
 
 
 def _look(name: str, path: Path) -> ShelvedMemory:

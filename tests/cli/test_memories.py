@@ -304,6 +304,22 @@ def test_what_is_about_as_likely_without_a_memory_is_not_taken_for_knowing(
     ]
 
 
+def test_a_name_gets_capitals_where_the_disk_takes_both_for_one(
+    shelf: MemoryShelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on most Macs: there `Anna` is there already where `anna` is."""
+    anna, capital = (memory_path(name, shelf.folder) for name in ("anna", "Anna"))
+    with pytest.raises(FileNotFoundError):
+        capital.stat()
+    os.link(anna, capital)  # so that one file answers to both
+    moved = []
+    monkeypatch.setattr(os, "rename", lambda old, new: moved.append((old, new)))
+    assert shelf.rename("anna", "Anna") == capital
+    assert moved[0] == (anna, capital)
+    with pytest.raises(FileExistsError):
+        shelf.rename("anna", "anna")
+
+
 def test_ask_says_where_there_is_nothing_to_ask(tmp_path: Path) -> None:
     assert "no memories in" in call("ask", "hi .", "--folder", tmp_path).stdout
     assert json.loads(call("ask", "hi .", "--folder", tmp_path, "--json").stdout) == []
