@@ -38,7 +38,7 @@ COMMANDS = {
     ),
 }
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.callback(invoke_without_command=True)

@@ -11,7 +11,7 @@ from deltamem_mlx.cli.memories.undo import redo, undo
 from deltamem_mlx.cli.options import memories as m
 from deltamem_mlx.cli.options import shared as o
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.callback(invoke_without_command=True)
