@@ -64,6 +64,7 @@ def test_a_course_ends_with_an_adapter_in_float16_and_its_card(course: Path) -> 
     for text in ("| told 1 |", "in the context", "Perplexity of text", "Silence:", "| silence |"):
         assert text in card
     assert re.search(r"seed 0: [\d,]+ tokens written and read", card)
+    assert str(Path(BASE).parent) not in card, "a folder of this machine says nothing elsewhere"
     upload = prepare(course, "user/name")
     assert upload.card_is_own and upload.card == card
     folders = sorted(p.name for p in (course / "course").iterdir() if p.is_dir())

@@ -1,12 +1,14 @@
 """One page: what a course's adapter is worth, and what it cost."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...adapters.card import model_card
 from ...adapters.files import AdapterFiles
 from ...bench.machine import machine_facts
+from ...model.names import public_name
 from .viewing import Planned
 
 Values = Mapping[str, Any]
@@ -56,6 +58,8 @@ def card(adapter: AdapterFiles, folder: Path, page: str) -> str:
         name: (folder / name).stat().st_size
         for name in ("adapter_config.json", "adapters.safetensors")
     }
+    if name := public_name(adapter.base_name):
+        adapter = replace(adapter, base_model=adapter.base_model | {"name": name})
     text = model_card(adapter, folder.resolve().name or "adapter", sizes)
     return text.replace(BEFORE, f"\n{page}\n{BEFORE}", 1)
 
