@@ -90,8 +90,6 @@ def serve(
     Prints its address when it is ready: a browser shows a chat with the memories there. Ctrl-C ends
     it. Without --model and --adapter, the built-in demo pair answers.
     """
-    # Not by the option: the environment would come before a -c FILE.
-    api_key = os.environ.get("DELTAMEM_API_KEY") if api_key is None else api_key
     given = {**locals(), "session_headers": session_header, "task_headers": task_header}
     if not has_memory(model, adapter):
         refuse_without_memory({"serve": True})
@@ -167,6 +165,8 @@ def _say_what_lasts(settings: ServeSettings) -> None:
 
 def _settings(options: dict[str, Any]) -> ServeSettings:
     """The command's options as settings."""
+    if options["api_key"] is None:  # not by the option: it would come before a -c FILE
+        options["api_key"] = os.environ.get("DELTAMEM_API_KEY")
     folder = options["memory_dir"]
     if options["named"] and folder is None:
         options["memory_dir"] = memories_folder()

@@ -447,14 +447,14 @@ def test_a_course_shows_its_steps_and_ends_with_a_page(
             tried = [
                 {"loss": 2.0 - by, "own": 2.0 - by, "foreign": 2.5 - 1.2 * by} for by in (0.0, 0.5)
             ]
-            found = {"by": 0.5, "tried": dict(zip(("0.0", "0.5"), tried, strict=True))}
+            found = {"share": 0.5, "tried": dict(zip(("0.0", "0.5"), tried, strict=True))}
             self.viewer.end(steps[1], found, 65.0)
             return module.Finished(self.folder, "## The page", {"facts": {"result": {"loss": 1}}})
 
     monkeypatch.setattr(module, "Course", Played)
     done = call("train", "--model", "builtin", "--adapter-path", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
-    for text in ("1 facts", "800", "20 min", "About 20 min in all", "Step 1 of 2", "less 0.5"):
+    for text in ("1 facts", "800", "20 min", "About 20 min in all", "Step 1 of 2", "50% of the"):
         assert text in done.stderr
     assert "2.000 → 1.500, remembered 0.500 → 0.400 nats" in done.stderr
     assert "## The page" in done.stdout and "--adapter" in done.stdout

@@ -226,7 +226,7 @@ def test_a_course_of_minutes_is_about_as_good_as_the_built_in_pair(tmp_path: Pat
         recorded=300,
         judged=32,
         stages=LITTLE,
-        iters=(240, 180, 90),
+        iters=(280, 240, 100),
         measured=MeasureSizes(64, windows=2, histories=2, chat_tokens=300, cells=cells),
     )
     model, tokenizer = load(BASE)
