@@ -143,11 +143,15 @@ def test_read_only(flags: list[str], tmp_path: Path) -> None:
 def test_remember_and_forget(flags: list[str], session: dm.MemorySession, tmp_path: Path) -> None:
     notes = tmp_path / "my notes.txt"
     notes.write_text("My cat is Miso.")
-    plain = tmp_path / "it's.txt"
+    plain, second = tmp_path / "it's.txt", tmp_path / "bob's.txt"
     plain.write_text("My dog is Rex.")
-    done = talk(flags, f"/remember '{notes}'", f"/remember {plain}", "/forget", "Who?")
+    second.write_text("I am Al.")
+    lines = (f"/remember '{notes}'", f"/remember {plain}", f"/remember {plain} {second}")
+    done = talk(flags, *lines, "/forget", "Who?")
     session.remember("My cat is Miso.")
     session.remember("My dog is Rex.")
+    session.remember("My dog is Rex.")
+    session.remember("I am Al.")
     session.forget_context()
     assert done.stdout.splitlines() == asked(session, "Who?")
 

@@ -159,6 +159,10 @@ def test_a_memory_that_could_not_be_saved_is_refused_before_anything_is_loaded(
     said = call("generate", "hi .", "--memory", tmp_path / "new" / "me.safetensors", "-q").stderr
     assert f"nothing can be written in '{tmp_path}'" in said
     assert not (tmp_path / "new").exists()
+    (work := tmp_path / "work").mkdir()
+    (work / "link.safetensors").symlink_to(tmp_path / "there.safetensors")  # what is written
+    said = call("generate", "hi .", "--memory", work / "link.safetensors", "-q").stderr
+    assert f"nothing can be written in '{tmp_path}'" in said
     session = dm.MemorySession(*dm.load())
     session.save(tmp_path / "me.safetensors")
     call("generate", "hi .", "--memory", tmp_path / "me.safetensors", "--read-only", code=0)

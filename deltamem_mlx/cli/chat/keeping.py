@@ -1,6 +1,7 @@
 """Where the turns of a chat are kept: saved, loaded, listed; and where they cannot be."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -175,11 +176,14 @@ def words_in(argument: str) -> list[str]:
 
     Raises ValueError for a quote that nothing closes.
     """
+    words = argument.split()
+    quoted = any(one.startswith(("'", '"')) for one in words)
+    if not quoted:  # or two apostrophes would be a pair of quotes
+        argument = re.sub(r"(?<=\w)'(?=\w)", r"\'", argument)
     try:
         return shlex.split(argument)
     except ValueError:
-        words = argument.split()
-        if any(one.startswith(("'", '"')) for one in words):
+        if quoted:
             raise ValueError(f"A quote is not closed: {shortened(argument)}") from None
         return words
 

@@ -44,7 +44,8 @@ def missing_memory(memory: Path) -> MissingMemory:
 
 def _check_writable(memory: Path) -> None:
     """Raises UsageError where a memory could not be saved: its folder is replaced into."""
-    there = next(folder for folder in memory.absolute().parents if folder.exists())
+    target = Path(os.path.realpath(memory))  # a link is followed when it is saved
+    there = next(folder for folder in target.parents if folder.exists())
     if not there.is_dir():
         raise UsageError(f"--memory: {str(there)!r} is a file; expected a folder.")
     if not os.access(there, os.W_OK | os.X_OK):
