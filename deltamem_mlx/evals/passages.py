@@ -9,6 +9,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..files import read_text
 from ..text.datasets import load_conversations
+from ..text.rendering import first_tokens
 from ..text.rows import ConversationRow
 from ..text.spans import NO_SPAN, Spans, message_spans
 
@@ -126,8 +127,7 @@ def passages(
 def _windows(text: Text, tokenizer: TokenizerWrapper, length: int) -> Iterator[Passage]:
     # verbose: transformers would warn of texts longer than the model's context.
     tokens = tokenizer.encode(text.text, add_special_tokens=False, verbose=False)
-    # Models whose texts begin with a token of their own expect it at the start of every context.
-    begin = [token for token in tokenizer.encode("") if token == tokenizer.bos_token_id]
+    begin = first_tokens(tokenizer)
     own = length - len(begin)
     for number, start in enumerate(range(0, len(tokens), own), start=1):
         ids = begin + tokens[start : start + own]

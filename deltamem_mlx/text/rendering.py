@@ -22,6 +22,12 @@ class Tokenizer(Protocol):
     def encode(self, text: str, **kwargs: object) -> list[int]: ...
 
 
+def first_tokens(tokenizer: Tokenizer) -> list[int]:
+    """What every context begins with, a text's too: a token of its own, in models that have one."""
+    begin = getattr(tokenizer, "bos_token_id", None)
+    return [token for token in tokenizer.encode("") if token == begin]
+
+
 def merge_roles(messages: Sequence[Message]) -> list[dict[str, object]]:
     """Messages of one role that follow each other as one, with a blank line between their texts.
 

@@ -18,13 +18,14 @@ class ConversationRow(NamedTuple):
     """One row: its messages, the tools it offers, and where it was found.
 
     ``unrelated`` are the places of the replies that have nothing to do with what came before: they
-    are to be as without a memory.
+    are to be as without a memory. A row without messages is a running ``text``, all of which is.
     """
 
     messages: list[Message]
     tools: list[object] | None = None
     where: str = "a conversation"
     unrelated: frozenset[int] = frozenset()
+    text: str = ""
 
 
 def conversation_of(

@@ -12,6 +12,7 @@ from ..text.rows import ConversationRow
 from .episode_settings import EpisodeSettings
 from .episodes import NO_WRITE, Episode, View, WritePart, build_episodes
 from .read_parts import UNSUPERVISED, supervised_turns
+from .running_text import text_episode
 
 
 class EpisodeDataset(Sequence[Episode]):
@@ -37,7 +38,9 @@ class EpisodeDataset(Sequence[Episode]):
         self._tokenizer = tokenizer
         self._template_kwargs = dict(template_kwargs or {})
         mode = self.settings.assistant_loss_mode
-        counts = [len(supervised_turns(c.messages, mode)) for c in self._conversations]
+        counts = [
+            1 if c.text else len(supervised_turns(c.messages, mode)) for c in self._conversations
+        ]
         self._ends = list(accumulate(counts))
         self._built: dict[int, list[Episode]] = {}
 
@@ -62,6 +65,10 @@ class EpisodeDataset(Sequence[Episode]):
     def _episodes(self, row: int) -> list[Episode]:
         if row not in self._built:
             found = self._conversations[row]
+            if found.text:
+                episode = text_episode(self._tokenizer, found.text, self.settings.max_length)
+                self._built[row] = [replace(episode, conversation=row)]
+                return self._built[row]
             kwargs = self._template_kwargs | ({"tools": found.tools} if found.tools else {})
             try:
                 built = build_episodes(
@@ -95,6 +102,8 @@ class EpisodeDataset(Sequence[Episode]):
 
     def _empty_replies(self, row: ConversationRow) -> int:
         """How many of the replies to learn in a conversation say nothing and call no tool."""
+        if row.text:
+            return 0
         turns = supervised_turns(row.messages, self.settings.assistant_loss_mode)
         said = [row.messages[turn] for turn in turns]
         return sum(

@@ -167,7 +167,7 @@ def test_texts_are_cut_behind_their_beginning_at_whole_sentences():
 def unrelated(language, teller, joined: int) -> Unrelated:
     strangers = never_told(teller, 5)
     answers = {question: NO_IDEA for _, question in strangers}
-    return Unrelated(language, teller, TALK, strangers, answers, [], joined=joined)
+    return Unrelated(language, teller, TALK, strangers, answers, [], [], joined=joined)
 
 
 @pytest.mark.parametrize("language", [ENGLAND, Little()], ids=["english", "little"])

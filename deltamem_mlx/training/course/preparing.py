@@ -113,7 +113,7 @@ class Preparation:
             stock,
             count,
             seed=self.seed,
-            opening=self.chat.without_system(),
+            openings=self.chat.openings(),
             own=self.own,
         )
 

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from .directions import final_norm
-from .language import Message, Teller, messages_of
+from .language import Teller, messages_of
 from .layers import width_of
 from .rendering import ChatForm
 
@@ -65,21 +65,17 @@ def script(
     teller: Teller,
     conversations: int,
     facts: int,
-    opening: Sequence[Message] = (),
 ) -> FactScript:
-    """Tell and ask so many facts in so many conversations; each part is read without the other.
-
-    All parts begin with the messages of ``opening``.
-    """
+    """Tell and ask so many facts in so many conversations; each part is read without the other."""
     parts: list[list[int]] = []
     pairs: list[ValuePair] = []
     start = 0
     for _ in range(conversations):
         known = teller.facts(facts)
         turns = teller.turns([teller.tell(fact) for fact in known])
-        told = chat.tokens([*opening, *messages_of(turns)])
+        told = chat.tokens(messages_of(turns))
         order = teller.rng.sample(known, len(known))
-        asked = chat.tokens([*opening, *messages_of(map(teller.question, order))])
+        asked = chat.tokens(messages_of(map(teller.question, order)))
         parts += [told, asked]
         for fact in known:
             for value in chat.encodings(fact.value):

@@ -7,7 +7,17 @@ from typing import Any
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ...text.messages import Message
+from ...text.rendering import first_tokens
 from ...text.spans import message_spans
+
+SYSTEMS = (
+    "",
+    "You are a helpful assistant.",
+    "Answer briefly.",
+    "You are a friendly companion who listens and remembers.",
+    "You are a careful expert. Say when you do not know something.",
+    "Today is a quiet day. Reply in the language of the user, in one or two sentences.",
+)
 
 
 @dataclass(frozen=True)
@@ -43,8 +53,7 @@ class ChatForm:
 
     def opened(self, text: str) -> list[int]:
         """A text's tokens behind the one that a context begins with, if the model has one."""
-        begin = [t for t in self.tokenizer.encode("") if t == self.tokenizer.bos_token_id]
-        return begin + self.encode(text)
+        return first_tokens(self.tokenizer) + self.encode(text)
 
     def encodings(self, word: str) -> list[list[int]]:
         """How a word may be encoded in a text: behind a blank, or by itself."""
@@ -57,12 +66,15 @@ class ChatForm:
                 found.append(tokens)
         return found
 
-    def without_system(self) -> list[dict[str, str]]:
-        """What keeps the template's own system text out: nothing, or an empty system message."""
-        said: list[dict[str, str]] = [{"role": "user", "content": "Hi."}]
-        empty: list[dict[str, str]] = [{"role": "system", "content": ""}]
+    def openings(self) -> list[list[dict[str, str]]]:
+        """System messages that conversations may begin with; none if the template refuses them.
+
+        An empty one keeps a template's own system text out.
+        """
+        said = [{"role": "user", "content": "Hi."}]
+        found = [[{"role": "system", "content": text}] for text in SYSTEMS]
         try:
-            shorter = len(self.tokens([*empty, *said])) < len(self.tokens(said))
-        except ValueError:  # a template without system messages
+            lengths = [len(self.tokens([*begin, *said])) for begin in found]
+        except ValueError:
             return []
-        return empty if shorter else []
+        return found if lengths[0] < len(self.tokens(said)) else found[1:]

@@ -6,7 +6,7 @@ from ...text.rows import ConversationRow
 from .language import Language, Message
 from .stages import Stage
 from .stock import Stock, part_of
-from .unrelated import Unrelated
+from .unrelated import Silent, Unrelated
 
 OWN = 0.3  # share of conversations that a user gave, where there are some
 
@@ -19,7 +19,7 @@ def stage_rows(
     *,
     seed: int,
     held_out: bool = False,
-    opening: Sequence[Message] = (),
+    openings: Sequence[Sequence[Message]] = (),
     own: Sequence[ConversationRow] = (),
 ) -> list[ConversationRow]:
     """So many conversations of a stage, which follow from the seed.
@@ -31,12 +31,12 @@ def stage_rows(
         count (int): How many.
         seed (int): Of all choices.
         held_out (bool): Of what is held out.
-        opening (Sequence[Message]): What they begin with if the stage is plain.
+        openings (Sequence[Sequence[Message]]): What a share of them may begin with.
         own (Sequence[ConversationRow]): Rows of the user's, to be among them.
     """
     part = stock.valid if held_out else stock.train
     teller = language.teller(2 * seed + held_out, stock.any_words)
-    rng, asked = teller.rng, stage.shape.asked
+    rng = teller.rng
     unrelated = Unrelated(
         language,
         teller,
@@ -44,24 +44,35 @@ def stage_rows(
         part.strangers,
         stock.answers,
         part.ordinary,
+        part.texts,
         joined=stage.joined,
     )
-    begin = list(opening) if stage.plain else []
     own = part_of(own, held_out)
+
+    def related() -> Silent:
+        """Facts, and questions for them; or talk and text, which have nothing to do with them."""
+        talking = bool(part.ordinary) and rng.random() < stage.talk
+        talk = rng.choices(part.ordinary, k=stage.shape.asked) if talking else ()
+        told = teller.conversation(stage.shape, talk, part.chatted or None)
+        return Silent(told, frozenset(range(len(told) - 2 * len(talk) + 1, len(told), 2)))
+
+    def told() -> Silent:
+        if rng.random() >= stage.unrelated:
+            return related()
+        if rng.random() < stage.beside:
+            return unrelated.beside(stage.shape)
+        return unrelated.alone(stage.shape.asked)
+
     rows = []
     for number in range(count):
         where = f"conversation {number + 1} of {stage.name}"
         if own and rng.random() < OWN:
             rows.append(rng.choice(own))
-        elif rng.random() < stage.unrelated:
-            among = rng.random() < stage.beside
-            made = unrelated.beside(stage.shape) if among else unrelated.alone(asked)
-            rows.append(ConversationRow([*made.messages], None, where, made.replies))
+        elif rng.random() < stage.running:
+            rows.append(ConversationRow([], None, where, text=unrelated.running()))
         else:
-            talking = bool(part.ordinary) and rng.random() < stage.talk
-            talk = rng.choices(part.ordinary, k=asked) if talking else ()
-            told = teller.conversation(stage.shape, talk, part.chatted or None)
-            count = len(begin) + len(told)
-            silent = frozenset(range(count - 2 * len(talk) + 1, count, 2))
-            rows.append(ConversationRow([*begin, *told], None, where, silent))
+            made = told()
+            begin = rng.choice(openings) if openings and rng.random() < stage.opened else ()
+            silent = frozenset(len(begin) + place for place in made.replies)
+            rows.append(ConversationRow([*begin, *made.messages], None, where, silent))
     return rows

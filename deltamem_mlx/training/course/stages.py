@@ -29,7 +29,9 @@ class Stage:
             for beside them.
         joined (int): Histories before those, at most.
         no_harm (float): What their divergence from the plain model weighs.
-        plain (bool): Without the system text that the template has of its own.
+        running (float): Share of running texts in place of conversations.
+        opened (float): Share of conversations that have another system text than the template's
+            own, or none: what is learned with one text alone is forgotten with another.
         live (bool): What is answered is written, too, and conversations count alike.
         max_write_length (int): Tokens kept of a history.
     """
@@ -47,7 +49,8 @@ class Stage:
     beside: float = 0.0
     joined: int = 1
     no_harm: float = 1.0
-    plain: bool = False
+    running: float = 0.0
+    opened: float = 0.0
     live: bool = True
     max_write_length: int = 560
 
@@ -77,7 +80,7 @@ class Stage:
             steps_per_report=max(1, min(10, iters // 10)),
             steps_per_eval=max(10, -(-iters // 3)),
             save_every=max(1, iters // 12),
-            val_batches=4,
+            val_batches=3,
             grad_checkpoint=grad_checkpoint,
         )
 
@@ -90,7 +93,7 @@ ENGLISH = (
         share=0.45,
         most=30000,
         learning_rate=1.5e-3,
-        plain=True,
+        opened=0.25,
         live=False,
     ),
     Stage(
@@ -103,6 +106,8 @@ ENGLISH = (
         talk=0.4,
         unrelated=0.4,
         beside=0.6,
+        running=0.15,
+        opened=0.25,
     ),
     Stage(
         "silence",
@@ -116,6 +121,9 @@ ENGLISH = (
         beside=0.6,
         joined=4,
         no_harm=1.5,
+        running=0.2,
+        opened=0.25,
+        max_write_length=800,
     ),
 )
 LITTLE = (

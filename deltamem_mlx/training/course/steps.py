@@ -71,8 +71,7 @@ def start(work: Work, folder: Path) -> Result:
     known = words_of(work.chat)
     spoken = [known[word] for word in work.stock.any_words]
     teller = work.language.teller(work.seed_of(1), work.stock.any_words)
-    opening = work.chat.without_system() if first.plain else []
-    said = script(work.chat, teller, work.plan.recorded, FACTS, opening)
+    said = script(work.chat, teller, work.plan.recorded, FACTS)
     with work.viewer.counting("fitting", len(able_layers(model))) as tell:
         weights, directions, size = fitted(model, said, spoken, tell)
     with work.plain_afterwards():

@@ -74,7 +74,7 @@ class Work:
             count,
             seed=self.seed_of(10 + self.plan.stages.index(stage)),
             held_out=held_out,
-            opening=self.chat.without_system(),
+            openings=self.chat.openings(),
             own=self.own,
         )
         return EpisodeDataset(
