@@ -99,23 +99,24 @@ def passages(
         ValueError: If there is no passage of two tokens, or the chat template refuses a
           conversation.
     """
-    texts = [text for text in source if isinstance(text, Text)]
-    if texts:
-        found = [p for text in texts for p in _windows(text, tokenizer, max_length or WINDOW)]
-        found = _drawn(found, limit, seed)
-    else:
-        rows = _drawn([row for row in source if not isinstance(row, Text)], limit, seed)
-        found = [
-            _conversation(
-                row,
-                tokenizer,
-                max_length,
-                sentences=sentences,
-                template_kwargs=template_kwargs or {},
-            )
-            for row in rows
-        ]
-        found = [passage for passage in found if len(passage.spans.token_ids) > 1]
+    window = max_length or WINDOW
+    texts = [Text(item.text, item.where) for item in source if item.text]
+    windows = [passage for text in texts for passage in _windows(text, tokenizer, window)]
+    rows = [item for item in source if isinstance(item, ConversationRow) and not item.text]
+    every: list[Passage | ConversationRow] = [*windows, *rows]
+    found = [
+        item
+        if isinstance(item, Passage)
+        else _conversation(
+            item,
+            tokenizer,
+            max_length,
+            sentences=sentences,
+            template_kwargs=template_kwargs or {},
+        )
+        for item in _drawn(every, limit, seed)
+    ]
+    found = [passage for passage in found if len(passage.spans.token_ids) > 1]
     if not found:
         raise ValueError(
             f"{source[0].where!r} has fewer than two tokens, and the first is not predicted. Give "

@@ -9,7 +9,8 @@ from .messages import Message, message_problems
 ROLES = ("system", "user", "assistant", "tool")
 
 EXPECTED = (
-    'Each row needs "messages", or "prompt" and "completion" (or "response"). A row of messages: '
+    'Each row needs "messages", or "prompt" and "completion" (or "response"), or "text" with '
+    '"unrelated": true. A row of messages: '
     '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 )
 
@@ -34,6 +35,8 @@ def conversation_of(
     """A row in any of its forms as a conversation; or None, and what is wrong with it."""
     if not isinstance(row, Mapping):
         return None, [Problem("", TypeError, f"{kind_of(row)} (expected an object)")]
+    if "text" in row and row.get("messages") is None and "prompt" not in row:
+        return _running_text(row, where)
     messages, wrong = _messages_of(row)
     tools = row.get("tools") or None
     if not isinstance(tools, list | None):
@@ -69,11 +72,26 @@ def _messages_of(row: Mapping[str, object]) -> tuple[list[Message], list[Problem
         return messages, message_problems(row["messages"]) or _role_problems(messages)
     if "prompt" in row:
         return _exchange(row)
-    if "text" in row:
-        what = "plain text has no turns: no history to remember and no reply to learn"
-        return [], [Problem("text", ValueError, what)]
     fields = ", ".join(first_few(list(map(str, row)), 10)) or "none"
     return [], [Problem("", ValueError, f"no messages, no prompt (its fields: {fields})")]
+
+
+def _running_text(
+    row: Mapping[str, object], where: str
+) -> tuple[ConversationRow | None, list[Problem]]:
+    """A text without turns: there is nothing to learn from it but to leave it as it is."""
+    text, marked = row["text"], row.get("unrelated")
+    if not isinstance(text, str):
+        return None, [Problem("text", TypeError, f"{kind_of(text)} (expected text)")]
+    if not text.strip():
+        return None, [Problem("text", ValueError, "empty (expected text)")]
+    if marked is not True:
+        what = (
+            "plain text has no turns: no history to remember and no reply to learn (with "
+            '"unrelated": true a memory learns to leave such text as it is)'
+        )
+        return None, [Problem("text", ValueError, what)]
+    return ConversationRow([], None, where, text=text), []
 
 
 def _exchange(row: Mapping[str, object]) -> tuple[list[Message], list[Problem]]:

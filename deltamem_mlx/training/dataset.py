@@ -65,23 +65,23 @@ class EpisodeDataset(Sequence[Episode]):
     def _episodes(self, row: int) -> list[Episode]:
         if row not in self._built:
             found = self._conversations[row]
-            if found.text:
-                episode = text_episode(self._tokenizer, found.text, self.settings.max_length)
-                self._built[row] = [replace(episode, conversation=row)]
-                return self._built[row]
-            kwargs = self._template_kwargs | ({"tools": found.tools} if found.tools else {})
             try:
-                built = build_episodes(
-                    self._tokenizer,
-                    found.messages,
-                    self.settings,
-                    template_kwargs=kwargs,
-                    unrelated=found.unrelated,
-                )
+                built = self._episodes_of(found)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{found.where}: {error}") from error
             self._built[row] = [replace(episode, conversation=row) for episode in built]
         return self._built[row]
+
+    def _episodes_of(self, row: ConversationRow) -> list[Episode]:
+        if row.text:
+            return [text_episode(self._tokenizer, row.text, self.settings.max_length)]
+        return build_episodes(
+            self._tokenizer,
+            row.messages,
+            self.settings,
+            template_kwargs=self._template_kwargs | ({"tools": row.tools} if row.tools else {}),
+            unrelated=row.unrelated,
+        )
 
     def report(self) -> "DatasetReport":
         """Sizes, after building every episode.
@@ -161,6 +161,7 @@ class DatasetReport:
         longest_write, longest_read (int): Tokens of the longest parts, before cutting.
         truncated_writes, truncated_reads (int): Parts that were cut.
         unrelated (int): Episodes in which a reply is to be as without a memory.
+        texts, truncated_texts (int): Running texts, and those that were cut.
         empty_replies (int): Replies to learn that have no text.
     """
 
@@ -175,7 +176,9 @@ class DatasetReport:
         self.longest_write = max((len(w.tokens) + w.dropped for w in writes), default=0)
         self.longest_read = max((len(r.tokens) + r.dropped for r in reads), default=0)
         self.truncated_writes = sum(write.dropped > 0 for write in writes)
-        self.truncated_reads = sum(read.dropped > 0 for read in reads)
+        texts = [view.read for view in views if view.running]
+        self.texts, self.truncated_texts = len(texts), sum(text.dropped > 0 for text in texts)
+        self.truncated_reads = sum(read.dropped > 0 for read in reads) - self.truncated_texts
         self.unrelated = sum(view.plain is not None for view in views)
         self.empty_replies = 0
 
@@ -199,9 +202,15 @@ class DatasetReport:
                 f"{self.settings.max_length} tokens (the longest had {self.longest_read}): "
                 "raise max_length to keep more."
             )
-        if self.with_history < self.episodes:
+        if self.truncated_texts:
             notes.append(
-                f"{self.episodes - self.with_history} of {self.episodes} episodes have nothing to "
+                f"{self.truncated_texts} of {self.texts} texts were cut to their first "
+                f"{self.settings.max_length} tokens: cut long ones into rows, or raise max_length."
+            )
+        without = self.episodes - self.texts - self.with_history
+        if without:
+            notes.append(
+                f"{without} of {self.episodes} episodes have nothing to "
                 "write, so they teach the memory nothing: give conversations with more turns, or "
                 "lower episode_recent_messages."
             )

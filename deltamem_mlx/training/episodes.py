@@ -60,6 +60,11 @@ class View:
     plain: ReadPart | None = None
 
     @property
+    def running(self) -> bool:
+        """Whether it is running text, not a conversation."""
+        return self.plain is self.read
+
+    @property
     def unrelated(self) -> bool:
         """Whether no reply has anything to do with what was written."""
         return self.plain is not None and np.array_equal(self.plain.labels, self.read.labels)

@@ -5,6 +5,8 @@ import random
 from types import SimpleNamespace
 
 import pytest
+from mlx_lm.tokenizer_utils import load as load_tokenizer
+from tiny import TOKENIZER
 
 from deltamem_mlx.evals.recall.facts import fact_episodes
 from deltamem_mlx.evals.recall.wordings import PEOPLE
@@ -208,6 +210,41 @@ def test_the_rows_of_a_stage_follow_from_its_seed(language, stages):
     asked = {m["content"] for row in held_out for m in row.messages[-4::2] if row.unrelated}
     trained = {text for text, _ in stock.train.asked}
     assert not asked & trained
+
+
+def test_a_share_of_the_rows_is_running_text_and_a_share_has_another_system_text():
+    start = begin(ENGLAND, Wanted(20, 0, 40), (), seed=1)
+    train, valid = portions(start, TALK, [], TALK, ["What the model wrote by itself."] * 40)
+    stock = Stock(train, valid, {question: "No." for _, question in start.strangers}, [])
+    other = [[{"role": "system", "content": text}] for text in ("", "Be brief.")]
+    for stage in ENGLISH:
+        rows = stage_rows(stage, ENGLAND, stock, 200, seed=3, openings=other)
+        texts = [row.text for row in rows if row.text]
+        assert not any(row.text and row.messages for row in rows)
+        assert abs(len(texts) / len(rows) - stage.running) < 0.1
+        assert all(300 <= len(text) <= 1500 for text in texts)
+        talks = [row for row in rows if row.messages]
+        opened = [row for row in talks if row.messages[0]["role"] == "system"]
+        assert abs(len(opened) / len(talks) - stage.opened) < 0.1
+        assert {row.messages[0]["content"] for row in opened} == {"", "Be brief."}
+        for row in talks:
+            assert all(row.messages[place]["role"] == "assistant" for place in row.unrelated)
+
+
+@pytest.mark.parametrize("own", ["", "{{'You are Ada. '}}"], ids=["none", "its own"])
+def test_a_template_with_a_system_text_of_its_own_is_learned_without_it_too(own):
+    chat = ChatForm(load_tokenizer(TOKENIZER))
+    chat.tokenizer.chat_template = (
+        "{% if messages[0]['role'] != 'system' %}" + own + "{% endif %}"
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    said = [begin[0]["content"] for begin in chat.openings()]
+    assert ("" in said) == bool(own)
+    assert len(said) > 3
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    chat.tokenizer.chat_template = refusing + chat.tokenizer.chat_template
+    assert chat.openings() == []
 
 
 def test_own_conversations_are_among_those_of_a_stage():

@@ -527,6 +527,9 @@ BAD_ROWS = {
     "response: a number (expected text)": {"prompt": "a", "response": 4},
     "prompt: null (expected text)": {"prompt": None, "completion": "a"},
     "text: plain text has no turns": {"text": "Once upon a time."},
+    "text: plain text has no turns: no": {"text": "Once upon a time.", "unrelated": [0]},
+    "text: a number (expected text)": {"text": 3, "unrelated": True},
+    "text: empty (expected text)": {"text": " \n", "unrelated": True},
     "no messages, no prompt (its fields: question, answer)": {"question": "a", "answer": "b"},
     "a list (expected an object)": ["a"],
     "tools: text (expected a list)": {**ROW, "tools": "add"},
@@ -538,6 +541,29 @@ BAD_ROWS = {
     "unrelated[0]: True (expected the number, from 0, of a": {**ROW, "unrelated": [True]},
     "unrelated[0]: '1' (expected the number, from 0, of a": {**ROW, "unrelated": ["1"]},
 }
+
+
+def test_a_text_that_is_unrelated_is_read_and_written_as_it_stands(tmp_path: Path) -> None:
+    text = "Once upon a time there was a text that nobody asked for. " * 40
+    path = write_rows(tmp_path / "train.jsonl", {"text": text, "unrelated": True}, ROW)
+    rows = load_conversations(path, valid_fraction=0).train
+    assert [bool(row.messages) for row in rows] == [False, True]
+    assert rows[0].text == text and not rows[1].text
+    tokenizer = load_tokenizer(FIXTURES / "tokenizers" / "char96")
+    dataset = EpisodeDataset(rows, tokenizer, EpisodeSettings(max_length=64))
+    assert len(dataset) == 2
+    view = dataset[0].both
+    assert view.running and view.unrelated and not len(view.write.tokens)
+    assert view.read.tokens.tolist() == tokenizer.encode(text)[:64]
+    learned = np.flatnonzero(view.read.labels != -100)
+    assert len(learned) == 40 and learned[0] == 1 and learned[-1] == 63
+    assert (view.read.labels[learned] == view.read.tokens[learned]).all()
+    report = dataset.report()
+    assert (report.texts, report.truncated_texts, report.truncated_reads) == (1, 1, 0)
+    assert any("1 of 1 texts were cut to their first 64 tokens" in note for note in report.notes())
+    short = EpisodeDataset([rows[0]._replace(text="a")], tokenizer)
+    with pytest.raises(ValueError, match=r"train\.jsonl:1: The text 'a' has fewer than two tokens"):
+        short[0]
 
 
 @pytest.mark.parametrize("said", BAD_ROWS)

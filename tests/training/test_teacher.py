@@ -74,8 +74,8 @@ def batch_of(episodes: EpisodeDataset) -> EpisodeBatch:
     return next(evaluation_batches(episodes, len(episodes), multiple=8))
 
 
-def kl(found: nn.Module, episodes: EpisodeDataset) -> list[float]:
-    objective = Objective(found)
+def kl(found: nn.Module, episodes: EpisodeDataset, *, writes: bool = False) -> list[float]:
+    objective = Objective(found, write_visible=writes)
     terms = objective.terms(objective.inputs(batch_of(episodes)))
     return (terms.kl_sum / mx.maximum(terms.taught, 1)).tolist()
 
@@ -90,6 +90,16 @@ def test_a_memory_that_says_nothing_is_as_its_teacher_where_the_history_does_not
     assert unrelated == pytest.approx(0, abs=1e-6)
     assert context > 0.01, "the plain model is told more in its context than here"
     assert kl(model(), mixed)[1] > 0.01
+
+
+def test_running_text_is_to_be_read_and_written_as_without_a_memory(
+    tokenizer: TokenizerWrapper,
+) -> None:
+    rows = [ConversationRow([], text=f"A text number {i}, of no use to anybody.") for i in range(3)]
+    texts = EpisodeDataset(rows, tokenizer)
+    context, loud = kl(model(strong=True), texts, writes=True)
+    assert context == 0 and loud > 0.01
+    assert kl(model(strong=True), texts)[1] == pytest.approx(0, abs=1e-6), "nothing was written"
 
 
 def test_a_teacher_with_the_history_is_the_plain_model_on_the_whole_conversation(

@@ -60,7 +60,9 @@ class Preparation:
     def settings(self) -> dict[str, object]:
         """What tells the course from another, as JSON values."""
         weights = head_rows(self.model, range(8)).tobytes()
-        rows = [[row.messages, sorted(row.unrelated)] for row in self.own]
+        rows = [
+            [row.messages, sorted(row.unrelated), *filter(None, [row.text])] for row in self.own
+        ]
         own = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] if rows else None
         return {
             "model": getattr(self.model, "model_type", None),
