@@ -73,7 +73,11 @@ def _hold_out(
     rows: list[ConversationRow], seed: int, fraction: float
 ) -> tuple[list[ConversationRow], list[ConversationRow]]:
     count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
-    chosen = set(np.random.default_rng(seed).permutation(len(rows))[:count].tolist())
+    order = np.random.default_rng(seed).permutation(len(rows)).tolist()
+    chosen = set(order[:count])
+    related = [index for index in order if rows[index].related]
+    if len(related) > 1 and chosen.isdisjoint(related):  # or nothing would be held out to remember
+        chosen = {*order[: count - 1], related[0]}
     train = [row for index, row in enumerate(rows) if index not in chosen]
     return train, [rows[index] for index in sorted(chosen)]
 

@@ -28,6 +28,12 @@ class ConversationRow(NamedTuple):
     unrelated: frozenset[int] = frozenset()
     text: str = ""
 
+    @property
+    def related(self) -> bool:
+        """Whether a reply has to do with what came before."""
+        replies = {i for i, m in enumerate(self.messages) if m["role"] == "assistant"}
+        return not replies <= self.unrelated
+
 
 def conversation_of(
     row: object, where: str = "a conversation"

@@ -511,6 +511,18 @@ def test_validation_is_held_out_by_seed(tmp_path: Path) -> None:
     assert (len(alone.train), len(alone.valid), alone.held_out) == (1, 0, False)
 
 
+def test_something_to_remember_is_held_out_if_there_are_two(tmp_path: Path) -> None:
+    text = {"text": "A text.", "unrelated": True}
+    silent = {**ROW, "unrelated": True}
+    path = write_rows(tmp_path / "train.jsonl", *[text, silent] * 20, ROW, ROW)
+    for seed in range(10):
+        found = load_conversations(path, seed=seed, valid_fraction=0.05)
+        assert len(found.valid) == 2 and any(row.related for row in found.valid)
+        assert any(row.related for row in found.train)
+    one = load_conversations(write_rows(tmp_path / "one.jsonl", *[text] * 9, ROW))
+    assert any(row.related for row in one.train), "what there is of it is to be trained on"
+
+
 BAD_ROWS = {
     "messages[1].role: 'asistant' (expected system, user, assistant, tool)": {
         "messages": [*talk("a"), {"role": "asistant", "content": "b"}]
