@@ -169,7 +169,7 @@ def test_texts_are_cut_behind_their_beginning_at_whole_sentences():
 def unrelated(language, teller, joined: int) -> Unrelated:
     strangers = never_told(teller, 5)
     answers = {question: NO_IDEA for _, question in strangers}
-    return Unrelated(language, teller, TALK, strangers, answers, [], [], joined=joined)
+    return Unrelated(language, teller, TALK, strangers, answers, [], joined=joined)
 
 
 @pytest.mark.parametrize("language", [ENGLAND, Little()], ids=["english", "little"])
@@ -212,22 +212,17 @@ def test_the_rows_of_a_stage_follow_from_its_seed(language, stages):
     assert not asked & trained
 
 
-def test_a_share_of_the_rows_is_running_text_and_a_share_has_another_system_text():
+def test_a_share_of_the_conversations_has_another_system_text():
     start = begin(ENGLAND, Wanted(20, 0, 40), (), seed=1)
-    train, valid = portions(start, TALK, [], TALK, ["What the model wrote by itself."] * 40)
+    train, valid = portions(start, TALK, [], TALK)
     stock = Stock(train, valid, {question: "No." for _, question in start.strangers}, [])
     other = [[{"role": "system", "content": text}] for text in ("", "Be brief.")]
     for stage in ENGLISH:
         rows = stage_rows(stage, ENGLAND, stock, 200, seed=3, openings=other)
-        texts = [row.text for row in rows if row.text]
-        assert not any(row.text and row.messages for row in rows)
-        assert abs(len(texts) / len(rows) - stage.running) < 0.1
-        assert all(300 <= len(text) <= 1500 for text in texts)
-        talks = [row for row in rows if row.messages]
-        opened = [row for row in talks if row.messages[0]["role"] == "system"]
-        assert abs(len(opened) / len(talks) - stage.opened) < 0.1
+        opened = [row for row in rows if row.messages[0]["role"] == "system"]
+        assert abs(len(opened) / len(rows) - stage.opened) < 0.1
         assert {row.messages[0]["content"] for row in opened} == {"", "Be brief."}
-        for row in talks:
+        for row in rows:
             assert all(row.messages[place]["role"] == "assistant" for place in row.unrelated)
 
 

@@ -52,7 +52,7 @@ class EnglishHistories:
         return messages
 
     def two_people(self) -> list[Message]:
-        lines = self.rng.choice((6, 10, 16, 20, 32, 64))
+        lines = self.rng.choice((6, 10, 16, 20, 32))
         return [{"role": "user", "content": two_people(lines, self.rng)}]
 
     def article(self) -> list[Message]:

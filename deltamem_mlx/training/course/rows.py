@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from ...text.rows import ConversationRow
-from .language import Language, Message
+from .language import Language, Message, Teller
 from .stages import Stage
-from .stock import Stock, part_of
+from .stock import Portion, Stock, part_of
 from .unrelated import Silent, Unrelated
 
 OWN = 0.3  # share of conversations that a user gave, where there are some
@@ -44,35 +44,29 @@ def stage_rows(
         part.strangers,
         stock.answers,
         part.ordinary,
-        part.texts,
         joined=stage.joined,
     )
     own = part_of(own, held_out)
-
-    def related() -> Silent:
-        """Facts, and questions for them; or talk and text, which have nothing to do with them."""
-        talking = bool(part.ordinary) and rng.random() < stage.talk
-        talk = rng.choices(part.ordinary, k=stage.shape.asked) if talking else ()
-        told = teller.conversation(stage.shape, talk, part.chatted or None)
-        return Silent(told, frozenset(range(len(told) - 2 * len(talk) + 1, len(told), 2)))
-
-    def told() -> Silent:
-        if rng.random() >= stage.unrelated:
-            return related()
-        if rng.random() < stage.beside:
-            return unrelated.beside(stage.shape)
-        return unrelated.alone(stage.shape.asked)
-
     rows = []
     for number in range(count):
         where = f"conversation {number + 1} of {stage.name}"
         if own and rng.random() < OWN:
             rows.append(rng.choice(own))
-        elif rng.random() < stage.running:
-            rows.append(ConversationRow([], None, where, text=unrelated.running()))
-        else:
-            made = told()
-            begin = rng.choice(openings) if openings and rng.random() < stage.opened else ()
-            silent = frozenset(len(begin) + place for place in made.replies)
-            rows.append(ConversationRow([*begin, *made.messages], None, where, silent))
+            continue
+        made = _conversation(stage, teller, part, unrelated)
+        begin = rng.choice(openings) if openings and rng.random() < stage.opened else ()
+        silent = frozenset(len(begin) + place for place in made.replies)
+        rows.append(ConversationRow([*begin, *made.messages], None, where, silent))
     return rows
+
+
+def _conversation(stage: Stage, teller: Teller, part: Portion, unrelated: Unrelated) -> Silent:
+    """One of a stage, without a system message."""
+    rng, asked = teller.rng, stage.shape.asked
+    if rng.random() < stage.unrelated:
+        among = rng.random() < stage.beside
+        return unrelated.beside(stage.shape) if among else unrelated.alone(asked)
+    talking = bool(part.ordinary) and rng.random() < stage.talk
+    talk = rng.choices(part.ordinary, k=asked) if talking else ()
+    told = teller.conversation(stage.shape, talk, part.chatted or None)
+    return Silent(told, frozenset(range(len(told) - 2 * len(talk) + 1, len(told), 2)))

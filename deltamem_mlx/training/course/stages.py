@@ -29,7 +29,6 @@ class Stage:
             for beside them.
         joined (int): Histories before those, at most.
         no_harm (float): What their divergence from the plain model weighs.
-        running (float): Share of running texts in place of conversations.
         opened (float): Share of conversations that have another system text than the template's
             own, or none: what is learned with one text alone is forgotten with another.
         live (bool): What is answered is written, too, and conversations count alike.
@@ -49,7 +48,6 @@ class Stage:
     beside: float = 0.0
     joined: int = 1
     no_harm: float = 1.0
-    running: float = 0.0
     opened: float = 0.0
     live: bool = True
     max_write_length: int = 560
@@ -106,7 +104,6 @@ ENGLISH = (
         talk=0.4,
         unrelated=0.4,
         beside=0.6,
-        running=0.15,
         opened=0.25,
     ),
     Stage(
@@ -121,9 +118,7 @@ ENGLISH = (
         beside=0.6,
         joined=4,
         no_harm=1.5,
-        running=0.2,
         opened=0.25,
-        max_write_length=800,
     ),
 )
 LITTLE = (

@@ -53,7 +53,6 @@ class Portion(NamedTuple):
         asked (list[Turn]): Questions that have nothing to do with what was told.
         strangers (list[tuple[list[str], str]]): What is told, and a question for what is not.
         passages (list[Turn]): Texts cut in two.
-        texts (list[str]): What the model wrote, whole.
     """
 
     ordinary: list[Turn]
@@ -61,7 +60,6 @@ class Portion(NamedTuple):
     asked: list[Turn]
     strangers: list[tuple[list[str], str]]
     passages: list[Turn]
-    texts: list[str]
 
 
 class Stock(NamedTuple):
@@ -92,16 +90,9 @@ def begin(language: Language, wanted: Wanted, any_words: Sequence[str], seed: in
 
 
 def portions(
-    start: Begun,
-    talk: Sequence[Turn],
-    texts: Sequence[Turn],
-    asked: Sequence[Turn],
-    whole: Sequence[str] = (),
+    start: Begun, talk: Sequence[Turn], texts: Sequence[Turn], asked: Sequence[Turn]
 ) -> list[Portion]:
-    """Train and valid, from what was begun and how the model went on.
-
-    ``texts`` are those of ``whole`` that can be cut in two.
-    """
+    """Train and valid, from what was begun and how the model went on."""
     found = []
     for held in (False, True):
         own_talk, own_texts, own_asked, passages = (
@@ -110,8 +101,7 @@ def portions(
         # Texts of the model's own are of more kinds than passages.
         ordinary = [*own_talk, *own_texts, *own_texts, *passages]
         strangers = part_of(start.strangers, held)
-        own = part_of(whole, held)
-        found.append(Portion(ordinary, own_talk, own_asked, strangers, passages, own))
+        found.append(Portion(ordinary, own_talk, own_asked, strangers, passages))
     return found
 
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from .language import History, Language, Message, TalkShape, Teller, Turn, messages_of
 
-TEXT, OWN = (300, 1500), 0.5  # characters of running text; share of it that the model wrote
 NEVER, LONGER = 0.25, 0.35  # shares: a fact that nobody told; a text to go on with, longer talk
 
 
@@ -37,7 +36,6 @@ class Unrelated:
         answers (Mapping[str, str]): What the model says to the questions in those.
         longer (Sequence[Turn]): Texts cut in two, and what the model says at length; there may be
             none.
-        texts (Sequence[str]): What the model wrote; there may be none.
         joined (int): Histories in a row, at most.
     """
 
@@ -49,13 +47,12 @@ class Unrelated:
         strangers: Sequence[tuple[list[str], str]],
         answers: Mapping[str, str],
         longer: Sequence[Turn],
-        texts: Sequence[str],
         *,
         joined: int,
     ):
         self.teller, self.rng, self.talk = teller, teller.rng, talk
         self.strangers, self.answers, self.longer = strangers, answers, longer
-        self.texts, self.joined = texts, joined
+        self.joined = joined
         self.kinds: Sequence[History] = language.histories(teller, talk)
 
     def alone(self, asked: int) -> Silent:
@@ -96,16 +93,6 @@ class Unrelated:
         rng.shuffle(turns)
         replies = {len(history) + 2 * i + 1 for i, (_, is_silent) in enumerate(turns) if is_silent}
         return Silent(history + list(chain(*(turn for turn, _ in turns))), frozenset(replies))
-
-    def running(self) -> str:
-        """Running text: what the model wrote, articles, code, chats of two people."""
-        parts: list[str] = []
-        wanted = self.rng.randint(*TEXT)
-        while sum(map(len, parts)) < wanted:
-            own = self.texts and self.rng.random() < OWN
-            told = [] if own else self._history(facts=False)
-            parts += [self.rng.choice(self.texts)] if own else [m["content"] for m in told]
-        return "\n\n".join(parts)[:wanted]
 
     def _several(self) -> int:
         return 1 if self.joined == 1 else self.rng.randint(1, self.joined)

@@ -24,8 +24,7 @@ def stock_of(work: Work, folder: Path) -> Stock:
     plain = begin(language, wanted, (), seed)
     talk = _said(work, folder, "talk", plain.talk, TALK)
     texts = _said(work, folder, "texts", plain.texts, TEXT)
-    whole = [a + b for a, b in zip(plain.texts, texts, strict=True)]
-    any_words = _any_words(work, folder, whole)
+    any_words = _any_words(work, folder, [a + b for a, b in zip(plain.texts, texts, strict=True)])
     begun = begin(language, wanted, any_words, seed)
     unsaid = [question for _, question in begun.strangers]
     brief = _said(work, folder, "asked", [*begun.asked, *unsaid], BRIEF)
@@ -40,7 +39,7 @@ def stock_of(work: Work, folder: Path) -> Stock:
     rng = language.teller(seed).rng
     cut = [cut_text(a, b, rng) for a, b in zip(begun.texts, texts, strict=True)]
     asked: list[Turn] = [(text, answers[text]) for text in begun.asked]
-    train, valid = portions(begun, spoken, [turn for turn in cut if turn], asked, whole)
+    train, valid = portions(begun, spoken, [turn for turn in cut if turn], asked)
     return Stock(train, valid, {text: answers[text] for text in unsaid}, any_words)
 
 
