@@ -100,6 +100,8 @@ def _course(options: TrainOptions) -> None:
 
     try:
         found = course_of(options).run()
+        if found is None:  # this process trained along
+            return
     except Stopped as error:
         without = " without --overwrite" if options.overwrite else ""
         output.note(f"Everything is saved; the same command{without} goes on.")

@@ -44,6 +44,11 @@ class EpisodeDataset(Sequence[Episode]):
         self._ends = list(accumulate(counts))
         self._built: dict[int, list[Episode]] = {}
 
+    @property
+    def conversations(self) -> Sequence[ConversationRow]:
+        """The conversations."""
+        return self._conversations
+
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 

@@ -27,14 +27,14 @@ def begin(
     """
     if not resume:
         return Progress(), False
-    found = read_checkpoint(folder) if updater.group.rank() == 0 else None
+    found = read_checkpoint(folder) if updater.first_process else None
     state, progress, saved = found or ({}, None, None)
     text = json.dumps([progress and asdict(progress), saved])
     values, saved = json.loads(updater.first(text))
     if values is None:
         return Progress(), False
     check_identity(saved, identity, folder)
-    if updater.group.rank() == 0:
+    if updater.first_process:
         check_state(state, updater.state(), folder)
     updater.set_state(state)
     return Progress(**values), True

@@ -101,7 +101,7 @@ class Trainer:
         self._witness = Witness()
         self._witness.note(self.folder / STATE_FILE)
         self._earlier: list[Path] = []  # copies of a run in whose place this one begins
-        self.updater = updater_of(model, settings)
+        self.updater = updater_of(model, settings, self.group)
         self.identity = identity_of(model, settings, train, self.updater.part[1])
         self.progress, self.resumed = begin(self.updater, self.folder, self.identity, resume)
         self._stream = self._batches()

@@ -64,10 +64,15 @@ class Figures(NamedTuple):
     learning_rate: float = 0.0
 
 
-def updater_of(model: nn.Module, settings: TrainSettings) -> "Updater":
-    """What updates a model's adapter as its training does, and evaluates it."""
+def updater_of(
+    model: nn.Module, settings: TrainSettings, group: mx.distributed.Group | None = None
+) -> "Updater":
+    """What updates a model's adapter as its training does, and evaluates it.
+
+    ``group``: with other processes; None: in this one alone.
+    """
     objective = Objective(model, settings.write_visible, settings.count_alike)
-    return Updater(objective, settings, mx.distributed.init())
+    return Updater(objective, settings, group)
 
 
 class Updater:
@@ -82,7 +87,7 @@ class Updater:
     Args:
         objective (Objective): Holds the model.
         settings (TrainSettings): Of the run.
-        group (mx.distributed.Group): The processes.
+        group (mx.distributed.Group): The processes; ``None``: this one alone.
 
     Attributes:
         part (tuple[int, int]): Which part of a batch is this process's, of how many.
@@ -92,9 +97,10 @@ class Updater:
     """
 
     def __init__(
-        self, objective: Objective, settings: TrainSettings, group: mx.distributed.Group
+        self, objective: Objective, settings: TrainSettings, group: mx.distributed.Group | None
     ) -> None:
-        self.objective, self.settings, self.group = objective, settings, group
+        self.objective, self.settings = objective, settings
+        self.group = None if group is None or group.size() == 1 else group
         self.model = objective.model
         spread = spread_of_memory(self.model)
         if spread.pipelined:
@@ -104,7 +110,9 @@ class Updater:
             )
         hold_whole(self.model)
         self._alike = spread.ranks.size
-        self.part = (group.rank(), group.size()) if spread.ranks.alone else (0, 1)
+        self.part = (0, 1)
+        if self.group is not None and spread.ranks.alone:
+            self.part = (self.group.rank(), self.group.size())
         if settings.margin and settings.batch_size // self.part[1] < 2:
             raise ValueError(
                 f"margin is {settings.margin}, with a batch of {settings.batch_size} on "
@@ -118,6 +126,11 @@ class Updater:
         )
         self.optimizer.init(self.params)
         self._gradients = mx.value_and_grad(self._loss)
+
+    @property
+    def first_process(self) -> bool:
+        """Whether this is the process that keeps what is trained."""
+        return self.group is None or self.group.rank() == 0
 
     def update(self, batches: Sequence[EpisodeBatch], number: int) -> Figures:
         """One update from some batches; ``number`` counts updates from 0."""
@@ -194,7 +207,7 @@ class Updater:
 
     def _joint_beta(self, terms: Terms) -> mx.array:
         """The mean gates over all processes, with the gradient of this process's part."""
-        if self.group.size() == 1:
+        if self.group is None:
             return terms.read_beta
         mine = terms.read_beta * terms.tokens
         total = self._sum(mx.concatenate([mx.stop_gradient(mine), terms.tokens[None]]))
@@ -235,28 +248,28 @@ class Updater:
 
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process."""
-        if self.group.size() == 1:
+        if self.group is None:
             return flag
         return scalar(self._sum(mx.array(float(flag)))) > 0
 
     def first(self, text: str) -> str:
         """The text of the first process."""
-        if self.group.size() == 1:
+        if self.group is None:
             return text
         mine = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-        mine = mine if self.group.rank() == 0 else mine[:0]
+        mine = mine if self.first_process else mine[:0]
         size = int(scalar(self._sum(mx.array(float(mine.size)))))
         padded = mx.array(np.pad(mine, (0, size - mine.size)))
         return np.array(self._sum(padded)).astype(np.uint8).tobytes().decode()
 
     def _sum(self, x: mx.array) -> mx.array:
-        if self.group.size() == 1:
+        if self.group is None:
             return x
         return mx.distributed.all_sum(x, group=self.group, stream=mx.cpu)
 
     def _sum_tree(self, tree: Params) -> Params:
         """Sums over processes, in one message."""
-        if self.group.size() == 1:
+        if self.group is None:
             return tree
         found = named_arrays(tree)
         names, arrays = list(found), list(found.values())
@@ -271,9 +284,9 @@ class Updater:
 
     def set_state(self, state: dict[str, mx.array]) -> None:
         """Go on from the `state` that the first process has."""
-        if self.group.size() > 1:
-            mine = state if self.group.rank() == 0 else self.state()
-            held = 1 if self.group.rank() == 0 else 0
+        if self.group is not None:
+            mine = state if self.first_process else self.state()
+            held = 1 if self.first_process else 0
             state = {}
             for name in sorted(mine):
                 value = self._sum(mine[name].astype(mx.float32) * held)

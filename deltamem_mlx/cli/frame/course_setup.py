@@ -55,10 +55,8 @@ def check_course(options: TrainOptions) -> None:
         )
     if options.hours is not None and not 0 < options.hours < math.inf:
         raise UsageError(f"--hours is {options.hours}; expected a positive number.")
-    if not launched.world().alone:
-        raise UsageError("The course runs in one process: start it without mlx.launch.")
     try:
-        refuse_foreign(options.adapter_path, overwrite=options.overwrite)
+        launched.first(lambda: refuse_foreign(options.adapter_path, overwrite=options.overwrite))
     except FileExistsError as error:
         raise UsageError(str(error)) from error
 
@@ -72,7 +70,7 @@ def course_of(options: TrainOptions) -> "Course":
     from deltamem_mlx.cli.frame.course_view import CourseView
     from deltamem_mlx.training.course.course import HOURS, Course
 
-    own = _own_rows(options)
+    own = [] if launched.follows() else _own_rows(options)
     model, tokenizer = load_plain(str(options.model), trust_remote_code=options.trust_remote_code)
     return Course(
         model,
@@ -86,6 +84,7 @@ def course_of(options: TrainOptions) -> "Course":
         overwrite=options.overwrite,
         grad_checkpoint=options.grad_checkpoint,
         viewer=CourseView(str(options.model), options.adapter_path),
+        ranks=launched.world(),
     )
 
 

@@ -13,6 +13,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from ...adapters.files import read_adapter, refuse_to_replace, write_adapter
 from ...files import expanded, locked_folder, write_text
 from ...model.names import BUILTIN, base_model_name
+from ...ranks import Ranks
 from ...text.rows import ConversationRow
 from ...text.thinking import at_once
 from ..folder import refuse_to_replace as refuse_run
@@ -35,6 +36,7 @@ from .plan import CoursePlan, training_seconds
 from .preparing import Expected, Preparation
 from .rendering import ChatForm
 from .stages import ENGLISH, LITTLE, Stage
+from .together import dismiss, follow
 from .viewing import Planned, Viewer
 from .work import Work
 
@@ -82,6 +84,8 @@ class Course:
         grad_checkpoint (bool): Take less memory and more time.
         plan (CoursePlan): What to do. Default: what fits the hours.
         viewer (Viewer): Told how it goes.
+        ranks (Ranks): The processes of mlx.launch that train together, each with the whole model.
+            All else is done by the first, in whose folder everything is.
 
     Raises:
         FileExistsError: If the folder holds an adapter that is not this course's.
@@ -103,27 +107,38 @@ class Course:
         grad_checkpoint: bool = False,
         plan: CoursePlan | None = None,
         viewer: Viewer | None = None,
+        ranks: Ranks | None = None,
     ):
         self.model = model
         self.chat = ChatForm(tokenizer, at_once(tokenizer, dict(template_kwargs or {})))
         self.folder, self.name, self.hours, self.seed = expanded(folder), name, hours, seed
         self.own, self.given, self.viewer = list(own), plan, viewer or Viewer()
         self.overwrite, self.grad_checkpoint = overwrite, grad_checkpoint
+        self.ranks = ranks or Ranks()
         self.builtin = base_model_name(name) == BUILTIN
         self.language = _language(self.builtin)
 
-    def run(self) -> Finished:
-        """Take all steps that are not done yet.
+    def run(self) -> Finished | None:
+        """Take all steps that are not done yet; None in a process that trained along.
 
         Raises:
             Stopped: At Ctrl-C, with everything saved.
             FolderInUse: If another process is at the same course.
         """
+        if self.ranks.rank:
+            follow(self.model, self.chat, self.ranks)
+            return None
         refuse_foreign(self.folder, overwrite=self.overwrite)
         with locked_folder(self.folder / FOLDER, "another train"):
             if self.overwrite:
                 _clear(self.folder / FOLDER)
-            return self._run()
+            try:
+                found = self._run()
+            except steps.Stopped:
+                dismiss(self.ranks)
+                raise
+            dismiss(self.ranks)
+            return found
 
     def _run(self) -> Finished:
         plan, seconds = self._expected()
@@ -139,6 +154,7 @@ class Course:
             self.viewer,
             self.grad_checkpoint,
             seconds={} if self.given is not None else training_seconds(self.hours, plan.stages),
+            ranks=self.ranks,
         )
         found = self._steps(plan)
         rows = self._rows(found, plan, seconds)
@@ -176,9 +192,12 @@ class Course:
             "grad_checkpoint": self.grad_checkpoint,
             "plan": plan,
         }
+        if not self.ranks.alone:
+            settings["processes"] = self.ranks.size
         ledger = open_course(self.folder / FOLDER, settings)
         if "pace" not in ledger:
-            ledger["pace"] = about.pace()._asdict()
+            pace = about.pace()  # of this process
+            ledger["pace"] = pace._replace(trained=self.ranks.size * pace.trained)._asdict()
             write_ledger(self.folder / FOLDER / COURSE, ledger)
         return about.expected(self.hours, MachinePace(**ledger["pace"]), self.given)
 

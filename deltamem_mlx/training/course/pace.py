@@ -74,7 +74,10 @@ def measured_pace(
 
 
 def seconds_an_iteration(
-    model: nn.Module, episodes: Sequence[Episode], settings: TrainSettings
+    model: nn.Module,
+    episodes: Sequence[Episode],
+    settings: TrainSettings,
+    group: mx.distributed.Group | None = None,
 ) -> float:
     """How long a training takes over a batch of its own, the mean of some from short to long.
 
@@ -82,9 +85,11 @@ def seconds_an_iteration(
         model (nn.Module): With an adapter, which is another one afterwards.
         episodes (Sequence[Episode]): Some of the training's.
         settings (TrainSettings): Of the training.
+        group (mx.distributed.Group): All of whose processes do this; ``None``: this one alone.
     """
-    updater = updater_of(model, settings)
-    stream = batches(episodes, settings.batch_size, seed=settings.seed)
+    updater = updater_of(model, settings, group)
+    rank, size = updater.part
+    stream = batches(episodes, settings.batch_size, seed=settings.seed, rank=rank, world_size=size)
     some = sorted(islice(stream, SOME), key=lambda b: b.read_tokens.size + b.write_tokens.size)
     chosen = some[SOME // TIMED // 2 :: SOME // TIMED]
     updater.update(chosen[:1], 0)  # compiles

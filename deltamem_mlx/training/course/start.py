@@ -75,7 +75,7 @@ def fitted(
     values = directions.coordinates[[place[pair.token] for pair in said.pairs]]
     sites = attentions(model)
     layers, weights, size = able_layers(model), {}, 1.0
-    several = together(model, said.parts)
+    several = recorded_together(model, said.parts)
     for first in range(0, len(layers), several):
         here = layers[first : first + several]
         recording = record(model, said, {i: sites[i] for i in here})
@@ -89,7 +89,7 @@ def fitted(
     return weights, directions, size
 
 
-def together(model: nn.Module, parts: Sequence[Sequence[int]]) -> int:
+def recorded_together(model: nn.Module, parts: Sequence[Sequence[int]]) -> int:
     """How many layers are recorded at a time: the parts are read again for the next ones."""
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     layer = 2 * sum(map(len, parts)) * width_of(model)

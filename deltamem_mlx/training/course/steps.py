@@ -33,7 +33,8 @@ from .plan import VALIDATING, iterations_in
 from .quieting import quieted
 from .recording import record, script
 from .stages import Stage
-from .start import best_start, fitted, together
+from .start import best_start, fitted, recorded_together
+from .together import lead
 from .vocabulary import words_of
 from .work import Work
 from .writing import stock_of
@@ -93,7 +94,7 @@ def quiet(work: Work, folder: Path, stage: Stage) -> Result:
         layers = list(memory_layers(model))
         old = adapter_params(model)
     sites = attentions(work.model)
-    several = together(work.model, [*said.parts, *ordinary.parts])
+    several = recorded_together(work.model, [*said.parts, *ordinary.parts])
     new: Params = {}
     for first in range(0, len(layers), several):
         here = {layer: sites[layer] for layer in layers[first : first + several]}
@@ -139,9 +140,14 @@ def train(work: Work, folder: Path, stage: Stage) -> Result:
         settings = work.settings(stage, halved(folder), iters)
         try:
             return _trained(work, folder, settings, *parts)
-        except Diverged:
+        except Diverged as error:
             if begin_slower(folder) > HALVED:
                 raise
+            if not work.ranks.alone:  # another process may not have seen it, and be further
+                raise Diverged(
+                    f"{stage.name}: {error}. The same command begins it anew with half its "
+                    "learning rate."
+                ) from None
 
 
 def _iterations(work: Work, folder: Path, stage: Stage) -> int:
@@ -157,8 +163,10 @@ def _iterations(work: Work, folder: Path, stage: Stage) -> int:
     if found is None:
         assert work.before is not None
         some = work.episodes(stage, min(ROWS, SPARE * planned * stage.batch_size))
+        settings = work.settings(stage)
+        lead(work.ranks, read_adapter(work.before), settings, some)
         with work.adapted(work.before) as model:
-            each = VALIDATING * seconds_an_iteration(model, some, work.settings(stage))
+            each = VALIDATING * seconds_an_iteration(model, some, settings, work.ranks.group)
         found = iterations_in(work.seconds[stage.name], each, stage)
         note_iterations(folder, found)
         if found < planned:
@@ -174,6 +182,7 @@ def _trained(
     valid: EpisodeDataset,
 ) -> Result:
     assert work.before is not None
+    lead(work.ranks, read_adapter(work.before), settings, train_on, valid)
     with work.adapted(work.before) as model:
         trainer = Trainer(model, train_on, valid, settings, folder, resume=True)
         with work.viewer.training(trainer):

@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...model.patch import detach, is_attached
+from ...ranks import Ranks
 from ...text.rows import ConversationRow
 from ..dataset import EpisodeDataset
 from ..settings import TrainSettings
@@ -44,6 +45,7 @@ class Work:
         before (Path): The folder of the adapter that the next step goes on from.
         seconds (Mapping[str, float]): How long the trainings may take, by name, which decides their
             iterations; empty: as many as are planned.
+        ranks (Ranks): The processes that train together, of which this is the first.
     """
 
     model: nn.Module
@@ -59,6 +61,7 @@ class Work:
     stock: Stock | None = None
     before: Path | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    ranks: Ranks = field(default_factory=Ranks)
 
     def seed_of(self, part: int) -> int:
         """The seed of a part of the course."""
