@@ -1,14 +1,19 @@
 """A course of a few iterations on the built-in model: a plan that no user can ask for.
 
 python tests/helpers/tiny_course.py OUT [ITERS]
+
+In several processes of mlx.launch it trains in all of them.
 """
 
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import mlx.core as mx
+
 from deltamem_mlx import builtin, load
 from deltamem_mlx.evals.recall.episodes import Cell
+from deltamem_mlx.ranks import Ranks
 from deltamem_mlx.training.course.course import Course, Finished
 from deltamem_mlx.training.course.language import TalkShape
 from deltamem_mlx.training.course.measures import MeasureSizes
@@ -35,7 +40,7 @@ def tiny_plan(iters: int = 2) -> CoursePlan:
     )
 
 
-def run_tiny(folder: Path, iters: int = 2, **settings: object) -> Finished:
+def run_tiny(folder: Path, iters: int = 2, **settings: object) -> Finished | None:
     """A whole course, or the rest of one."""
     model, tokenizer = load(BASE)
     given = {"name": BASE, "plan": tiny_plan(iters)} | settings
@@ -43,4 +48,5 @@ def run_tiny(folder: Path, iters: int = 2, **settings: object) -> Finished:
 
 
 if __name__ == "__main__":
-    run_tiny(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    several = Ranks(mx.distributed.init())
+    run_tiny(Path(sys.argv[1]), *map(int, sys.argv[2:]), ranks=several)

@@ -15,6 +15,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import ROOT
+from forked import Nursery
+from launching import apart, launch
 from tiny_course import BASE, run_tiny
 
 from deltamem_mlx import load
@@ -214,6 +216,52 @@ def test_killed_at_three_places_and_resumed_it_has_the_same_weights(tmp_path: Pa
     cards = [(f / "README.md").read_text() for f in (whole, killed)]
     figures = [text.partition("## What it remembers")[2].partition("## How")[0] for text in cards]
     assert figures[0] == figures[1]
+
+
+def close(one: Path, other: Path) -> bool:
+    """Whether two folders have the same weights but for the order of sums, and float16."""
+    found = [mx.load(str(folder / "adapters.safetensors")) for folder in (one, other)]
+    return all(mx.abs(x - found[1][name]).max() < 2e-3 for name, x in found[0].items())
+
+
+def test_in_two_processes_a_course_comes_to_the_same(
+    course: Path, tmp_path: Path, nursery: Nursery
+) -> None:
+    done = launch(nursery, ROOT / "tests/helpers/tiny_course.py", tmp_path / "two")
+    assert not done.returncode, done.stderr[-3000:]
+    two = tmp_path / "two"
+    assert close(two, course) and (two / "README.md").is_file()
+    ledgers = [json.loads((f / "course" / "course.json").read_text()) for f in (two, course)]
+    assert ledgers[0]["settings"].pop("processes") == 2
+    assert ledgers[0]["settings"] == ledgers[1]["settings"]
+    with pytest.raises(ValueError, match="processes: 2 there, None now"):
+        run_tiny(two)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_killed_or_interrupted_go_on_to_the_same_weights(
+    tmp_path: Path, nursery: Nursery
+) -> None:
+    command = ROOT / "tests/helpers/tiny_course.py"
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert not launch(nursery, command, whole, "12").returncode
+    for sign, number in (
+        ("3-facts/0000002_adapters.safetensors", signal.SIGKILL),
+        ("5-silence/0000002_adapters.safetensors", signal.SIGINT),
+    ):
+        with apart(nursery, command, stopped, "12") as ranks:
+            while not (stopped / "course" / sign).exists():
+                assert ranks[0].returncode is None
+                time.sleep(0.01)
+            ranks[0].kill(number)
+            if number == signal.SIGINT:
+                said = [rank.communicate(120) for rank in ranks]
+                assert "Stopped" in said[0][1]
+                assert not ranks[1].returncode  # it trained along, and was let go
+        assert not (stopped / "adapters.safetensors").exists()
+    assert not launch(nursery, command, stopped, "12").returncode
+    assert weights(stopped) == weights(whole)
 
 
 @pytest.mark.slow
