@@ -172,6 +172,20 @@ def test_options_from_a_file(base: list[str], tmp_path: Path) -> None:
     assert read_adapter(tmp_path / "out").config.rank == 4  # flags win
 
 
+def test_a_flag_outdoes_what_a_file_says_against_it(base: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("iters: 2\noverwrite: true\n")
+    assert not call(*base, "-c", file, "-q").exit_code
+    done = call(*base, "-c", file, "--resume")
+    assert not done.exit_code and "begins anew" not in done.stderr
+    told = json.loads(call(*base, "-c", file, "--epochs", "1", "--json", "-q").stdout)
+    assert told["iteration"] == 5  # 9 episodes in twos
+    file.write_text("iters: 2\noverwrite: true\nresume: true\n")
+    done = call(*base, "-c", file)
+    assert done.exit_code == 2
+    assert "--resume and --overwrite: give one of them" in done.stderr
+
+
 def test_epochs(base: list[str]) -> None:
     told = json.loads(call(*base, "--epochs", "1.5", "--json", "-q").stdout)
     assert told["iteration"] == 7  # 1.5 x 9 episodes in twos

@@ -14,6 +14,7 @@ from rich.markup import escape
 from deltamem_mlx.cli.frame import launched
 from deltamem_mlx.cli.frame.defaults import with_defaults
 from deltamem_mlx.cli.frame.parse import check_texts
+from deltamem_mlx.cli.frame.yaml_options import without_outdone
 from deltamem_mlx.cli.options.shared import Config, Debug, Quiet
 from deltamem_mlx.files import expanded
 
@@ -49,8 +50,9 @@ def command(
         def run(ctx: typer.Context | None = None, **options: Any) -> None:
             if not launches:
                 launched.refuse_several()
-            if defaults and ctx is not None:
-                options = with_defaults(ctx, options)
+            if ctx is not None:
+                options = without_outdone(ctx, options)
+                options = with_defaults(ctx, options) if defaults else options
             check_texts(options, flags)
             own = {name: _at_home(v) for name, v in options.items() if name not in COMMON}
             for name, group in groups.items():

@@ -17,6 +17,8 @@ from deltamem_mlx.problems import shortened
 COMMAND_LINE_ONLY = {"config", "help", "version"}
 _SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _MOST_BYTES = 16 << 20
+# Of each pair one at most may be given.
+EITHER = (("resume", "overwrite"), ("iters", "epochs"), ("seconds", "rounds"), ("data", "holdout"))
 
 
 def use_config(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -34,6 +36,23 @@ def use_config(ctx: typer.Context, path: Path | None) -> Path | None:
         _refuse_unknown(values, params, path, ctx)
         ctx.default_map = dict(ctx.default_map or {}) | _defaults(values, params, path)
     return path
+
+
+def without_outdone(ctx: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a command without those of a file that one on the command line excludes."""
+
+    def source(name: str) -> str:
+        found = ctx.get_parameter_source(name)
+        return "" if found is None else found.name
+
+    plain = {parameter.name: parameter.default for parameter in ctx.command.params}
+    outdone = {
+        weaker: plain[weaker]
+        for pair in EITHER
+        for stronger, weaker in (pair, pair[::-1])
+        if (source(stronger), source(weaker)) == ("COMMANDLINE", "DEFAULT_MAP")
+    }
+    return options | outdone
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
