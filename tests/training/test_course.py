@@ -22,6 +22,7 @@ from tiny_course import BASE, run_tiny
 from deltamem_mlx import load
 from deltamem_mlx.adapters.publish import prepare
 from deltamem_mlx.evals.recall.episodes import Cell
+from deltamem_mlx.ranks import Ranks
 from deltamem_mlx.training.course import steps
 from deltamem_mlx.training.course.course import Course
 from deltamem_mlx.training.course.ledger import (
@@ -299,6 +300,7 @@ def test_a_training_has_as_many_iterations_as_fit_its_time_and_keeps_to_that(
         settings=lambda stage: stage.settings(50, 0),
         episodes=lambda stage, count: [],
         adapted=lambda folder: nullcontext(),
+        ranks=Ranks(),
     )
 
     def took(*_: object) -> float:

@@ -164,7 +164,7 @@ def _iterations(work: Work, folder: Path, stage: Stage) -> int:
         assert work.before is not None
         some = work.episodes(stage, min(ROWS, SPARE * planned * stage.batch_size))
         settings = work.settings(stage)
-        lead(work.ranks, read_adapter(work.before), settings, some)
+        lead(work.ranks, work.before, settings, some)
         with work.adapted(work.before) as model:
             each = VALIDATING * seconds_an_iteration(model, some, settings, work.ranks.group)
         found = iterations_in(work.seconds[stage.name], each, stage)
@@ -182,7 +182,7 @@ def _trained(
     valid: EpisodeDataset,
 ) -> Result:
     assert work.before is not None
-    lead(work.ranks, read_adapter(work.before), settings, train_on, valid)
+    lead(work.ranks, work.before, settings, train_on, valid)
     with work.adapted(work.before) as model:
         trainer = Trainer(model, train_on, valid, settings, folder, resume=True)
         with work.viewer.training(trainer):

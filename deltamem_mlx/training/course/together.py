@@ -12,7 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...adapters.files import AdapterFiles
+from ...adapters.files import AdapterFiles, read_adapter
 from ...adapters.loading import attach_adapter
 from ...model.patch import detach
 from ...ranks import Ranks
@@ -47,14 +47,18 @@ class Training:
 
 def lead(
     ranks: Ranks,
-    adapter: AdapterFiles,
+    before: Path,
     settings: TrainSettings,
     train: EpisodeDataset,
     valid: EpisodeDataset | None = None,
 ) -> None:
-    """Have the others train along, as this process is about to train; time it, if not ``valid``."""
+    """Have the others train along from the adapter in ``before``, as this process is about to.
+
+    Without ``valid`` some iterations are timed, no more.
+    """
     if not ranks.alone:
         rows = () if valid is None else valid.conversations
+        adapter = read_adapter(before)
         ranks.share((Training(adapter, train.conversations, rows, train.settings, settings),))
 
 
